@@ -1,0 +1,1 @@
+//! Cuts a stream of bytes at content-defined boundaries.

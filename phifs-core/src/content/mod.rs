@@ -1,0 +1,1 @@
+//! File content: manifests, reading, publishing.

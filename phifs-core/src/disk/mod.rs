@@ -1,0 +1,85 @@
+//! What the engine needs of a disk: named files that can be read, written and synced.
+//!
+//! A write is durable only after `File::sync` returned; a file that was created or removed is durable only after
+//! `Disk::sync_names`. Real files live in phifs-node; `MemDisk` and `CrashDisk` here serve tests.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use crate::time::Timestamp;
+
+/// Every file of a store, by what it is for. The mapping to paths belongs to the implementation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FileName {
+    Superblock,
+    Journal(u32),
+    Pack(u32),
+    Oplog(u32),
+    /// A mutable file with the bytes of one inode ("materialised"), numbered in order of creation.
+    Staging(u64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    pub total_bytes: u64,
+    /// What an unprivileged program could still write.
+    pub free_bytes: u64,
+}
+
+/// What a file looks like from outside. Any change of the bytes changes it (Linux has multigrain mtimes since 6.13).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    pub len_bytes: u64,
+    pub allocated_bytes: u64,
+    pub mtime: Timestamp,
+}
+
+pub trait Disk: Send + Sync {
+    /// All files there are, in order.
+    fn list(&self) -> io::Result<Vec<FileName>>;
+    /// Opens a file for reading and writing; `NotFound` if there is none.
+    fn open(&self, name: FileName) -> io::Result<Arc<dyn File>>;
+    /// Makes an empty file; `AlreadyExists` if there is one.
+    fn create(&self, name: FileName) -> io::Result<Arc<dyn File>>;
+    fn remove(&self, name: FileName) -> io::Result<()>;
+    /// Makes all creations and removals so far durable.
+    fn sync_names(&self) -> io::Result<()>;
+    fn space(&self) -> io::Result<Space>;
+}
+
+pub trait File: Send + Sync {
+    /// Reads up to `buf.len()` bytes; fewer only at the end of the file.
+    fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> io::Result<usize>;
+    /// Writes all of `buf`, making the file longer where needed. After an error any part may have been written.
+    fn write_at(&self, buf: &[u8], offset_bytes: u64) -> io::Result<()>;
+    /// Makes everything written so far durable, the length included.
+    fn sync(&self) -> io::Result<()>;
+    fn stamp(&self) -> io::Result<Stamp>;
+    fn set_len(&self, len_bytes: u64) -> io::Result<()>;
+    /// Reserves space so that later writes there do not fail for lack of it; `keep_len` leaves the length alone.
+    fn allocate(&self, offset_bytes: u64, len_bytes: u64, keep_len: bool) -> io::Result<()>;
+    /// Frees the space of a range, which then reads as zeroes; the length stays.
+    fn punch_hole(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()>;
+    /// The first byte at or after `offset_bytes` that may hold data; `None` when only a hole follows.
+    fn seek_data(&self, offset_bytes: u64) -> io::Result<Option<u64>>;
+    /// The first byte at or after `offset_bytes` in a hole; the length counts as one.
+    fn seek_hole(&self, offset_bytes: u64) -> io::Result<u64>;
+    /// The descriptor behind it, where there is one, for kernel passthrough.
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Reads exactly `buf.len()` bytes, or fails with `UnexpectedEof`.
+    fn read_exact_at(&self, mut buf: &mut [u8], mut offset_bytes: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            let got = self.read_at(buf, offset_bytes)?;
+            if got == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            buf = &mut buf[got..];
+            offset_bytes += got as u64;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,18 @@
+//! The storage engine of phifs, without sockets, clocks, paths or threads of its own.
+//!
+//! A volume's metadata is one causal CRDT (`namespace`), kept in history-independent Merkle maps (`merkle`) that are
+//! also its database (`meta`). File bytes are immutable glyphs (`store`) that versions name (`content`).
+//! `volume` puts the POSIX rules on top; `phifs-fuse` and `phifs-node` do the I/O.
+
+pub mod chunker;
+pub mod codec;
+pub mod content;
+pub mod disk;
+pub mod id;
+pub mod identity;
+pub mod merkle;
+pub mod meta;
+pub mod namespace;
+pub mod store;
+pub mod time;
+pub mod volume;

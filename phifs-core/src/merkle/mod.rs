@@ -1,0 +1,1 @@
+//! History-independent ordered Merkle map.

@@ -1,0 +1,1 @@
+//! The metadata database: memtables over Merkle maps, journal, superblock.
