@@ -85,7 +85,7 @@ fn apply_inode<T: Tables + ?Sized>(tables: &mut T, op: &Op, effect: &InodeEffect
     set(&mut row.mode, op, effect.mode.clone());
     set(&mut row.owner, op, effect.owner);
     set(&mut row.mtime, op, effect.mtime);
-    set(&mut row.touched, op, effect.touched.then_some(op.time));
+    set(&mut row.touched, op, effect.touched);
     if let Some((version, inline)) = &effect.version {
         set(&mut row.versions, op, Some(version.clone()));
         if let Some(inline) = inline {

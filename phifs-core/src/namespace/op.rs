@@ -17,7 +17,7 @@ const VERSION: u8 = 1;
 pub struct Op {
     pub dot: Dot,
     pub hlc: Hlc,
-    /// Wall time of the author: what ctime, and the mtime of a changed directory, become.
+    /// Wall time of the author.
     pub time: Timestamp,
     pub effects: Vec<Effect>,
 }
@@ -50,8 +50,8 @@ pub struct InodeEffect {
     pub mode: Option<Mode>,
     pub owner: Option<Owner>,
     pub mtime: Option<Timestamp>,
-    /// The operation's time becomes the ctime.
-    pub touched: bool,
+    /// The new ctime.
+    pub touched: Option<Timestamp>,
     /// A version of the bytes; small ones travel along.
     pub version: Option<(Version, Option<Vec<u8>>)>,
     pub drops: Vec<(Field, Dot)>,
@@ -101,7 +101,7 @@ impl InodeEffect {
             mode: None,
             owner: None,
             mtime: None,
-            touched: false,
+            touched: None,
             version: None,
             drops: Vec::new(),
         }
@@ -224,7 +224,7 @@ impl Writer {
             effect.mode.is_some(),
             effect.owner.is_some(),
             effect.mtime.is_some(),
-            effect.touched,
+            effect.touched.is_some(),
             effect.version.is_some(),
         ];
         self.out.put_u8(flags.iter().rev().fold(0, |bits, flag| bits << 1 | u8::from(*flag)));
@@ -239,6 +239,9 @@ impl Writer {
         }
         if let Some(mtime) = effect.mtime {
             self.out.put_time(mtime);
+        }
+        if let Some(touched) = effect.touched {
+            self.out.put_time(touched);
         }
         if let Some((version, inline)) = &effect.version {
             row::put_version(&mut self.out, version);
@@ -343,6 +346,7 @@ impl Body<'_> {
         let mode = if has(Field::Mode) { Some(row::get_mode(reader)?) } else { None };
         let owner = if has(Field::Owner) { Some(row::get_owner(reader)?) } else { None };
         let mtime = if has(Field::Mtime) { Some(reader.time()?) } else { None };
+        let touched = if has(Field::Touched) { Some(reader.time()?) } else { None };
         let version = if has(Field::Version) {
             let version = row::get_version(reader)?;
             let inline = if self.flag()? { Some(self.reader.blob()?.to_vec()) } else { None };
@@ -357,7 +361,7 @@ impl Body<'_> {
             let unknown = DecodeError::Unknown { what: "a field", value: u64::from(field) };
             drops.push((*Field::ALL.get(usize::from(field)).ok_or(unknown)?, self.dot()?));
         }
-        let (alive, touched) = (has(Field::Alive), has(Field::Touched));
+        let alive = has(Field::Alive);
         Ok(InodeEffect { inode, birth, alive, mode, owner, mtime, touched, version, drops })
     }
 
