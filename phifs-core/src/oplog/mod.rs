@@ -162,12 +162,8 @@ impl Oplog {
         }
         let synced_bytes = state.synced_bytes;
         let last = state.segments.last_mut().expect("a segment was begun if there was none");
-        let mut bytes = Vec::with_capacity(group.encoded().len() + 256);
-        if let Appended::AfterGap(_) = appended {
-            let skipped_to = Heads::from([(author, group.before())]);
-            last.place.put_heads(&mut bytes, last.len_bytes, synced_bytes, &skipped_to);
-        }
-        last.place.put_group(&mut bytes, last.len_bytes, synced_bytes, group.encoded());
+        let after_gap = matches!(appended, Appended::AfterGap(_));
+        let bytes = last.place.group(last.len_bytes, synced_bytes, group.encoded(), after_gap);
         // Whatever an error leaves behind the end, the next group overwrites it or recovery cuts it off.
         last.file.write_at(&bytes, last.len_bytes).map_err(disk_error("writing to the operation log"))?;
         last.len_bytes += bytes.len() as u64;

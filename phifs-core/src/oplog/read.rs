@@ -131,7 +131,7 @@ impl Iterator for Recent {
 /// The group in a record, with bytes of its own: it must not keep a whole segment in memory.
 fn parsed(record: Record) -> Option<SealedGroup> {
     match record.payload {
-        Payload::Group(bytes) => SealedGroup::parse(Bytes::copy_from_slice(&bytes)).ok(),
+        Payload::Group { bytes, .. } => SealedGroup::parse(Bytes::copy_from_slice(&bytes)).ok(),
         Payload::Heads(_) => None,
     }
 }

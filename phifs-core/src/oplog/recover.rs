@@ -3,13 +3,13 @@
 //! Opening reads the heads at the start of every segment and all of the last segment, the only one that a crash can
 //! have left unfinished. Damage elsewhere shows when it is read, or when `Oplog::check` reads everything.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::group::{GroupError, Head, SealedGroup};
-use super::segment::{HEADER_LEN, Header, Heads, Payload, Place};
+use super::segment::{HEADER_LEN, Header, Heads, Payload, Place, Record};
 use super::{OplogError, Result, disk_error};
 use crate::codec::DecodeError;
 use crate::disk::{Disk, File, FileName};
@@ -38,6 +38,10 @@ impl Report {
     /// Whether everything that should be there is. A torn end is no damage.
     pub fn is_intact(&self) -> bool {
         self.damage.is_empty() && self.lost.is_empty()
+    }
+
+    fn miss(&mut self, segments: Range<u32>) {
+        self.damage.extend(segments.map(|segment| Damage { segment, offset_bytes: 0, len_bytes: 0 }));
     }
 
     fn lose_between(&mut self, before: &Heads, after: &Heads) {
@@ -138,12 +142,10 @@ fn walk(
     for stretch in stretches {
         let sound = match stretch.record.map(|record| record.payload) {
             None => false,
-            Some(Payload::Heads(known)) => {
-                heads.extend(known);
-                true
-            }
-            Some(Payload::Group(bytes)) => match read_group(bytes) {
-                Ok(group) => follow(&mut heads, &group, report),
+            // The caller has read them.
+            Some(Payload::Heads(_)) => true,
+            Some(Payload::Group { bytes, after_gap }) => match read_group(bytes) {
+                Ok(group) => follow(&mut heads, &group, after_gap, report),
                 Err(GroupError::Malformed(source @ DecodeError::NewerVersion { .. })) => {
                     return Err(OplogError::Newer { segment: place.number, source });
                 }
@@ -159,11 +161,11 @@ fn walk(
 }
 
 /// Takes a group of the log into the heads; false if it does not belong to the history before it.
-fn follow(heads: &mut Heads, group: &SealedGroup, report: &mut Report) -> bool {
+fn follow(heads: &mut Heads, group: &SealedGroup, after_gap: bool, report: &mut Report) -> bool {
     match link(heads, group) {
         Link::Fork { .. } => return false,
         Link::Known => return true,
-        // The log marks the gaps that it was given with a record of heads, so what is missing here was taken out.
+        Link::AfterGap { .. } if after_gap => (),
         Link::AfterGap { known } => report.lost.push((group.author_id(), known + 1..=group.before().n)),
         Link::Next => (),
     }
@@ -174,70 +176,72 @@ fn follow(heads: &mut Heads, group: &SealedGroup, report: &mut Report) -> bool {
 /// Opens what is on the disk, cuts an unfinished end off, and reports what is damaged.
 pub(super) fn recover(disk: &dyn Disk, store: [u8; 16]) -> Result<(Found, Report)> {
     let mut report = Report::default();
-    let mut found = Found { segments: Vec::new(), heads: Heads::new(), appendable: false };
-    let names = disk.list().map_err(disk_error("listing the operation log"))?;
-    let mut numbers: Vec<u32> =
-        names.into_iter().filter_map(|n| if let FileName::Oplog(n) = n { Some(n) } else { None }).collect();
-    numbers.sort_unstable();
-
-    let last = numbers.last().copied();
-    for number in numbers {
-        let place = Place { store, number };
-        let file = disk.open(FileName::Oplog(number)).map_err(disk_error("opening a segment of the operation log"))?;
-        let len_bytes = file.stamp().map_err(disk_error("opening a segment of the operation log"))?.len_bytes;
-        let start = read_start(&place, &*file, len_bytes)?;
-
-        let previous = found.segments.last();
-        let missing = previous.map_or(number..number, |previous: &Segment| previous.place.number + 1..number);
-        // Every segment starts with the heads at the end of the one before, so that one is read only if they are needed.
-        let end_of_previous = match previous {
-            Some(previous) if start.is_none() || !missing.is_empty() => {
-                let bytes = previous.read()?;
-                let ignored = &mut Report::default();
-                walk(&previous.place, &bytes, &previous.start, End::Finished, SealedGroup::parse, ignored)?.heads
-            }
-            _ => Heads::new(),
-        };
-        report.damage.extend(missing.clone().map(|segment| Damage { segment, offset_bytes: 0, len_bytes: 0 }));
-        let start = match start {
-            Some(start) => {
-                if !missing.is_empty() {
-                    report.lose_between(&end_of_previous, &start);
-                }
-                start
-            }
-            None if last == Some(number) && is_unfinished(&place, &*file, len_bytes, &end_of_previous)? => {
-                disk.remove(FileName::Oplog(number)).map_err(disk_error("removing an unfinished log segment"))?;
-                disk.sync_names().map_err(disk_error("removing an unfinished log segment"))?;
-                report.torn_bytes += len_bytes;
-                break;
-            }
-            None => {
-                report.damage.push(Damage { segment: number, offset_bytes: 0, len_bytes: HEADER_LEN as u64 });
-                end_of_previous
-            }
-        };
-        found.segments.push(Segment { place, file, len_bytes, start: Arc::new(start) });
-    }
-
-    if let Some(last) = found.segments.last_mut() {
-        let bytes = last.read()?;
-        let damage_before = report.damage.len();
-        let damaged_start = report.damage.last().is_some_and(|damage| damage.segment == last.place.number);
-        // A segment with a damaged start was in use, so its end tells nothing about what was durable.
-        let end = if damaged_start { End::Finished } else { End::MaybeTorn };
-        let walked = walk(&last.place, &bytes, &last.start, end, SealedGroup::parse, &mut report)?;
+    let mut segments = open_segments(disk, store, &mut report)?;
+    let (mut heads, mut appendable) = (Heads::new(), false);
+    if let Some(last) = segments.last_mut() {
+        let known_damage = report.damage.len();
+        let start_is_damaged = report.damage.last().is_some_and(|damage| damage.segment == last.place.number);
+        // A segment with a damaged start was in use, so its end is not taken for unfinished.
+        let end = if start_is_damaged { End::Finished } else { End::MaybeTorn };
+        let walked = walk(&last.place, &last.read()?, &last.start, end, SealedGroup::parse, &mut report)?;
         if let Some(torn_at) = walked.torn_at {
             report.torn_bytes += last.len_bytes - torn_at as u64;
             last.len_bytes = torn_at as u64;
             last.file.set_len(last.len_bytes).map_err(disk_error("cutting the end of the operation log"))?;
         }
-        // What a crash left unsynced is built upon from now on.
+        // What a crash left is built upon from now on, synced before or not.
         last.file.sync().map_err(disk_error("syncing the operation log"))?;
-        found.heads = walked.heads;
-        found.appendable = !damaged_start && report.damage.len() == damage_before;
+        heads = walked.heads;
+        appendable = !start_is_damaged && report.damage.len() == known_damage;
     }
-    Ok((found, report))
+    Ok((Found { segments, heads, appendable }, report))
+}
+
+fn open_segments(disk: &dyn Disk, store: [u8; 16], report: &mut Report) -> Result<Vec<Segment>> {
+    let names = disk.list().map_err(disk_error("listing the operation log"))?;
+    let number = |name| if let FileName::Oplog(number) = name { Some(number) } else { None };
+    let mut numbers: Vec<u32> = names.into_iter().filter_map(number).collect();
+    numbers.sort_unstable();
+
+    let mut segments: Vec<Segment> = Vec::with_capacity(numbers.len());
+    for (i, &number) in numbers.iter().enumerate() {
+        let place = Place { store, number };
+        let file = disk.open(FileName::Oplog(number)).map_err(disk_error("opening a segment of the operation log"))?;
+        let len_bytes = file.stamp().map_err(disk_error("opening a segment of the operation log"))?.len_bytes;
+        let start = read_start(&place, &*file, len_bytes)?;
+        let missing = segments.last().map_or(number..number, |previous| previous.place.number + 1..number);
+        report.miss(missing.clone());
+
+        let start = match start {
+            Some(start) if missing.is_empty() => start,
+            Some(start) => {
+                report.lose_between(&end_heads(segments.last())?, &start);
+                start
+            }
+            None => {
+                let start = end_heads(segments.last())?;
+                // Beginning a segment was the last thing that happened, and did not get far: nothing followed it.
+                if i + 1 == numbers.len() && len_bytes <= place.start(&start).len() as u64 {
+                    let removed = disk.remove(FileName::Oplog(number)).and_then(|()| disk.sync_names());
+                    removed.map_err(disk_error("removing an unfinished segment of the operation log"))?;
+                    report.torn_bytes += len_bytes;
+                    break;
+                }
+                report.damage.push(Damage { segment: number, offset_bytes: 0, len_bytes: HEADER_LEN as u64 });
+                start
+            }
+        };
+        segments.push(Segment { place, file, len_bytes, start: Arc::new(start) });
+    }
+    Ok(segments)
+}
+
+/// The heads at the end of a segment. They are also at the start of the next one, unless that is damaged or missing.
+fn end_heads(segment: Option<&Segment>) -> Result<Heads> {
+    let Some(segment) = segment else { return Ok(Heads::new()) };
+    let elsewhere = &mut Report::default();
+    let walked = walk(&segment.place, &segment.read()?, &segment.start, End::Finished, SealedGroup::parse, elsewhere)?;
+    Ok(walked.heads)
 }
 
 /// The heads at the start of a segment; `None` if its start is damaged or unfinished.
@@ -249,27 +253,12 @@ fn read_start(place: &Place, file: &dyn File, len_bytes: u64) -> Result<Option<H
         Ok(Header::OtherStore) => return Err(OplogError::OtherStore { segment: place.number }),
         Err(source) => return Err(OplogError::Newer { segment: place.number, source }),
     }
-    let Some(end) = place.heads_len(&front).filter(|&end| end as u64 <= len_bytes) else { return Ok(None) };
+    let Some(end) = place.start_len(&front).filter(|&end| end as u64 <= len_bytes) else { return Ok(None) };
     let front = if end > front.len() { read_front(file, end as u64)? } else { front };
-    Ok(match place.record_at(&front, HEADER_LEN) {
-        Some((record, _)) => match record.payload {
-            Payload::Heads(heads) => Some(heads),
-            Payload::Group(_) => None,
-        },
-        None => None,
-    })
-}
-
-/// Whether this last segment, whose start is not sound, was being made when the crash came. It then holds no record
-/// and is no longer than a new segment; anything else was a segment once.
-fn is_unfinished(place: &Place, file: &dyn File, len_bytes: u64, heads: &Heads) -> Result<bool> {
-    if len_bytes > place.start(heads).len() as u64 {
-        return Ok(false);
+    match place.record_at(&front, HEADER_LEN) {
+        Some((Record { payload: Payload::Heads(heads), .. }, _)) => Ok(Some(heads)),
+        _ => Ok(None),
     }
-    let bytes = read_front(file, len_bytes)?;
-    Ok(place
-        .stretches(&bytes)
-        .all(|stretch| !matches!(stretch.record, Some(record) if matches!(record.payload, Payload::Group(_)))))
 }
 
 /// Reads every segment and checks everything: checksums, signatures, and that the histories are whole.
@@ -280,8 +269,7 @@ pub(super) fn check(segments: &[Segment]) -> Result<Report> {
         let number = segment.place.number;
         let bytes = segment.read()?;
         if let Some((before, heads)) = previous {
-            let missing = before + 1..number;
-            report.damage.extend(missing.map(|segment| Damage { segment, offset_bytes: 0, len_bytes: 0 }));
+            report.miss(before + 1..number);
             report.lose_between(&heads, &segment.start);
         }
         let header = segment.place.check_header(&bytes);

@@ -3,15 +3,16 @@
 //! ```text
 //! header   "phifsopl" | u32 version 1 | store id (16) | u32 number | u32 CRC32C of all before
 //! record   "pOpR" | u32 length of payload | u32 CRC32C | u64 synced | u8 kind | payload
-//! kind 1   heads: count x (author id (16), n, chain (32)), ascending; they hold from here on
+//! kind 1   heads: count x (author id (16), n, chain (32)), ascending
 //! kind 2   a sealed group, verbatim
+//! kind 3   the same, where the log was never given the operations before it
 //! ```
 //!
 //! - A record's checksum also covers the store, the segment and the offset, so bytes that merely look like a record
 //!   (a copy of a log inside an operation, a leftover) are not one.
 //! - `synced` says how many bytes of the segment were durable when the record was written. Damage below a number that
 //!   any record claims hit durable bytes; damage above all of them is what a power failure may leave.
-//! - The first record is always heads, and header and heads are durable before anything follows. The header keeps its
+//! - The first record, and no other, is heads: those at the end of the segment before. Header and heads are durable before anything follows. The header keeps its
 //!   first 36 bytes in every later version.
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ const RECORD_MAGIC: [u8; 4] = *b"pOpR";
 const RECORD_HEADER_LEN: usize = 21;
 const KIND_HEADS: u8 = 1;
 const KIND_GROUP: u8 = 2;
+const KIND_GROUP_AFTER_GAP: u8 = 3;
 
 /// How far the history of each author goes.
 pub type Heads = BTreeMap<AuthorId, Head>;
@@ -51,7 +53,7 @@ pub(super) struct Place {
 
 pub(super) enum Payload {
     Heads(Heads),
-    Group(Bytes),
+    Group { bytes: Bytes, after_gap: bool },
 }
 
 pub(super) struct Record {
@@ -76,7 +78,14 @@ impl Place {
         bytes.put_u32(self.number);
         let crc = crc32c::crc32c(&bytes);
         bytes.put_u32(crc);
-        self.put_heads(&mut bytes, 0, 0, heads);
+        let mut payload = Vec::with_capacity(10 + heads.len() * 58);
+        payload.put_varint(heads.len() as u64);
+        for (&author, head) in heads {
+            payload.put_dot(Dot { author, n: head.n });
+            payload.put_bytes(&head.chain.0);
+        }
+        let record = self.record(HEADER_LEN as u64, 0, KIND_HEADS, &payload);
+        bytes.put_bytes(&record);
         bytes
     }
 
@@ -105,31 +114,22 @@ impl Place {
         })
     }
 
-    /// Appends a record of these heads to `out`, whose first byte will be at `base_bytes` in the segment.
-    pub fn put_heads(&self, out: &mut Vec<u8>, base_bytes: u64, synced_bytes: u64, heads: &Heads) {
-        let mut payload = Vec::with_capacity(10 + heads.len() * 58);
-        payload.put_varint(heads.len() as u64);
-        for (&author, head) in heads {
-            payload.put_dot(Dot { author, n: head.n });
-            payload.put_bytes(&head.chain.0);
-        }
-        self.put_record(out, base_bytes, synced_bytes, KIND_HEADS, &payload);
+    /// The record of a group that will begin at `offset_bytes` of the segment, of which `synced_bytes` are durable.
+    pub fn group(&self, offset_bytes: u64, synced_bytes: u64, group: &[u8], after_gap: bool) -> Vec<u8> {
+        let kind = if after_gap { KIND_GROUP_AFTER_GAP } else { KIND_GROUP };
+        self.record(offset_bytes, synced_bytes, kind, group)
     }
 
-    /// The same for a group.
-    pub fn put_group(&self, out: &mut Vec<u8>, base_bytes: u64, synced_bytes: u64, group: &[u8]) {
-        self.put_record(out, base_bytes, synced_bytes, KIND_GROUP, group);
-    }
-
-    fn put_record(&self, out: &mut Vec<u8>, base_bytes: u64, synced_bytes: u64, kind: u8, payload: &[u8]) {
+    fn record(&self, offset_bytes: u64, synced_bytes: u64, kind: u8, payload: &[u8]) -> Vec<u8> {
         let len = u32::try_from(payload.len()).expect("heads and groups stay far below 4 GiB");
-        let offset_bytes = base_bytes + out.len() as u64;
-        out.put_bytes(&RECORD_MAGIC);
-        out.put_u32(len);
-        out.put_u32(self.checksum(offset_bytes, synced_bytes, kind, payload));
-        out.put_u64(synced_bytes);
-        out.put_u8(kind);
-        out.put_bytes(payload);
+        let mut record = Vec::with_capacity(RECORD_HEADER_LEN + payload.len());
+        record.put_bytes(&RECORD_MAGIC);
+        record.put_u32(len);
+        record.put_u32(self.checksum(offset_bytes, synced_bytes, kind, payload));
+        record.put_u64(synced_bytes);
+        record.put_u8(kind);
+        record.put_bytes(payload);
+        record
     }
 
     fn checksum(&self, offset_bytes: u64, synced_bytes: u64, kind: u8, payload: &[u8]) -> u32 {
@@ -158,15 +158,17 @@ impl Place {
             return None;
         }
         let payload = match kind {
-            KIND_HEADS => Payload::Heads(decode_heads(payload).ok()?),
-            KIND_GROUP => Payload::Group(segment.slice_ref(payload)),
+            KIND_HEADS if at == HEADER_LEN => Payload::Heads(decode_heads(payload).ok()?),
+            KIND_GROUP | KIND_GROUP_AFTER_GAP => {
+                Payload::Group { bytes: segment.slice_ref(payload), after_gap: kind == KIND_GROUP_AFTER_GAP }
+            }
             _ => return None,
         };
         Some((Record { payload, synced_bytes }, at + RECORD_HEADER_LEN + len))
     }
 
-    /// The heads at the start of a segment, by reading no more of it than that.
-    pub fn heads_len(&self, segment_front: &[u8]) -> Option<usize> {
+    /// How long header and heads claim to be, from the first 44 bytes of a segment.
+    pub fn start_len(&self, segment_front: &[u8]) -> Option<usize> {
         let mut reader = Reader::new(segment_front.get(HEADER_LEN..)?);
         if reader.array().ok()? != RECORD_MAGIC {
             return None;
@@ -236,6 +238,16 @@ mod tests {
         }
     }
 
+    /// Logs are kept for years.
+    #[test]
+    fn format_is_fixed() {
+        let mut bytes = PLACE.start(&heads());
+        bytes.extend(PLACE.group(bytes.len() as u64, 99, b"group", false));
+        bytes.extend(PLACE.group(bytes.len() as u64, 99, b"group", true));
+        let hash = blake3::hash(&bytes).to_hex();
+        assert_eq!((bytes.len(), &hash[..16]), (260, "5c8cc8c79b1d0003"));
+    }
+
     #[test]
     fn newer_segment_is_refused_by_name() {
         let mut bytes = PLACE.start(&Heads::new());
@@ -249,14 +261,14 @@ mod tests {
     fn records_come_back_where_they_were_put_and_nowhere_else() {
         let mut bytes = PLACE.start(&heads());
         let at = bytes.len();
-        PLACE.put_group(&mut bytes, 0, 57, b"group");
+        bytes.extend(PLACE.group(at as u64, 57, b"group", true));
         let bytes = Bytes::from(bytes);
-        assert_eq!(PLACE.heads_len(&bytes), Some(at));
+        assert_eq!(PLACE.start_len(&bytes), Some(at));
         let (first, end) = PLACE.record_at(&bytes, HEADER_LEN).unwrap();
         assert!(matches!(first.payload, Payload::Heads(found) if found == heads()));
         assert_eq!(end, at);
         let (second, end) = PLACE.record_at(&bytes, at).unwrap();
-        assert!(matches!(second.payload, Payload::Group(found) if found == "group"));
+        assert!(matches!(second.payload, Payload::Group { bytes, after_gap: true } if bytes == "group"));
         assert_eq!((second.synced_bytes, end), (57, bytes.len()));
 
         assert!(PLACE.record_at(&bytes.slice(1..), at - 1).is_none(), "at another offset");
@@ -269,7 +281,7 @@ mod tests {
         let mut bytes = PLACE.start(&Heads::new());
         let mut ends = vec![HEADER_LEN, bytes.len()];
         for group in [&b"one"[..], b"two pOpR two", b"three"] {
-            PLACE.put_group(&mut bytes, 0, 0, group);
+            bytes.extend(PLACE.group(bytes.len() as u64, 0, group, false));
             ends.push(bytes.len());
         }
         for hit in HEADER_LEN..bytes.len() {

@@ -365,6 +365,23 @@ fn record_inside_an_operation_is_not_taken_for_one() {
 }
 
 #[test]
+fn forged_group_in_the_log_is_damage_and_never_gets_out() {
+    let mut scribe = Scribe::new(1);
+    let groups = [scribe.group(1), scribe.group(1), scribe.group(1)];
+    let disk = written(&groups);
+    let (name, at) = find(&disk, &groups[1]);
+    let mut forged = groups[1].encoded().to_vec();
+    *forged.last_mut().unwrap() ^= 1;
+    let record = Place { store: STORE, number: 0 }.group(at - 21, at - 21, &forged, false);
+    disk.open(name).unwrap().write_at(&record, at - 21).unwrap();
+    let (log, _) = open(&disk);
+    assert_eq!(read_all(&log, scribe.id(), 1), (vec![groups[0].clone(), groups[2].clone()], vec![2..=2]));
+    assert_eq!(log.recent().filter(Result::is_err).count(), 1);
+    let report = log.check().unwrap();
+    assert_eq!((report.damage.len(), report.lost), (1, vec![(scribe.id(), 2..=2)]));
+}
+
+#[test]
 fn trimming_keeps_heads_and_says_what_is_gone() {
     let mut scribe = Scribe::new(1);
     let early = scribe.group(2);
