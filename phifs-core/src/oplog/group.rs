@@ -36,6 +36,8 @@ const CONTEXT_CHAIN_START: &str = "phifs operation chain start v1";
 pub const GROUP_OPS_BYTES: usize = 256 << 10;
 /// The largest operation.
 pub const OP_BYTES_MAX: usize = 1 << 20;
+/// The largest number of an operation; inode numbers have 44 bits for it.
+pub const OP_NUMBER_MAX: u64 = (1 << 44) - 1;
 /// The most authors in the context of a group.
 pub const CONTEXT_AUTHORS_MAX: usize = 1 << 16;
 /// No group is longer than this: fixed fields, a full context, and the operations.
@@ -141,7 +143,8 @@ impl GroupBuilder {
     /// If `n` is not the next number, time goes back, the operation exceeds `OP_BYTES_MAX`, or the group is full:
     /// all of them are the caller's bugs, and none may get a signature.
     pub fn push(&mut self, n: u64, hlc: Hlc, op: &[u8]) {
-        assert!(self.head.n.checked_add(1) == Some(n), "operation {n} does not follow {}", self.head.n);
+        assert!(n == self.head.n + 1, "operation {n} does not follow {}", self.head.n);
+        assert!(n <= OP_NUMBER_MAX, "the author has used up its numbers");
         assert!(op.len() <= OP_BYTES_MAX, "operation {n} has {} bytes", op.len());
         assert!(!self.is_full(), "the group is full");
         let (first, last) = self.hlc.unwrap_or((hlc, hlc));
@@ -206,10 +209,15 @@ impl SealedGroup {
     /// Reads a group that a peer or a disk handed over, and checks that its author signed it (some 50 microseconds).
     pub fn decode(bytes: Bytes) -> Result<Self, GroupError> {
         let group = Self::parse(bytes)?;
-        let (_, signature) = group.bytes.split_last_chunk().expect("parse found a signature");
-        let message = signed_message(&group.author, group.head, group.hlc, &group.context);
-        group.author.node.verify(CONTEXT_SIGNED, &message, &Signature(*signature))?;
+        group.verify()?;
         Ok(group)
+    }
+
+    /// The part of `decode` that `parse` leaves out.
+    pub(super) fn verify(&self) -> Result<(), BadSignature> {
+        let (_, signature) = self.bytes.split_last_chunk().expect("parse found a signature");
+        let message = signed_message(&self.author, self.head, self.hlc, &self.context);
+        self.author.node.verify(CONTEXT_SIGNED, &message, &Signature(*signature))
     }
 
     /// Reads a group without checking the signature: for recovery, which reads what this node checked before and must
@@ -232,8 +240,8 @@ impl SealedGroup {
         if count == 0 {
             return Err(GroupError::Inconsistent("it has no operation"));
         }
-        if before_n.checked_add(count as u64).is_none() {
-            return Err(GroupError::Inconsistent("its numbers overflow"));
+        if count as u64 > OP_NUMBER_MAX.saturating_sub(before_n) {
+            return Err(GroupError::Inconsistent("its numbers are too large"));
         }
         let before = Head { n: before_n, chain: ChainHash(reader.array()?) };
         let context = VersionVector::decode(&mut reader)?;
