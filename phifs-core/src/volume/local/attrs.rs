@@ -128,6 +128,15 @@ impl LocalVolume {
         self.attr(&state, id)
     }
 
+    pub(super) fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
+        let state = self.state.read();
+        let row = state.inode(state.inode_id(ino)?)?.ok_or(VolumeError::NotFound)?;
+        match row.kind() {
+            FileKind::Symlink => Ok(Stat::of(&row).target),
+            _ => Err(VolumeError::Invalid("not a symlink")),
+        }
+    }
+
     /// Drops what must not survive a write by somebody without privilege.
     pub(super) fn kill_set_id(&self, id: InodeId) -> Result<()> {
         let mut state = self.state.write();

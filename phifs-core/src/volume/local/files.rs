@@ -13,13 +13,17 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::content::overlay::{Overlay, Sources};
+use crate::content::publish::{self, Published};
 use crate::content::reader::ContentReader;
 use crate::content::{Content, ContentError};
 use crate::id::{Dot, InodeId};
 use crate::meta::Lsn;
-use crate::namespace::row::Closure;
+use crate::namespace::derive;
+use crate::namespace::op::{Field, InodeEffect, LinkEffect, MoveId, PlaceEffect};
+use crate::namespace::row::{Closure, Version};
 use crate::namespace::tables::{Rows, Table, Tables, content_key};
 use crate::namespace::view::{self, Stat};
+use crate::namespace::Effect;
 use crate::time::Timestamp;
 use crate::volume::{
     Allocate, Attr, Caller, FileKind, Handle, Ino, NewNode, OpenHow, Opened, Path, Result, Seek, VolumeError,
@@ -39,8 +43,10 @@ const CACHE_BYTES_MIN: u64 = 1 << 20;
 
 pub struct FileCell {
     pub id: InodeId,
-    /// Handles, and calls under way that need the cell.
+    /// Handles, and calls under way that need the cell: as long as there is one, the cell stays.
     users: AtomicU32,
+    /// Handles, counted from before the inode is looked at: as long as there is one, the inode stays.
+    handles: AtomicU32,
     gate: Mutex<Gate>,
     data: Mutex<Option<Data>>,
 }
@@ -80,6 +86,33 @@ pub struct Shown {
     pub ctime: Timestamp,
 }
 
+/// A handle in the making. Given up, it leaves no trace.
+struct Opening {
+    cell: Option<Arc<FileCell>>,
+}
+
+impl Opening {
+    fn new(cell: &Arc<FileCell>) -> Self {
+        cell.handles.fetch_add(1, Ordering::AcqRel);
+        Self { cell: Some(cell.clone()) }
+    }
+
+    /// The cell, in use by the handle from now on.
+    fn done(mut self) -> Arc<FileCell> {
+        let cell = self.cell.take().expect("done only once");
+        cell.users.fetch_add(1, Ordering::AcqRel);
+        cell
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(cell) = &self.cell {
+            cell.handles.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
 /// What became of an attempt to publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Publication {
@@ -89,6 +122,26 @@ pub enum Publication {
     Changing,
     /// Nothing names the file any more.
     Gone,
+}
+
+impl FileCell {
+    /// A file whose unpublished bytes were found when the volume was opened.
+    pub fn recovered(
+        id: InodeId,
+        version: Option<Dot>,
+        inline: Bytes,
+        reader: ContentReader,
+        staging: Staging,
+    ) -> Self {
+        let data = Data { version, inline, reader, staging: Some(staging), failed: false };
+        Self {
+            id,
+            users: AtomicU32::new(0),
+            handles: AtomicU32::new(0),
+            gate: Mutex::new(Gate::default()),
+            data: Mutex::new(Some(data)),
+        }
+    }
 }
 
 impl From<ContentError> for VolumeError {
@@ -141,6 +194,7 @@ impl LocalVolume {
             Arc::new(FileCell {
                 id,
                 users: AtomicU32::new(0),
+                handles: AtomicU32::new(0),
                 gate: Mutex::new(Gate::default()),
                 data: Mutex::new(None),
             })
@@ -163,7 +217,13 @@ impl LocalVolume {
 
     /// Whether anybody has the inode open.
     pub(super) fn is_open(&self, id: InodeId) -> bool {
-        self.files.lock().get(&id).is_some_and(|cell| cell.users.load(Ordering::Acquire) > 0)
+        self.files.lock().get(&id).is_some_and(|cell| cell.handles.load(Ordering::Acquire) > 0)
+    }
+
+    /// The cell of a file, if it has one.
+    fn known(&self, id: InodeId) -> Option<User<'_>> {
+        let known = self.files.lock().contains_key(&id);
+        known.then(|| self.enter(id))
     }
 
     /// The bytes of the cell, loaded. `state` is held so that the version cannot change meanwhile.
@@ -230,6 +290,7 @@ impl LocalVolume {
             }
         };
         let user = self.enter(id);
+        let opening = Opening::new(&user.cell);
         let reader = ContentReader::new(Content::Empty, Bytes::new())?;
         *user.cell.data.lock() =
             Some(Data { version: None, inline: Bytes::new(), reader, staging: Some(staging), failed: false });
@@ -243,7 +304,7 @@ impl LocalVolume {
         };
         gate.writers += u32::from(how.write);
         drop(gate);
-        let handle = self.add_handle(&user.cell, how.write, matches!(path, Path::Passthrough { .. }));
+        let handle = self.add_handle(opening, how.write, matches!(path, Path::Passthrough { .. }));
         let attr = self.attr(&self.state.read(), id)?;
         Ok((attr, Opened { handle, path }))
     }
@@ -257,6 +318,7 @@ impl LocalVolume {
         }
         let id = self.state.read().inode_id(ino)?;
         let user = self.enter(id);
+        let opening = Opening::new(&user.cell);
         if how.truncate {
             self.truncate_cell(&user.cell, 0)?;
         }
@@ -268,13 +330,14 @@ impl LocalVolume {
         }
         gate.writers += u32::from(how.write);
         drop(gate);
-        let handle = self.add_handle(&user.cell, how.write, matches!(path, Path::Passthrough { .. }));
+        let handle = self.add_handle(opening, how.write, matches!(path, Path::Passthrough { .. }));
         Ok(Opened { handle, path })
     }
 
     fn choose_path(&self, cell: &FileCell, gate: &Gate, how: &OpenHow) -> Result<Path> {
         let state = self.state.read();
-        let mode = state.inode(cell.id)?.map(|row| Stat::of(&row).mode.permissions);
+        let row = state.inode(cell.id)?.ok_or(VolumeError::NotFound)?;
+        let mode = Stat::of(&row).mode.permissions;
         let (len, whole) = {
             let mut data = self.data(&state, cell)?;
             let data = data.as_mut().expect("just loaded");
@@ -290,7 +353,7 @@ impl LocalVolume {
         let version = self.cached_version(cell);
         let through_here = move |keep_cache| if how.direct { Path::Direct } else { Path::Cached { keep_cache } };
         // Only through WRITE does the kernel say that set-id bits must go.
-        let set_id = mode.is_some_and(|mode| super::attrs::without_set_id(mode) != mode);
+        let set_id = super::attrs::without_set_id(mode) != mode;
         let excluded = gate.cached > 0 || how.write && set_id && gate.kernel == 0;
         if !how.passthrough || excluded {
             return Ok(through_here(version));
@@ -333,10 +396,10 @@ impl LocalVolume {
         self.cached_versions.lock().insert(cell.id, data.version) == Some(data.version)
     }
 
-    fn add_handle(&self, cell: &Arc<FileCell>, write: bool, kernel: bool) -> Handle {
-        cell.users.fetch_add(1, Ordering::AcqRel);
+    fn add_handle(&self, opening: Opening, write: bool, kernel: bool) -> Handle {
+        let cell = opening.done();
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let open = OpenFile { cell: cell.clone(), write, kernel: kernel.into() };
+        let open = OpenFile { cell, write, kernel: kernel.into() };
         self.handles.write().insert(number, Arc::new(open));
         Handle(number)
     }
@@ -380,11 +443,7 @@ impl LocalVolume {
         if !open.write {
             return Err(VolumeError::BadHandle);
         }
-        self.change(&open.cell, |staging, sources_glyphs, _| {
-            let _ = sources_glyphs;
-            staging.overlay.write(&*staging.file, bytes, offset)?;
-            Ok(())
-        })?;
+        self.change(&open.cell, |staging| Ok(staging.overlay.write(&*staging.file, bytes, offset)?))?;
         if kill_set_id {
             self.kill_set_id(open.cell.id)?;
         }
@@ -395,7 +454,7 @@ impl LocalVolume {
     fn change(
         &self,
         cell: &FileCell,
-        change: impl FnOnce(&mut Staging, &LocalVolume, Timestamp) -> Result<()>,
+        change: impl FnOnce(&mut Staging) -> Result<()>,
     ) -> Result<()> {
         self.check_writable()?;
         if !self.has_room() {
@@ -411,9 +470,8 @@ impl LocalVolume {
         }
         let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Err(VolumeError::BadHandle) };
         staging.observe().map_err(staging_io("looking at a staging file"))?;
-        let now = self.env.now();
-        change(staging, self, now)?;
-        staging.changed(now).map_err(staging_io("looking at a staging file"))
+        change(staging)?;
+        staging.changed(self.env.now()).map_err(staging_io("looking at a staging file"))
     }
 
     pub(super) fn truncate(&self, ino: Ino, len: u64) -> Result<()> {
@@ -459,12 +517,13 @@ impl LocalVolume {
         if !open.write {
             return Err(VolumeError::BadHandle);
         }
-        let end = offset.checked_add(len).filter(|end| *end <= crate::content::LEN_MAX).ok_or(VolumeError::TooLarge)?;
         if len == 0 {
             return Err(VolumeError::Invalid("an empty range"));
         }
-        let _ = end;
-        self.change(&open.cell, |staging, _, _| {
+        if offset.checked_add(len).is_none_or(|end| end > crate::content::LEN_MAX) {
+            return Err(VolumeError::TooLarge);
+        }
+        self.change(&open.cell, |staging| {
             let file = &*staging.file;
             match mode {
                 Allocate::Reserve => staging.overlay.allocate(file, offset, len, false)?,
@@ -535,6 +594,7 @@ impl LocalVolume {
         if open.write && open.kernel.load(Ordering::Acquire) && self.observe_dirty(&cell) {
             self.invalidate_inode(cell.id, false);
         }
+        cell.handles.fetch_sub(1, Ordering::AcqRel);
         if last_writer || last {
             self.enqueue(cell.id);
         }
@@ -552,9 +612,7 @@ impl LocalVolume {
 
     /// Work after a file was closed: publish, drop what is no longer needed, forget it if nothing names it.
     pub(super) fn settle(&self, id: InodeId) -> Result<()> {
-        let Some(user) = self.files.lock().contains_key(&id).then_some(()).map(|()| self.enter(id)) else {
-            return Ok(());
-        };
+        let Some(user) = self.known(id) else { return Ok(()) };
         let gate = user.cell.gate.lock();
         let open = gate.cached + gate.kernel > 0;
         let writers = gate.writers > 0;
@@ -579,30 +637,13 @@ impl LocalVolume {
         Ok(())
     }
 
-    /// Called when an inode lost its last name by the transaction at `lsn`.
-    pub(super) fn inode_gone(&self, id: InodeId, lsn: Lsn) {
+    /// Called when an inode lost its last name.
+    pub(super) fn inode_gone(&self, id: InodeId) {
         self.cached_versions.lock().remove(&id);
-        let Some(cell) = self.files.lock().get(&id).cloned() else { return };
-        if cell.users.load(Ordering::Acquire) > 0 {
-            return;
+        let known = self.files.lock().contains_key(&id);
+        if known {
+            self.enqueue(id);
         }
-        // Dirty, but neither open nor named: its bytes are nobody's.
-        if let Some(staging) = cell.data.lock().as_mut().and_then(|data| data.staging.take()) {
-            self.drop_record(id, staging.number, lsn);
-        }
-        self.files.lock().remove(&id);
-    }
-
-    fn drop_record(&self, id: InodeId, number: u64, lsn: Lsn) {
-        let change = (local_key(b's', &id.0.to_bytes()), None);
-        let lsn = match self.state.write().commit_local(vec![change], self.env.now(), &self.journal) {
-            Ok(lsn) => lsn,
-            Err(error) => {
-                tracing::error!(%error, "a record about a dropped file stays");
-                lsn
-            }
-        };
-        self.staging.retire(number, lsn);
     }
 
     /// The last handle of an unlinked file is closed.
@@ -659,10 +700,7 @@ impl LocalVolume {
 
     /// Drops the cached staging file of a file that nobody has open.
     pub(super) fn evict(&self, id: InodeId) -> Result<()> {
-        let Some(user) = self.files.lock().contains_key(&id).then_some(()).map(|()| self.enter(id)) else {
-            return Ok(());
-        };
-        self.cache_or_drop(&user.cell)
+        self.known(id).map_or(Ok(()), |user| self.cache_or_drop(&user.cell))
     }
 
     /// What stat(2) shows of a file that was changed and not published.
@@ -693,20 +731,23 @@ impl LocalVolume {
         Ok(())
     }
 
-    pub(super) fn sync_file(&self, ino: Ino, sync: bool) -> Result<()> {
+    /// close(2) is the last chance to tell the writer that an earlier sync failed.
+    pub(super) fn flush_file(&self, handle: Handle) -> Result<()> {
+        let Ok(open) = self.handle(handle) else { return Ok(()) };
+        let failed = open.write && open.cell.data.lock().as_ref().is_some_and(|data| data.failed);
+        if failed { Err(VolumeError::LostWrite) } else { Ok(()) }
+    }
+
+    /// fsync(2): the bytes of the file, its name and everything before it are durable afterwards.
+    pub(super) fn sync_file(&self, ino: Ino) -> Result<()> {
         if reserved::is_virtual(ino) {
             return Ok(());
         }
         let id = self.state.read().inode_id(ino)?;
-        let known = self.files.lock().contains_key(&id);
-        if known {
-            let user = self.enter(id);
+        if let Some(user) = self.known(id) {
             self.record_bytes(&user.cell)?;
         }
-        if sync {
-            self.commit_journal()?;
-        }
-        Ok(())
+        self.commit_journal()
     }
 
     /// Makes sure that the journal, once committed, stands for the bytes of the file as they are now.
@@ -733,13 +774,11 @@ impl LocalVolume {
         }
         let mut state = self.state.write();
         let mut data = cell.data.lock();
-        let Some(Data { staging: Some(staging), reader, .. }) = data.as_mut() else { return Ok(()) };
+        let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(()) };
         let record = if small {
             let mut bytes = vec![0; JOURNAL_BYTES_MAX as usize + 1];
-            let mut sources = Sources { file: &*staging.file, base: reader, glyphs: &*self.store };
             // The length may have changed since; the kernel writes on its own.
             let got = staging.file.read_at(&mut bytes, 0).map_err(staging_io("reading a staging file"))?;
-            let _ = &mut sources;
             if got as u64 > JOURNAL_BYTES_MAX {
                 drop(data);
                 drop(state);
@@ -770,9 +809,7 @@ impl LocalVolume {
                 None => return Ok(()),
             }
         };
-        let known = self.files.lock().contains_key(&id);
-        if known {
-            let user = self.enter(id);
+        if let Some(user) = self.known(id) {
             match self.publish(&user.cell, Closure::Close) {
                 // The name changes all the same; the bytes are in the staging file.
                 Err(VolumeError::NoSpace(_) | VolumeError::Store(crate::store::StoreError::Full)) => {}
@@ -784,6 +821,7 @@ impl LocalVolume {
 
     /// Turns what is in the staging file into a version, without holding up readers and writers meanwhile.
     pub(super) fn publish(&self, cell: &FileCell, closure: Closure) -> Result<Publication> {
+        let _publishing = self.publishing.read();
         let (overlay, file, generation, mut base) = {
             let mut data = cell.data.lock();
             let Some(Data { staging: Some(staging), reader, inline, .. }) = data.as_mut() else {
@@ -799,7 +837,7 @@ impl LocalVolume {
             (staging.overlay.clone(), staging.file.clone(), staging.generation, base)
         };
         let mut sources = Sources { file: &*file, base: &mut base, glyphs: &*self.store };
-        let published = match crate::content::publish::publish(&overlay, &mut sources, &*self.store) {
+        let published = match publish::publish(&overlay, &mut sources, &*self.store) {
             Ok(published) => published,
             // The kernel cut the file short while it was read.
             Err(ContentError::Staging { source, .. }) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
@@ -818,19 +856,57 @@ impl LocalVolume {
         }
         let (mtime, changed) = (staging.mtime, staging.changed);
         let Some(draft) =
-            self.draft_version(&state, cell.id, &published.content, published.inline.clone(), mtime, changed, closure)?
+            self.draft_version(&state, cell.id, &published, (mtime, changed), closure)?
         else {
             return Ok(Publication::Gone);
         };
         let dot = draft.dot;
         state.commit(draft, &self.journal)?;
         loaded.version = Some(dot);
-        loaded.inline = published.inline.map_or_else(Bytes::new, Bytes::from);
+        loaded.inline = published.inline;
         loaded.reader = ContentReader::new(published.content, loaded.inline.clone())?;
         staging.overlay.published(published.content);
         staging.dirty = false;
         drop(gate);
         Ok(Publication::Published)
+    }
+}
+
+impl LocalVolume {
+    /// The operation that publishes a version; `None` if the inode is gone.
+    fn draft_version(
+        &self,
+        state: &State,
+        id: InodeId,
+        published: &Published,
+        (mtime, changed): (Timestamp, Timestamp),
+        closure: Closure,
+    ) -> Result<Option<Draft>> {
+        let Some(row) = state.inode(id)? else { return Ok(None) };
+        let mut draft = state.draft(self.env.now());
+        let version =
+            Version { content: published.content, mtime, closure, bases: row.versions.dots().collect() };
+        let inline = matches!(published.content, Content::Inline { .. }).then(|| published.inline.to_vec());
+        let touched = Stat::of(&row).ctime.max(changed);
+        draft.effects.push(Effect::Inode(InodeEffect {
+            version: Some((version, inline)),
+            touched: Some(touched),
+            drops: names::drops(Field::Version, &row.versions)
+                .chain(names::drops(Field::Touched, &row.touched))
+                .collect(),
+            ..InodeEffect::new(id)
+        }));
+        super::attrs::drop_capability(state, &mut draft, id)?;
+        // An edit keeps the file's names alive against a concurrent unlink, at the places where they were.
+        for link in derive::links_of(state, id)? {
+            let Some(row) = state.link(link)? else { continue };
+            let Some(place) = row.place() else { continue };
+            let since = Some(MoveId { hlc: place.hlc, author: place.author });
+            let place = Some(PlaceEffect { since, parent: place.parent, name: place.name.clone() });
+            let (inode, kind, drops) = (row.inode, row.kind, row.places.dots().collect());
+            draft.effects.push(Effect::Link(LinkEffect { link, inode, kind, place, drops }));
+        }
+        Ok(Some(draft))
     }
 }
 

@@ -158,10 +158,10 @@ impl LocalVolume {
         let mut draft = state.draft(self.env.now());
         let gone = self.drop_link(&state, &mut draft, link, inode, kind)?;
         touch_dir(&mut draft, &parent);
-        let lsn = state.commit(draft, &self.journal)?;
+        state.commit(draft, &self.journal)?;
         drop(state);
         if gone {
-            self.inode_gone(inode, lsn);
+            self.inode_gone(inode);
         }
         Ok(())
     }
@@ -269,10 +269,10 @@ impl LocalVolume {
         if to.id != from.id {
             touch_dir(&mut draft, &to);
         }
-        let lsn = state.commit(draft, &self.journal)?;
+        state.commit(draft, &self.journal)?;
         drop(state);
         if let Some(inode) = gone {
-            self.inode_gone(inode, lsn);
+            self.inode_gone(inode);
         }
         Ok(())
     }

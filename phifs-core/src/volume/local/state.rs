@@ -48,18 +48,22 @@ pub struct Unsealed {
 }
 
 /// Local numbers of authors, in order of first sight. Number 0 is the genesis.
-#[derive(Default)]
 struct Authors {
-    by_number: Vec<AuthorId>,
+    by_number: Vec<(AuthorId, Option<Author>)>,
     numbers: HashMap<AuthorId, u32>,
 }
 
 impl Authors {
-    fn add(&mut self, id: AuthorId) -> u32 {
+    fn new() -> Self {
+        Self { by_number: vec![(AuthorId::GENESIS, None)], numbers: HashMap::from([(AuthorId::GENESIS, 0)]) }
+    }
+
+    fn add(&mut self, author: Author) -> u32 {
+        let id = author.id();
         let next = self.by_number.len() as u32;
         let number = *self.numbers.entry(id).or_insert(next);
         if number == next {
-            self.by_number.push(id);
+            self.by_number.push((id, Some(author)));
         }
         number
     }
@@ -79,10 +83,8 @@ pub struct Draft {
 
 impl State {
     pub fn new(meta: Meta, context: VersionVector, hlc: Hlc, author: Author) -> Self {
-        let mut authors = Authors::default();
-        authors.add(AuthorId::GENESIS);
         let author_id = author.id();
-        Self { meta, context, hlc, author, author_id, authors, unsealed: VecDeque::new() }
+        Self { meta, context, hlc, author, author_id, authors: Authors::new(), unsealed: VecDeque::new() }
     }
 
     pub fn author_id(&self) -> AuthorId {
@@ -94,7 +96,7 @@ impl State {
         self.author_id = author.id();
         self.author = author;
         let known = self.authors.numbers.contains_key(&self.author_id);
-        let number = self.authors.add(self.author_id);
+        let number = self.authors.add(author);
         if known { Vec::new() } else { vec![(local_key(b'a', &number.to_be_bytes()), Some(author.to_bytes().to_vec()))] }
     }
 
@@ -103,10 +105,18 @@ impl State {
         let mut authors = Vec::new();
         for (rest, value) in crate::namespace::tables::Rows::with_prefix(self, Table::Local, b"a")? {
             let author = Author::decode(&mut Reader::new(&value)).map_err(|e| malformed("author", &rest, e))?;
-            authors.push(author.id());
+            authors.push(author);
         }
-        authors.into_iter().for_each(|author| drop(self.authors.add(author)));
+        for author in authors {
+            self.authors.add(author);
+        }
         Ok(())
+    }
+
+    /// The author with this id, if it is known; nobody stands behind the genesis.
+    pub fn author_of(&self, id: AuthorId) -> Option<Author> {
+        let number = *self.authors.numbers.get(&id)?;
+        self.authors.by_number[number as usize].1
     }
 
     pub fn ino(&self, id: InodeId) -> Ino {
@@ -116,7 +126,7 @@ impl State {
 
     pub fn inode_id(&self, ino: Ino) -> Result<InodeId, VolumeError> {
         let author = self.authors.by_number.get((ino.0 >> INO_BITS) as usize).ok_or(VolumeError::Stale)?;
-        Ok(InodeId(Dot { author: *author, n: ino.0 & ((1 << INO_BITS) - 1) }))
+        Ok(InodeId(Dot { author: author.0, n: ino.0 & ((1 << INO_BITS) - 1) }))
     }
 
     pub fn draft(&self, now: Timestamp) -> Draft {
@@ -154,7 +164,7 @@ impl State {
         for (key, value) in local.iter().filter(|(key, _)| key.first() == Some(&b'a')) {
             let author = value.as_deref().map(|value| Author::decode(&mut Reader::new(value)));
             if let Some(author) = author.transpose().map_err(|e| malformed("author", key, e))? {
-                self.authors.add(author.id());
+                self.authors.add(author);
             }
         }
         let op = op_bytes.map(|bytes| Op::decode(dot, bytes)).transpose().map_err(record)?;
