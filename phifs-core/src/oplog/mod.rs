@@ -12,7 +12,7 @@
 //! - A failed sync ends all writing, as nobody knows what the disk then holds.
 //! - Segments disappear whole and oldest first.
 //!
-//! `group` is the unit, `segment` the bytes of a file, `recover` reads what a crash or decay left, `read` serves groups.
+//! `group` is the unit, `segment` the bytes of a file; `recover` reads what a crash or decay left, `read` serves it.
 
 mod group;
 mod read;

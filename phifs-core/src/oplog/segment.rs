@@ -12,8 +12,8 @@
 //!   (a copy of a log inside an operation, a leftover) are not one.
 //! - `synced` says how many bytes of the segment were durable when the record was written. Damage below a number that
 //!   any record claims hit durable bytes; damage above all of them is what a power failure may leave.
-//! - The first record, and no other, is heads: those at the end of the segment before. Header and heads are durable before anything follows. The header keeps its
-//!   first 36 bytes in every later version.
+//! - Only the first record is heads: those at the end of the segment before. Header and heads are durable before
+//!   anything follows. The header keeps its first 36 bytes in every later version.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

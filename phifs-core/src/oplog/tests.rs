@@ -178,7 +178,7 @@ fn append_until_power_loss(disk: &CrashDisk, groups: &[SealedGroup]) -> Heads {
                 promised = log.heads();
             }
             if i == 12 {
-                log.trim(2 * SMALL)?;
+                log.trim(SMALL)?;
             }
         }
         Ok(())
@@ -231,9 +231,27 @@ fn unsynced_groups_behind_a_lost_one_are_dropped_without_alarm() {
     log.append(&groups[2]).unwrap();
     let (name, at) = find(&disk, &groups[1]);
     disk.flip(name, at, 1).unwrap();
-    let (log, report) = open(&disk);
+    let (log, report) = Oplog::open(Arc::new(disk.clone()), STORE, SMALL).unwrap();
     assert!(report.is_intact() && report.torn_bytes > 0, "{report:?}");
     assert_eq!(log.heads(), heads_of(&groups[..1]));
+    // The next group is as long as the lost one, and what was dropped must not come back behind it.
+    log.append(&groups[1]).unwrap();
+    assert_eq!(open(&disk).0.heads(), heads_of(&groups[..2]));
+}
+
+#[test]
+fn what_a_killed_process_left_is_durable_before_it_is_built_upon() {
+    let groups = some_groups(2);
+    let disk = CrashDisk::healthy();
+    let reopen = || Oplog::open(Arc::new(disk.clone()), STORE, SMALL).unwrap().0;
+    reopen().append(&groups[0]).unwrap();
+    let log = reopen();
+    log.append(&groups[1]).unwrap();
+    for seed in 0..8 {
+        let (survivor, report) = open(&disk.after_power_loss(seed));
+        assert!(report.is_intact(), "seed {seed}: {report:?}");
+        assert_eq!(survivor.head(groups[0].author_id()), Some(groups[0].head()), "seed {seed}");
+    }
 }
 
 #[test]
