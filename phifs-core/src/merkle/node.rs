@@ -23,6 +23,9 @@ const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 10;
 const CHILD_BYTES: usize = GlyphId::LEN + 16;
 
+/// More rows than there can be, yet far from where sums overflow.
+const ROWS_MAX: u64 = 1 << 60;
+
 /// What a row takes in a leaf. Part of the shape of every map: it must never change.
 pub(super) fn row_bytes(key_bytes: usize, value_bytes: usize) -> u64 {
     (key_bytes + value_bytes + 4) as u64
@@ -241,12 +244,13 @@ impl Node {
                 // Each level is at least one bit deeper than its parent, so levels are bounded as keys are.
                 check(u32::from(child.level) + prefix_bits <= bit_len(KEY_BYTES_MAX), "the level of a child")?;
                 check(child.rows > 0, "the rows of a child")?;
-                rows = rows.checked_add(child.rows).ok_or(DecodeError::NotCanonical("the rows of a node"))?;
+                rows = rows.saturating_add(child.rows);
                 level = level.max(u32::from(child.level) + 1);
                 size_bytes += entry_bytes(key_bytes);
             }
             bit_before = bit_after;
         }
+        check(rows <= ROWS_MAX, "the rows of a node")?;
         check(level == u32::from(self.level()), "the level of a node")?;
         let size_bytes = u32::try_from(size_bytes).map_err(|_| DecodeError::NotCanonical("the size of a node"))?;
         let within = if count == 1 { bit_len(0) } else { critical_bit(first, last) };

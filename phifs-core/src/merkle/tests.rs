@@ -227,21 +227,17 @@ proptest! {
             bytes[at.index(reach)] ^= byte;
             let bytes = Bytes::from(bytes);
             if let Ok(node) = Node::decode(&id, bytes.clone()) {
-                prop_assert_eq!(encode_again(&node), bytes, "what is accepted has no other encoding");
+                prop_assert_eq!(&encode_again(&node)[..], &bytes[..], "what is accepted has no other encoding");
                 // Whatever the damaged node now claims, using it gives rows or an error.
-                nodes.stored.lock().unwrap().insert(id, node_bytes(&node));
-                let _ = scan(&nodes, &root, b"").map(|row| row.map(drop)).collect::<Result<(), _>>();
+                nodes.stored.lock().unwrap().insert(id, bytes);
+                let _ = scan(&nodes, &root, b"").try_for_each(|row| row.map(drop));
                 let _ = get(&nodes, &root, b"a");
                 let _ = walk(&nodes, &root, &mut |_, _| true);
-                let batch = rows.keys().step_by(3).map(|key| (key.clone(), None));
+                let batch = rows.iter().map(|(key, value)| (key.clone(), (value.len() % 2 == 0).then_some(Bytes::new())));
                 let _ = apply(&nodes, &mut |plain| Ok(GlyphId::of(plain)), shape, &root, batch);
             }
         }
     }
-}
-
-fn node_bytes(node: &Node) -> Bytes {
-    encode_again(node).into()
 }
 
 fn encode_again(node: &Node) -> Vec<u8> {
