@@ -37,7 +37,7 @@ use super::{LocalVolume, names, reserved};
 /// to it by itself; longer ones are written through the daemon, which copies nothing.
 const MATERIALISE_BYTES_MAX: u64 = 64 << 20;
 /// A synced file up to this length goes to the journal, which costs one flush; longer ones are synced in place.
-const JOURNAL_BYTES_MAX: u64 = 64 << 10;
+const JOURNAL_BYTES_MAX: u64 = 32 << 10;
 /// A closed file at least this long keeps its staging file as a cache.
 const CACHE_BYTES_MIN: u64 = 1 << 20;
 
@@ -601,6 +601,19 @@ impl LocalVolume {
         self.leave(&cell);
     }
 
+    /// The versions under files that are being changed.
+    pub(super) fn contents_in_use(&self) -> Vec<Content> {
+        let cells: Vec<_> = self.files.lock().values().cloned().collect();
+        let mut contents = Vec::new();
+        for cell in cells {
+            if let Some(data) = cell.data.lock().as_ref() {
+                contents.push(*data.reader.content());
+                contents.extend(data.staging.as_ref().map(|staging| *staging.overlay.base()));
+            }
+        }
+        contents
+    }
+
     fn observe_dirty(&self, cell: &FileCell) -> bool {
         let mut data = cell.data.lock();
         let Some(staging) = data.as_mut().and_then(|data| data.staging.as_mut()) else { return false };
@@ -821,7 +834,8 @@ impl LocalVolume {
 
     /// Turns what is in the staging file into a version, without holding up readers and writers meanwhile.
     pub(super) fn publish(&self, cell: &FileCell, closure: Closure) -> Result<Publication> {
-        let _publishing = self.publishing.read();
+        // No collection may take the new glyphs before the operation that names them.
+        let _hold = self.store.hold();
         let (overlay, file, generation, mut base) = {
             let mut data = cell.data.lock();
             let Some(Data { staging: Some(staging), reader, inline, .. }) = data.as_mut() else {
@@ -867,6 +881,7 @@ impl LocalVolume {
         loaded.reader = ContentReader::new(published.content, loaded.inline.clone())?;
         staging.overlay.published(published.content);
         staging.dirty = false;
+        self.counters.published.fetch_add(1, Ordering::Relaxed);
         drop(gate);
         Ok(Publication::Published)
     }

@@ -116,6 +116,7 @@ pub struct LocalVolume {
     journal: Journal,
     oplog: Oplog,
     superblock: Mutex<Superblock>,
+    sealing: Mutex<()>,
     /// The last checkpoint; held while the next one is made.
     checkpoint: Mutex<Checkpoint>,
     state: RwLock<State>,
@@ -131,8 +132,6 @@ pub struct LocalVolume {
     queued: Condvar,
     /// Files whose publication has to wait for the next tick.
     retries: Mutex<Vec<InodeId>>,
-    /// Read while glyphs are made that nothing names yet; written for a moment when a collection begins.
-    publishing: RwLock<()>,
     room: AtomicBool,
     stopping: AtomicBool,
     invalidate: RwLock<Option<Arc<dyn Invalidate>>>,

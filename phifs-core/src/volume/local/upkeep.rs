@@ -234,7 +234,7 @@ impl LocalVolume {
             VolumeError::ReadOnly
         };
         // One at a time, so that groups reach the log in order.
-        let mut superblock = self.superblock.lock();
+        let _sealing = self.sealing.lock();
         let (ops, context) = {
             let mut state = self.state.write();
             (std::mem::take(&mut state.unsealed), state.context.clone())
@@ -266,7 +266,6 @@ impl LocalVolume {
             self.oplog.append(&group).map_err(failed)?;
             self.counters.sealed_ops.fetch_add(sealed, Ordering::Relaxed);
         }
-        let _ = &mut superblock;
         Ok(())
     }
 
@@ -282,6 +281,7 @@ impl LocalVolume {
     /// Writes the state of all tables to the store and points the superblock at it. Writers go on meanwhile.
     pub fn make_checkpoint(&self, clean: bool) -> Result<()> {
         let mut last = self.checkpoint.lock();
+        let _hold = self.store.hold();
         let (job, mut next) = {
             let mut state = self.state.write();
             let job = state.meta.freeze();
@@ -303,8 +303,8 @@ impl LocalVolume {
                     next.roots = result.roots().clone();
                     done = Some(result);
                 }
-                Err(failure) => {
-                    let error = self.state.write().meta.abandon(failure);
+                Err(error) => {
+                    self.state.write().meta.abandon();
                     return Err(StoreError::from(error).into());
                 }
             }
@@ -318,7 +318,8 @@ impl LocalVolume {
         });
         if let Some(done) = done {
             // Even if the superblock failed the new maps are right and readable.
-            self.state.write().meta.install(done);
+            let superseded = self.state.write().meta.install(done);
+            drop(superseded);
         }
         durable?;
         // Up to the checkpoint before this one, so that the other copy of the superblock can be started from too.
@@ -362,8 +363,9 @@ impl LocalVolume {
     }
 
     pub(super) fn check_room(&self) {
-        let room = self.store.has_room();
-        self.room.store(room, Ordering::Relaxed);
+        // An unknown amount of space is no reason to refuse; the write itself will tell.
+        let room = self.disk.space().is_ok_and(|space| space.free_bytes <= self.store.reserve_bytes());
+        self.room.store(!room, Ordering::Relaxed);
     }
 
     pub(super) fn stat_fs(&self) -> Result<StatFs> {
@@ -371,7 +373,7 @@ impl LocalVolume {
         let space = self.disk.space().map_err(|source| VolumeError::Disk { doing: "asking for free space", source })?;
         let reserve = self.store.reserve_bytes();
         let free = space.free_bytes.saturating_sub(reserve) / BLOCK_BYTES;
-        let inodes = self.state.read().meta.rows(crate::meta::TableId(crate::namespace::Table::Inodes as u8));
+        let inodes = self.inode_count();
         Ok(StatFs {
             block_bytes: BLOCK_BYTES as u32,
             blocks: space.total_bytes / BLOCK_BYTES,
@@ -383,6 +385,11 @@ impl LocalVolume {
         })
     }
 
+    /// As of the last checkpoint.
+    fn inode_count(&self) -> u64 {
+        self.state.read().meta.roots().get(crate::meta::TableId(crate::namespace::Table::Inodes as u8)).rows
+    }
+
     pub fn opening(&self) -> &super::Opening {
         &self.opened
     }
@@ -392,12 +399,13 @@ impl LocalVolume {
         let journal = self.journal.stats();
         let dirty = self.files.lock().len() as u64;
         let lsn = self.checkpoint.lock().lsn;
+        let inodes = self.inode_count();
         let state = self.state.read();
         Status {
             store_id: self.store_id.to_string(),
             author: state.author_id().to_string(),
             operations: state.context.iter().map(|(_, n)| n).sum(),
-            inodes: state.meta.rows(crate::meta::TableId(crate::namespace::Table::Inodes as u8)),
+            inodes,
             open_handles: self.handles.read().len() as u64,
             dirty_files: dirty,
             unsealed_operations: state.unsealed.len() as u64,
