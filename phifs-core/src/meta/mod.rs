@@ -20,3 +20,6 @@ mod tables;
 
 pub use checkpoint::{CheckpointDone, CheckpointJob, Roots};
 pub use tables::{Meta, Superseded, TableId, TableSpec};
+
+#[cfg(test)]
+mod tests;
