@@ -5,11 +5,21 @@
 //! the Merkle maps without holding a lock, and stores the new roots in the superblock together with the journal
 //! position they stand for. A restart loads the newest superblock and replays the journal from there.
 //!
-//! The order that makes a checkpoint safe is the caller's to keep: freeze together with `Journal::appended` under one
-//! lock, run the job, sync the packs, write the superblock, install, recycle the journal.
+//! The order that makes a checkpoint safe is the caller's to keep:
+//!
+//! 1. under the lock that orders changes: `Meta::freeze`, and note `Journal::appended`;
+//! 2. without it: `CheckpointJob::run`, sync the packs, `Superblock::write` with the new roots and that position;
+//! 3. under the lock again: `Meta::install` (or `Meta::abandon`, had anything failed);
+//! 4. `Journal::recycle` up to that position.
 
+mod checkpoint;
 pub mod journal;
+mod memtable;
 pub mod superblock;
+mod tables;
+
+pub use checkpoint::{CheckpointDone, CheckpointJob, Roots};
+pub use tables::{Meta, Superseded, TableId, TableSpec};
 
 #[cfg(test)]
-mod test_disk;
+mod tests;

@@ -220,12 +220,12 @@ fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> SuperblockError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::meta::test_disk::TestDisk;
+    use crate::disk::{CrashDisk, MemDisk, PowerLoss};
 
     const STORE: StoreId = StoreId([9; 16]);
 
-    fn written(payloads: &[&str]) -> TestDisk {
-        let disk = TestDisk::default();
+    fn written(payloads: &[&str]) -> MemDisk {
+        let disk = MemDisk::new();
         let mut superblock = Superblock::create(&disk, STORE, payloads[0].as_bytes()).unwrap();
         for payload in &payloads[1..] {
             superblock.write(payload.as_bytes()).unwrap();
@@ -233,14 +233,14 @@ mod tests {
         disk
     }
 
-    fn opened(disk: &TestDisk) -> Result<String, SuperblockError> {
+    fn opened(disk: &MemDisk) -> Result<String, SuperblockError> {
         let (superblock, payload) = Superblock::open(disk)?;
         assert_eq!(superblock.store(), STORE);
         Ok(String::from_utf8(payload.to_vec()).unwrap())
     }
 
-    fn slot_of_newest(disk: &TestDisk) -> usize {
-        (offset_bytes(Superblock::open(disk).unwrap().0.sequence())) as usize
+    fn slot_of_newest(disk: &MemDisk) -> u64 {
+        offset_bytes(Superblock::open(disk).unwrap().0.sequence())
     }
 
     #[test]
@@ -251,22 +251,22 @@ mod tests {
             superblock.write(round.as_bytes()).unwrap();
             assert_eq!(opened(&disk).unwrap(), round);
         }
-        assert!(matches!(Superblock::open(&TestDisk::default()), Err(SuperblockError::Missing)));
+        assert!(matches!(Superblock::open(&MemDisk::new()), Err(SuperblockError::Missing)));
     }
 
     #[test]
     fn any_damage_to_one_copy_leaves_the_other() {
         let disk = written(&["old", "older", "newest"]);
         let at = slot_of_newest(&disk);
-        let len = HEAD_BYTES + "newest".len() + HASH_BYTES;
+        let len = (HEAD_BYTES + "newest".len() + HASH_BYTES) as u64;
         for byte in at..at + len {
             // A flip upward in the version field reads as a newer format and is refused, which is tested below.
             if (8..12).contains(&(byte - at)) {
                 continue;
             }
-            disk.flip(FileName::Superblock, byte, 0x10);
+            disk.flip(FileName::Superblock, byte, 0x10).unwrap();
             assert_eq!(opened(&disk).unwrap(), "older", "byte {byte}");
-            disk.flip(FileName::Superblock, byte, 0x10);
+            disk.flip(FileName::Superblock, byte, 0x10).unwrap();
         }
         assert_eq!(opened(&disk).unwrap(), "newest");
     }
@@ -277,7 +277,7 @@ mod tests {
         let second = SLOT_BYTES as usize;
         let slot_len = HEAD_BYTES + "odd".len() + HASH_BYTES;
         for len in (0..slot_len + 9).chain(second - 1..second + slot_len + 9).rev() {
-            disk.open(FileName::Superblock).unwrap().set_len(len as u64).unwrap();
+            disk.truncate(FileName::Superblock, len as u64).unwrap();
             match opened(&disk) {
                 Ok(payload) => assert!(["even", "odd"].contains(&&payload[..]), "{payload} at {len}"),
                 Err(SuperblockError::Damaged(..)) => assert!(len < slot_len + 2, "cut at {len}"),
@@ -289,8 +289,8 @@ mod tests {
     #[test]
     fn damage_to_both_copies_is_reported() {
         let disk = written(&["old", "new"]);
-        disk.flip(FileName::Superblock, 3, 1);
-        disk.flip(FileName::Superblock, SLOT_BYTES as usize + HEAD_BYTES, 1);
+        disk.flip(FileName::Superblock, 3, 1).unwrap();
+        disk.flip(FileName::Superblock, SLOT_BYTES + HEAD_BYTES as u64, 1).unwrap();
         let refused = opened(&disk).unwrap_err();
         assert!(matches!(refused, SuperblockError::Damaged(..)), "{refused}");
     }
@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn a_newer_format_is_refused_even_beside_a_known_one() {
         let disk = written(&["old", "new"]);
-        disk.flip(FileName::Superblock, 8, VERSION as u8 ^ 7);
+        disk.flip(FileName::Superblock, 8, VERSION as u8 ^ 7).unwrap();
         let refused = opened(&disk).unwrap_err();
         assert!(refused.to_string().contains("version 7; this program knows versions up to 1"), "{refused}");
     }
@@ -306,8 +306,7 @@ mod tests {
     #[test]
     fn a_crash_during_a_write_leaves_the_old_payload_or_the_new() {
         for seed in 0..50 {
-            let disk = written(&["a", "b", "old"]);
-            disk.die_after(seed % 2);
+            let disk = CrashDisk::over(&written(&["a", "b", "old"]), PowerLoss::AtOp(seed % 2));
             let (mut superblock, _) = Superblock::open(&disk).unwrap();
             assert!(superblock.write(b"new").is_err());
             assert!(matches!(superblock.write(b"new"), Err(SuperblockError::ReadOnly)));

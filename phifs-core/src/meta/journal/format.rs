@@ -150,17 +150,30 @@ pub(super) fn encode_record(out: &mut Vec<u8>, kind: u8, payload: &[u8]) {
     out.put_bytes(payload);
 }
 
-/// The record at the front of `stream`, if all of it is there: kind, payload, bytes used.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Record<'a> {
+    pub kind: u8,
+    pub payload: &'a [u8],
+}
+
+impl Record<'_> {
+    /// What it takes of the stream.
+    pub(super) fn len(&self) -> usize {
+        RECORD_HEADER + self.payload.len()
+    }
+}
+
+/// The record at the front of `stream`, if all of it is there.
 ///
 /// # Errors
 /// The length is beyond what a record can have, which no torn write explains as checksums were right.
-pub(super) fn decode_record(stream: &[u8]) -> Result<Option<(u8, &[u8], usize)>, DecodeError> {
+pub(super) fn decode_record(stream: &[u8]) -> Result<Option<Record<'_>>, DecodeError> {
     let Some((&head, rest)) = stream.split_first_chunk::<RECORD_HEADER>() else { return Ok(None) };
     let len = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
     if len > RECORD_BYTES_MAX {
         return Err(DecodeError::NotCanonical("the length of a journal record"));
     }
-    Ok(rest.get(..len).map(|payload| (head[4], payload, RECORD_HEADER + len)))
+    Ok(rest.get(..len).map(|payload| Record { kind: head[4], payload }))
 }
 
 #[cfg(test)]
@@ -219,7 +232,9 @@ mod tests {
         fn records_round_trip_and_a_prefix_is_not_one(kind: u8, payload: Vec<u8>) {
             let mut bytes = Vec::new();
             encode_record(&mut bytes, kind, &payload);
-            prop_assert_eq!(decode_record(&bytes), Ok(Some((kind, &payload[..], bytes.len()))));
+            let record = decode_record(&bytes).unwrap().unwrap();
+            prop_assert_eq!(record.len(), bytes.len());
+            prop_assert_eq!(record, Record { kind, payload: &payload });
             for len in 0..bytes.len() {
                 prop_assert_eq!(decode_record(&bytes[..len]), Ok(None));
             }

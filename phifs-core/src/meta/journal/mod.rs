@@ -152,13 +152,13 @@ impl Journal {
         replay: &mut Replay<'_>,
     ) -> Result<Self, JournalError> {
         let Options { store, after, geometry, repair } = options;
-        assert!(geometry.segment_bytes >= 1024 && geometry.segment_bytes as usize % format::SECTOR == 0);
+        assert!(geometry.segment_bytes >= 1024 && geometry.segment_bytes.is_multiple_of(512));
         assert!(geometry.segments_min >= 2 && geometry.segments_max >= geometry.segments_min);
         let recovered = recovery::recover(&disk, store, after, repair, replay)?;
         let end = recovered.end;
         let segments = Segments::new(disk, store, geometry, recovered.epoch, end, recovered.layout)?;
         if recovered.dropped {
-            // An empty group of the new epoch, so that the next start does not find the same damage again.
+            // An empty group, for the epoch in its header.
             segments.write_group(end, &[])?;
         }
         let state = State {

@@ -34,7 +34,8 @@ pub(super) struct Recovered {
     /// The epoch that starts now.
     pub epoch: u32,
     pub layout: Layout,
-    /// Damage was accepted, and must be noted on disk before anything else happens.
+    /// There are batches behind `end`. That they are dropped must be on disk before anything else happens: a checkpoint
+    /// could pass over them without a batch of the new epoch being written, and the next start would revive the rest.
     pub dropped: bool,
 }
 
@@ -73,13 +74,13 @@ pub(super) fn recover(
     let (reached, end) = read(&scanned, &history, store, after, replay)?;
 
     let durable = history.iter().map(|found| found.header.synced).max().unwrap_or(after);
-    let dropped = durable > end;
-    if dropped {
+    if durable > end {
         if repair == Repair::Refuse {
             return Err(JournalError::DamagedMiddle { intact: end, durable });
         }
         tracing::warn!(intact = end.0, durable = durable.0, "journal records are lost");
     }
+    let dropped = history.iter().any(|found| found.end > end);
     history.retain(|found| found.end <= reached);
     Ok(Recovered { end, epoch, layout: settle(disk, store, after, scanned, &history)?, dropped })
 }
@@ -157,10 +158,10 @@ fn read(
         reached = found.end;
 
         let mut used = 0;
-        while let Some((kind, payload, len)) = decode_record(&stream[used..]).map_err(JournalError::Malformed)? {
-            used += len;
-            end.0 += len as u64;
-            replay(end, kind, payload).map_err(|source| JournalError::Replay { lsn: end, source })?;
+        while let Some(record) = decode_record(&stream[used..]).map_err(JournalError::Malformed)? {
+            used += record.len();
+            end.0 += record.len() as u64;
+            replay(end, record.kind, record.payload).map_err(|source| JournalError::Replay { lsn: end, source })?;
         }
         stream.drain(..used);
     }
