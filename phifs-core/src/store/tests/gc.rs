@@ -125,6 +125,26 @@ fn a_damaged_live_glyph_keeps_its_pack_until_it_is_healed() {
 }
 
 #[test]
+fn a_glyph_that_was_healed_in_its_own_pack_survives_its_collection() {
+    let disk = MemDisk::new();
+    let glyphs: Vec<_> = (0..3).map(|number| (GlyphKind::Data, noise(number, 200))).collect();
+    let store = open(&disk);
+    put_all(&store, &glyphs);
+    store.sync().unwrap();
+    disk.flip(FileName::Pack(1), 64 + 100, 1).unwrap();
+    assert!(store.read(glyphs[0].0, &GlyphId::of(&glyphs[0].1)).is_err());
+    put_all(&store, &glyphs);
+    store.sync().unwrap();
+    store.flush_index();
+    assert_eq!(pack_names(&disk), [FileName::Pack(1)]);
+    let report = store.sweep(mark(&store, &BOTH, &glyphs[..2]), 1.0).unwrap();
+    assert_eq!((report.packs_rewritten, report.damaged), (1, vec![]));
+    assert_eq!(pack_names(&disk), [FileName::Pack(2)]);
+    assert_holds(&store, &glyphs[..2]);
+    assert_holds(&open(&disk), &glyphs[..2]);
+}
+
+#[test]
 fn readers_and_writers_do_not_notice_a_collection() {
     let all = glyphs(60);
     let (disk, store) = filled(&all);
