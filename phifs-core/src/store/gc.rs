@@ -15,7 +15,7 @@ use super::glyphs::{GlyphStore, Unreadable};
 use super::pack::{Entry, Pack, START};
 use super::record::{Record, padded};
 use super::room::Purpose;
-use super::{Damage, GlyphKind, Location, StoreError};
+use super::{Damage, GlyphKind, GlyphSource, Location, StoreError};
 use crate::id::GlyphId;
 
 /// What keeps a glyph: 128 bits of its id, the lowest of them replaced by its kind. Half the memory of the ids, and no
@@ -210,30 +210,41 @@ impl GlyphStore {
 
     /// Sees to it that a live glyph has a good copy outside this pack. False if there is none anywhere.
     fn rescue(&self, pack: &Pack, entry: &Entry, report: &mut SweepReport) -> Result<bool, StoreError> {
-        let lane = self.lane(pack.kind);
+        let (kind, id, lane) = (pack.kind, &entry.id, self.lane(pack.kind));
         let here = entry.location(pack.number);
-        let elsewhere = self.locate(pack.kind, &entry.id).filter(|(location, _)| *location != here);
-        if elsewhere.is_some_and(|(location, other)| {
-            other.number != pack.number && self.stored(&other, location, &entry.id).is_ok()
-        }) {
-            return Ok(true);
-        }
-        match self.stored(pack, here, &entry.id) {
-            Ok((header, stored)) => {
-                let record = Record { header, stored: stored.into() };
-                lane.append(&self.shared, &record, Purpose::Upkeep, lane.place(&entry.id))?;
-                report.glyphs_copied += 1;
-                report.bytes_copied += u64::from(footprint(entry));
-                Ok(true)
+        // The second time only if the place in use was wrong: reading the glyph has found a better one then.
+        for _ in 0..2 {
+            let in_use = self.locate(kind, id);
+            if in_use.as_ref().is_some_and(|(location, other)| {
+                other.number != pack.number && self.stored(other, *location, id).is_ok()
+            }) {
+                return Ok(true);
             }
-            Err(Unreadable::Bad) => {
-                lane.quarantine(entry.id, here);
-                let (offset_bytes, len_bytes) = (entry.offset, footprint(entry));
-                report.damaged.push(Damage { pack: pack.number, offset_bytes, len_bytes, id: Some(entry.id) });
-                Ok(false)
+            let in_use = in_use.map(|(location, _)| location).filter(|location| location.pack == pack.number);
+            for location in [in_use, Some(here)].into_iter().flatten() {
+                match self.stored(pack, location, id) {
+                    Ok((header, stored)) => {
+                        let record = Record { header, stored: stored.into() };
+                        lane.append(&self.shared, &record, Purpose::Upkeep, lane.place(id))?;
+                        report.glyphs_copied += 1;
+                        report.bytes_copied += u64::from(footprint(entry));
+                        return Ok(true);
+                    }
+                    Err(Unreadable::Bad) => {}
+                    Err(Unreadable::Disk(source)) => {
+                        return Err(StoreError::Disk { doing: "copying a glyph", source });
+                    }
+                }
             }
-            Err(Unreadable::Disk(source)) => Err(StoreError::Disk { doing: "copying a glyph", source }),
+            match self.read(kind, id) {
+                Ok(_) => {}
+                Err(StoreError::Disk { doing, source }) => return Err(StoreError::Disk { doing, source }),
+                Err(_) => break,
+            }
         }
+        let (offset_bytes, len_bytes) = (entry.offset, footprint(entry));
+        report.damaged.push(Damage { pack: pack.number, offset_bytes, len_bytes, id: Some(*id) });
+        Ok(false)
     }
 
     /// Removes the entries that still name these places.

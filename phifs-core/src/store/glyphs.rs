@@ -160,10 +160,10 @@ impl GlyphStore {
         let mut position = self.index_position.lock();
         let (pack, offset) = self.data.synced();
         let now = Position { store_id: self.shared.store_id, pack, offset };
-        if self.needs_index_rebuild() || *position == Some(now) {
+        let places = self.data.synced_places();
+        if self.needs_index_rebuild() || (places.is_empty() && *position == Some(now)) {
             return;
         }
-        let places = self.data.synced_places();
         for batch in places.chunks(INDEX_BATCH).map(Some).chain([None]) {
             // Only the last batch may claim the new position: the places are in no particular order.
             let changes: Vec<_> = batch.unwrap_or_default().iter().map(|(id, place)| (*id, Some(*place))).collect();
@@ -354,28 +354,26 @@ impl GlyphStore {
         };
         let mut damaged = None;
         for pack in self.shared.packs_of(kind).iter().rev() {
-            let location = match pack.find(id) {
-                Ok(Some(location)) => location,
-                Ok(None) => continue,
-                Err(error) => {
-                    disk_error.get_or_insert(error);
+            let locations = pack.find(id).unwrap_or_else(|error| {
+                disk_error.get_or_insert(error);
+                Vec::new()
+            });
+            for location in locations.into_iter().rev() {
+                if Some(location) == tried {
+                    damaged.get_or_insert(location);
                     continue;
                 }
-            };
-            if Some(location) == tried {
-                damaged.get_or_insert(location);
-                continue;
-            }
-            match self.fetch(pack, location, id) {
-                Ok(plain) => {
-                    if tried.is_some() && damaged.is_none() && disk_error.is_none() && kind == GlyphKind::Data {
-                        self.distrust_index("it names a place where the glyph is not");
+                match self.fetch(pack, location, id) {
+                    Ok(plain) => {
+                        if tried.is_some() && damaged.is_none() && disk_error.is_none() && kind == GlyphKind::Data {
+                            self.distrust_index("it names a place where the glyph is not");
+                        }
+                        self.correct_place(kind, *id, tried, location);
+                        return Ok(plain);
                     }
-                    self.lane(kind).set_place(*id, location);
-                    return Ok(plain);
+                    Err(Unreadable::Bad) => damaged = damaged.or(Some(location)),
+                    Err(Unreadable::Disk(error)) => disk_error = disk_error.or(Some(error)),
                 }
-                Err(Unreadable::Bad) => damaged = damaged.or(Some(location)),
-                Err(Unreadable::Disk(error)) => disk_error = disk_error.or(Some(error)),
             }
         }
         // A disk that fails to answer may answer later: that is no proof of damage.
@@ -391,6 +389,15 @@ impl GlyphStore {
             self.distrust_index("it names a place where no such glyph is");
         }
         Err(StoreError::Missing(*id))
+    }
+
+    fn correct_place(&self, kind: GlyphKind, id: GlyphId, wrong: Option<Location>, right: Location) {
+        // Recursive, as a put that looks for its glyph holds it already. Without it, a collection might let go of the
+        // pack between the check and the correction, and the place would hide the right one in the index for ever.
+        let _gate = self.gate.read_recursive();
+        if self.shared.pack(right.pack).is_some() {
+            self.lane(kind).correct_place(id, wrong, right);
+        }
     }
 }
 

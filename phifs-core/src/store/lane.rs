@@ -249,8 +249,12 @@ impl Lane {
         self.state.lock().places.len()
     }
 
-    pub fn set_place(&self, id: GlyphId, location: Location) {
-        self.state.lock().places.insert(id, location);
+    /// Notes where a glyph is, unless it has a place already, other than the wrong one.
+    pub fn correct_place(&self, id: GlyphId, wrong: Option<Location>, right: Location) {
+        let mut state = self.state.lock();
+        if state.places.get(&id).is_none_or(|place| Some(*place) == wrong) {
+            state.places.insert(id, right);
+        }
     }
 
     /// Forgets places, except of glyphs that have moved on.

@@ -266,29 +266,38 @@ impl Pack {
         Ok(scan.entries)
     }
 
-    /// Where this pack says that it keeps a glyph.
-    pub fn find(&self, id: &GlyphId) -> io::Result<Option<Location>> {
+    /// Where this pack says that it keeps a glyph, oldest copy first. One that was damaged and stored again has several.
+    pub fn find(&self, id: &GlyphId) -> io::Result<Vec<Location>> {
         let footer = match &self.body.lock().list {
             List::Memory(entries) => {
-                let entry = entries.iter().rev().find(|entry| entry.id == *id);
-                return Ok(entry.map(|entry| entry.location(self.number)));
+                let copies = entries.iter().filter(|entry| entry.id == *id);
+                return Ok(copies.map(|entry| entry.location(self.number)).collect());
             }
             List::Footer(footer) => *footer,
         };
         let file = self.file().expect("a sealed pack has a file");
+        let entry = |index: u32| -> io::Result<Entry> {
+            let mut bytes = [0; ENTRY_BYTES];
+            file.read_exact_at(&mut bytes, u64::from(footer.offset) + u64::from(index) * ENTRY_BYTES as u64)?;
+            Ok(Entry::decode(&bytes))
+        };
         let (mut low, mut high) = (0, footer.records);
         while low < high {
             let middle = low + (high - low) / 2;
-            let mut bytes = [0; ENTRY_BYTES];
-            file.read_exact_at(&mut bytes, u64::from(footer.offset) + u64::from(middle) * ENTRY_BYTES as u64)?;
-            let entry = Entry::decode(&bytes);
-            match entry.id.cmp(id) {
-                std::cmp::Ordering::Equal => return Ok(Some(entry.location(self.number))),
-                std::cmp::Ordering::Less => low = middle + 1,
-                std::cmp::Ordering::Greater => high = middle,
+            if entry(middle)?.id < *id {
+                low = middle + 1;
+            } else {
+                high = middle;
             }
         }
-        Ok(None)
+        let mut copies = Vec::new();
+        for index in low..footer.records {
+            match entry(index)? {
+                copy if copy.id == *id => copies.push(copy.location(self.number)),
+                _ => break,
+            }
+        }
+        Ok(copies)
     }
 
     /// Writes the footer and the trailer behind the records. They are durable after the next sync of the file.
