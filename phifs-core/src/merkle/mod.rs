@@ -50,7 +50,7 @@ use crate::store::StoreError;
 /// The longest key. It bounds the depth of the map, also against keys made to be deep.
 pub const KEY_BYTES_MAX: usize = 640;
 /// The longest value.
-pub const VALUE_BYTES_MAX: usize = 64 << 10;
+pub const VALUE_BYTES_MAX: usize = 72 << 10;
 /// The largest sensible page; `Shape` must not ask for more.
 pub const PAGE_BYTES_MAX: u32 = 1 << 20;
 

@@ -19,6 +19,7 @@ pub mod superblock;
 mod tables;
 
 pub use checkpoint::{CheckpointDone, CheckpointJob, Roots};
+pub use journal::{Journal, Lsn};
 pub use tables::{Meta, Superseded, TableId, TableSpec};
 
 #[cfg(test)]

@@ -195,6 +195,11 @@ impl GlyphStore {
         self.catch_up_index(&mut position, progress)
     }
 
+    /// Free space on the disk that data must leave.
+    pub fn reserve_bytes(&self) -> u64 {
+        self.shared.room.reserve_bytes()
+    }
+
     pub fn usage(&self) -> Usage {
         let mut usage = Usage {
             quarantined: (self.data.quarantine_len() + self.nodes.quarantine_len()) as u64,

@@ -43,6 +43,10 @@ impl Room {
         Ok(Self { reserve_bytes, state: Mutex::new(state) })
     }
 
+    pub fn reserve_bytes(&self) -> u64 {
+        self.reserve_bytes
+    }
+
     /// Accounts for bytes about to be written, or refuses them with `Full`.
     pub fn admit(&self, disk: &dyn Disk, purpose: Purpose, bytes: u64) -> Result<(), StoreError> {
         let keep_free = match purpose {

@@ -428,8 +428,8 @@ impl LocalVolume {
         let mut buf = vec![0; len as usize];
         let got = match staging {
             Some(staging) => {
-                let mut sources = Sources { file: &*staging.file, base: reader, glyphs: &*self.store };
                 staging.observe().map_err(staging_io("looking at a staging file"))?;
+                let mut sources = Sources { file: &*staging.file, base: reader, glyphs: &*self.store };
                 staging.overlay.read_at(&mut sources, &mut buf, offset)?
             }
             None => reader.read_at(&*self.store, &mut buf, offset)?,

@@ -102,7 +102,8 @@ impl LocalVolume {
         let store = Arc::new(store);
         opened.store = report;
         let nodes = Arc::new(NodeCache::new(store.clone(), options.node_cache_bytes));
-        let meta = Meta::open(nodes.clone(), &TABLES, checkpoint.roots.clone());
+        let meta = Meta::open(nodes.clone(), &TABLES, checkpoint.roots.clone())
+            .map_err(|source| StoreError::Malformed { what: "the superblock".into(), source })?;
         let (oplog, oplog_report) = Oplog::open(disk.clone(), store_id.0, oplog::SEGMENT_BYTES)?;
         opened.oplog_damaged = !oplog_report.is_intact();
 

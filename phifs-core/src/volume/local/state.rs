@@ -43,7 +43,6 @@ pub struct State {
 pub struct Unsealed {
     pub dot: Dot,
     pub hlc: Hlc,
-    pub lsn: Lsn,
     pub bytes: Bytes,
 }
 
@@ -145,7 +144,7 @@ impl State {
         if let Some(bytes) = op_bytes {
             self.context.advance(dot);
             self.hlc = hlc;
-            self.unsealed.push_back(Unsealed { dot, hlc, lsn, bytes });
+            self.unsealed.push_back(Unsealed { dot, hlc, bytes });
         }
         Ok(lsn)
     }
@@ -176,7 +175,7 @@ impl State {
         if let (Some(op), Some(bytes)) = (op, op_bytes) {
             self.context.advance(dot);
             self.hlc = self.hlc.max(op.hlc);
-            self.unsealed.push_back(Unsealed { dot, hlc: op.hlc, lsn, bytes: Bytes::copy_from_slice(bytes) });
+            self.unsealed.push_back(Unsealed { dot, hlc: op.hlc, bytes: Bytes::copy_from_slice(bytes) });
         }
         Ok(())
     }
