@@ -321,8 +321,8 @@ mod tests {
 
     use super::*;
     use crate::content::publish::Published;
-    use crate::content::testing::{Open, noise};
-    use crate::disk::{Disk, FileName, MemDisk};
+    use crate::content::testing::{Open, bytes_of, noise};
+    use crate::disk::{Disk, FileName, MemDisk, Stamp};
     use crate::id::GlyphId;
     use crate::store::StoreError;
 
@@ -398,6 +398,56 @@ mod tests {
         let (overlay, mut from) = open.parts();
         overlay.materialise(&mut from, 0..u64::MAX).unwrap();
         assert!(open.read(0, LEN) == bytes);
+    }
+
+    /// Writes and reserves only half of what it is asked for, and fails.
+    struct Halfway(Arc<dyn File>);
+
+    impl File for Halfway {
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.0.read_at(buf, offset)
+        }
+        fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+            self.0.write_at(&buf[..buf.len() / 2], offset)?;
+            Err(io::ErrorKind::StorageFull.into())
+        }
+        fn sync(&self) -> io::Result<()> {
+            self.0.sync()
+        }
+        fn stamp(&self) -> io::Result<Stamp> {
+            self.0.stamp()
+        }
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.0.set_len(len)
+        }
+        fn allocate(&self, offset: u64, len: u64, keep_len: bool) -> io::Result<()> {
+            self.0.allocate(offset, len / 2, keep_len)?;
+            Err(io::ErrorKind::StorageFull.into())
+        }
+        fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+            self.0.punch_hole(offset, len)
+        }
+        fn seek_data(&self, offset: u64) -> io::Result<Option<u64>> {
+            self.0.seek_data(offset)
+        }
+        fn seek_hole(&self, offset: u64) -> io::Result<u64> {
+            self.0.seek_hole(offset)
+        }
+    }
+
+    #[test]
+    fn a_call_that_failed_halfway_adds_nothing_behind_the_end() {
+        let mut open = Open::with(&noise(1, 1000));
+        let halfway = Halfway(open.file.clone());
+        assert!(open.overlay.write(&halfway, &[1; 5000], 900).is_err());
+        assert!(open.overlay.allocate(&halfway, 0, 5000, false).is_err());
+        assert_eq!(open.file.stamp().unwrap().len_bytes, 1000);
+        open.write(b"x", 4000);
+        assert_eq!(open.read(1000, 3000), [0; 3000]);
+        // What did change before the failure is published.
+        let all = open.read(0, 4001);
+        let published = open.publish();
+        assert_eq!(bytes_of(&published, &open.glyphs), all);
     }
 
     #[test]

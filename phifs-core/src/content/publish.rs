@@ -92,7 +92,7 @@ impl<'a, 'b> Publisher<'a, 'b> {
                 Some(region) if region.start <= at => at = self.rechunk(at, &regions, &mut index)?,
                 next => {
                     let end = next.map_or(len, |region| region.start);
-                    self.reuse(at..end)?;
+                    self.from.base.reuse(self.from.glyphs, at..end, &mut self.out)?;
                     at = end;
                 }
             }
@@ -134,18 +134,6 @@ impl<'a, 'b> Publisher<'a, 'b> {
             after_data = false;
         }
         Ok(start)
-    }
-
-    /// Takes over extents of the base; the range starts and ends at boundaries.
-    fn reuse(&mut self, range: Range<u64>) -> Result<()> {
-        let mut at = range.start;
-        while at < range.end {
-            let span = self.from.base.find(self.from.glyphs, at)?.expect("it lies in the base");
-            assert!(span.start == at && span.end() <= range.end, "reuse starts and ends at boundaries");
-            self.out.push(span.extent)?;
-            at = span.end();
-        }
-        Ok(())
     }
 
     /// Chunks from `start`, which lies in region `index`, until the cuts meet the base's again behind that region, or
@@ -342,6 +330,26 @@ mod tests {
     }
 
     #[test]
+    fn a_small_write_into_a_very_long_file_reads_and_writes_few_pages() {
+        let glyphs = Arc::new(Glyphs::default());
+        let mut builder = Builder::new(&*glyphs);
+        let count = 100_000u64;
+        for n in 0..count {
+            let id = GlyphId::of(&n.to_le_bytes());
+            builder.push(Extent { len_bytes: 65536, what: What::Glyph(id) }).unwrap();
+        }
+        let base = Published { content: builder.finish().unwrap(), inline: Bytes::new() };
+        let mut open = Open::over(&base, glyphs.clone());
+        // None of the base's data is there, so reading any fails. The hole is a whole extent, so none need be read.
+        open.overlay.punch_hole(&*open.file, count / 2 * 65536, 65536).unwrap();
+        let (stored, read) = (glyphs.new_bytes(), glyphs.reads());
+        let published = open.publish();
+        assert_eq!(published.content.allocated_bytes(), base.content.allocated_bytes() - 65536);
+        assert!(glyphs.new_bytes() - stored < 200_000, "{}", glyphs.new_bytes() - stored);
+        assert!(glyphs.reads() - read < 20, "{}", glyphs.reads() - read);
+    }
+
+    #[test]
     fn an_untouched_file_is_published_as_what_it_was() {
         let base = Open::with(&noise(4, MIB)).publish_all();
         // The store is empty: nothing may be read.
@@ -507,13 +515,19 @@ mod tests {
         #[test]
         fn publishing_the_changes_gives_what_publishing_everything_gives(
             len in 0..3 * MIB,
-            writes in prop::collection::vec((0..3 * MIB, 1..50_000usize, any::<u64>()), 1..6),
+            hole in 0..MIB,
+            changes in prop::collection::vec((0..3 * MIB, 1..50_000usize, any::<u64>(), any::<bool>()), 1..6),
             cut in prop::option::of(0..3 * MIB),
         ) {
             let mut base = Open::with(&noise(5, len));
+            base.overlay.punch_hole(&*base.file, 300_000, hole as u64).unwrap();
             let mut open = Open::over(&base.publish_all(), base.glyphs);
-            for (offset, len, seed) in writes {
-                open.write(&noise(seed, len), offset as u64);
+            for (offset, len, seed, write) in changes {
+                if write {
+                    open.write(&noise(seed, len), offset as u64);
+                } else {
+                    open.overlay.punch_hole(&*open.file, offset as u64, len as u64).unwrap();
+                }
             }
             if let Some(cut) = cut {
                 open.overlay.truncate(&*open.file, cut as u64).unwrap();

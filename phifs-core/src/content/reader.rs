@@ -3,10 +3,12 @@
 //! A reader belongs to one open file. It remembers where it was: the manifest pages that led there and the plain
 //! bytes of the last glyph, so that small reads in sequence decompress every glyph once.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::codec::DecodeError;
-use crate::content::manifest::{Cursor, Span, What};
+use crate::content::manifest::{Builder, Cursor, Span, What};
 use crate::content::{Content, ContentError, Result};
 use crate::id::GlyphId;
 use crate::store::{GlyphKind, GlyphSource};
@@ -39,6 +41,11 @@ impl ContentReader {
     /// The extent over this offset; `None` at and behind the end of the file.
     pub fn find(&mut self, source: &dyn GlyphSource, offset: u64) -> Result<Option<Span>> {
         self.cursor.find(source, offset)
+    }
+
+    /// Adds a range of the content's extents to a new manifest, see `Builder::reuse`.
+    pub(super) fn reuse(&mut self, source: &dyn GlyphSource, range: Range<u64>, out: &mut Builder<'_>) -> Result<()> {
+        out.reuse(&mut self.cursor, source, range)
     }
 
     /// Reads up to `buf.len()` bytes; fewer only at the end of the file.
@@ -111,7 +118,7 @@ impl ContentReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::content::manifest::{Builder, Extent};
+    use crate::content::manifest::Extent;
     use crate::content::testing::{Glyphs, noise};
 
     /// Data, hole, data, hole; all odd lengths.
