@@ -40,20 +40,31 @@ pub(crate) struct Mounted {
 /// # Errors
 /// When it is not there, no directory, or something is mounted on it.
 pub(crate) fn check(path: &Path) -> Result<PathBuf, MountError> {
-    let missing = |error: io::Error| match Errno::from_io_error(&error) {
+    let unfit = |error: io::Error| match Errno::from_io_error(&error) {
         Some(Errno::NOENT | Errno::NOTDIR) => MountError::Missing(path.to_owned()),
-        Some(Errno::NOTCONN) => MountError::Dead(path.to_owned()),
-        Some(Errno::ACCESS) => MountError::NoPermission { path: path.to_owned(), why: error.to_string() },
+        Some(errno) if means_dead(errno) => MountError::Dead(path.to_owned()),
+        Some(Errno::ACCESS) => refused(path, error.to_string()),
         _ => MountError::System { doing: "looking at the mountpoint", source: error },
     };
-    let path = path.canonicalize().map_err(missing)?;
-    if !path.metadata().map_err(missing)?.is_dir() {
+    let path = path.canonicalize().map_err(unfit)?;
+    if !path.metadata().map_err(unfit)?.is_dir() {
         return Err(MountError::NotDirectory(path));
     }
     match top_mount_at(&path)? {
+        Some(mounted) if is_dead(&mounted) => Err(MountError::Dead(path)),
         Some(mounted) => Err(MountError::AlreadyMounted { path, fs_type: mounted.fs_type }),
         None => Ok(path),
     }
+}
+
+/// Whether the process behind a FUSE mount is gone. Attributes may still come from the kernel's cache; the sizes of
+/// the filesystem never do.
+fn is_dead(mounted: &Mounted) -> bool {
+    mounted.fs_type.starts_with("fuse") && rustix::fs::statvfs(&mounted.path).is_err_and(means_dead)
+}
+
+fn means_dead(error: Errno) -> bool {
+    error == Errno::NOTCONN || error == Errno::CONNABORTED
 }
 
 /// Mounts, and returns the device over which the kernel speaks.
@@ -177,21 +188,18 @@ fn unmount_by_helper(path: &Path, detach: bool) -> Result<(), MountError> {
 /// # Errors
 /// Those of unmounting it.
 pub fn clear_dead_mount(path: &Path) -> Result<bool, MountError> {
+    // The dead directory itself may not be resolvable, but the way to it is.
+    let resolved = match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            parent.canonicalize().map_err(MountError::system("resolving the mountpoint"))?.join(name)
+        }
+        _ => path.to_owned(),
+    };
     let mut cleared = false;
     // A crash, a mount over it and a crash again leave several.
-    while path.metadata().is_err_and(|error| Errno::from_io_error(&error) == Some(Errno::NOTCONN)) {
-        // The dead directory itself cannot be resolved, but the way to it can.
-        let resolved = match (path.parent(), path.file_name()) {
-            (Some(parent), Some(name)) => {
-                let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-                parent.canonicalize().map_err(MountError::system("resolving the mountpoint"))?.join(name)
-            }
-            _ => path.to_owned(),
-        };
-        match top_mount_at(&resolved)? {
-            Some(mounted) if mounted.fs_type.starts_with("fuse") => unmount(&resolved, true)?,
-            _ => return Err(MountError::Dead(path.to_owned())),
-        }
+    while top_mount_at(&resolved)?.is_some_and(|mounted| is_dead(&mounted)) {
+        unmount(&resolved, true)?;
         cleared = true;
     }
     Ok(cleared)
