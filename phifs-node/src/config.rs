@@ -36,7 +36,7 @@ pub struct Config {
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
         #[serde(rename_all = "lowercase")]
         pub enum $name { $($(#[$variant_doc])* #[value(name = $word)] $variant),+ }
 
