@@ -239,12 +239,12 @@ impl Journal {
         self.state.lock().committed
     }
 
-    /// How long the stream is behind `lsn`, durable or not: what a restart from there would have to replay.
     /// Whether a write or sync failed: nothing more is accepted until the store is opened again.
     pub fn is_failed(&self) -> bool {
         self.state.lock().failed
     }
 
+    /// How long the stream is behind `lsn`, durable or not: what a restart from there would have to replay.
     pub fn bytes_since(&self, lsn: Lsn) -> u64 {
         self.appended().0.saturating_sub(lsn.0)
     }
