@@ -33,8 +33,12 @@ use crate::show::{self, Name};
 use crate::store_dir::{StoreDir, StoreLock};
 use crate::{env, node_key};
 
-/// Two, so that a long checkpoint in one does not hold up publishing in the other.
-const BACKGROUND_THREADS: usize = 2;
+/// Two, so that a long file does not hold up the short ones.
+const PUBLISHERS: usize = 2;
+/// How often what no sync was asked for is made durable: the promise is a second.
+const TICK: Duration = Duration::from_millis(700);
+/// How often it is looked at whether a checkpoint is due.
+const CHECKPOINT_LOOK: Duration = Duration::from_millis(200);
 
 /// How long background work rests after it failed.
 const FAILURE_REST: Duration = Duration::from_secs(1);
@@ -299,8 +303,9 @@ impl Handler for Daemon {
     }
 }
 
-/// The threads that call `Engine::tick`.
+/// The threads that do the engine's background work.
 struct Background {
+    engine: Arc<Engine>,
     ending: Arc<(Mutex<bool>, Condvar)>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -308,18 +313,26 @@ struct Background {
 impl Background {
     fn start(engine: &Arc<Engine>) -> Result<Self, Failure> {
         let ending = Arc::new((Mutex::new(false), Condvar::new()));
-        let start = |_| {
+        let repeat = |name, period, work: fn(&Engine) -> Result<(), Failure>| {
             let (engine, ending) = (engine.clone(), ending.clone());
-            spawn("background", move || tick_until(&engine, &ending))
+            spawn(name, move || repeat_until(&ending, period, || work(&engine)))
         };
-        let threads = (0..BACKGROUND_THREADS).map(start).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { ending, threads: Mutex::new(threads) })
+        let mut threads = vec![
+            repeat("tick", TICK, Engine::tick)?,
+            repeat("checkpoint", CHECKPOINT_LOOK, Engine::checkpoint_if_due)?,
+        ];
+        for _ in 0..PUBLISHERS {
+            let engine = engine.clone();
+            threads.push(spawn("publish", move || publish(&engine))?);
+        }
+        Ok(Self { engine: engine.clone(), ending, threads: Mutex::new(threads) })
     }
 
     /// Waits for what runs.
     fn stop(&self) {
         *self.ending.0.lock() = true;
         self.ending.1.notify_all();
+        self.engine.stop_publishers();
         for thread in self.threads.lock().drain(..) {
             // Panics are caught inside.
             let _ = thread.join();
@@ -327,12 +340,23 @@ impl Background {
     }
 }
 
-fn tick_until(engine: &Engine, (ending, changed): &(Mutex<bool>, Condvar)) {
+/// Publishes closed files until the engine is told to stop.
+fn publish(engine: &Engine) {
+    while catch_unwind(AssertUnwindSafe(|| engine.run_publisher())).is_err() {
+        tracing::error!("publishing panicked; it goes on with the next file");
+    }
+}
+
+fn repeat_until(
+    (ending, changed): &(Mutex<bool>, Condvar),
+    period: Duration,
+    work: impl Fn() -> Result<(), Failure>,
+) {
     let mut ended = ending.lock();
     while !*ended {
         drop(ended);
-        let rest = match catch_unwind(AssertUnwindSafe(|| engine.tick())) {
-            Ok(Ok(rest)) => rest,
+        let rest = match catch_unwind(AssertUnwindSafe(&work)) {
+            Ok(Ok(())) => period,
             Ok(Err(failure)) => {
                 tracing::error!("background work failed: {failure}");
                 FAILURE_REST

@@ -92,7 +92,7 @@ impl LocalVolume {
             }
             for entry in row.versions.entries() {
                 let mut missing = 0u64;
-                let visited = visit_glyphs(&*self.store, &entry.value.content, &mut |glyph| {
+                let visited = visit_glyphs(&*self.store, &entry.value.content, &mut |_, glyph| {
                     missing += u64::from(!self.store.contains(GlyphKind::Data, glyph).unwrap_or(false));
                     true
                 });

@@ -70,8 +70,18 @@ impl LocalVolume {
         Ok(CollectReport { live_glyphs: live, sweep })
     }
 
+    /// The sizes of all files, added up, as published.
+    pub fn logical_bytes(&self) -> Result<u64> {
+        let mut total = 0u64;
+        self.each_inode(&mut |_, row| {
+            total += row.versions.latest().map_or(0, |entry| entry.value.content.len_bytes());
+            Ok(())
+        })?;
+        Ok(total)
+    }
+
     fn keep_content(&self, mark: &mut Mark, content: &Content, live: &mut u64) -> Result<()> {
-        visit_glyphs(&*self.store, content, &mut |id| {
+        visit_glyphs(&*self.store, content, &mut |_, id| {
             *live += 1;
             mark.keep(GlyphKind::Data, id)
         })?;
@@ -126,7 +136,7 @@ impl LocalVolume {
             self.each_inode(&mut |id, row| {
                 let mut hit = false;
                 for entry in row.versions.entries() {
-                    let looked = visit_glyphs(&*self.store, &entry.value.content, &mut |glyph| {
+                    let looked = visit_glyphs(&*self.store, &entry.value.content, &mut |_, glyph| {
                         hit |= damaged.contains(glyph);
                         true
                     });

@@ -832,6 +832,20 @@ impl LocalVolume {
         Ok(())
     }
 
+    /// Publishes a file that stays open, if it was not for a while; what cannot be published is made durable at least.
+    pub(super) fn publish_open(&self, cell: &FileCell) -> Result<()> {
+        let due = {
+            let data = cell.data.lock();
+            let staging = data.as_ref().and_then(|data| data.staging.as_ref());
+            let interval = self.options.publish_interval.as_millis() as u64;
+            staging.is_some_and(|staging| self.env.now().millis() >= staging.published_at.millis() + interval)
+        };
+        if due && matches!(self.publish(cell, Closure::IdleFlush), Ok(outcome) if outcome != Publication::Changing) {
+            return Ok(());
+        }
+        self.record_bytes(cell)
+    }
+
     /// Turns what is in the staging file into a version, without holding up readers and writers meanwhile.
     pub(super) fn publish(&self, cell: &FileCell, closure: Closure) -> Result<Publication> {
         // No collection may take the new glyphs before the operation that names them.
@@ -881,6 +895,7 @@ impl LocalVolume {
         loaded.reader = ContentReader::new(published.content, loaded.inline.clone())?;
         staging.overlay.published(published.content);
         staging.dirty = false;
+        staging.published_at = self.env.now();
         self.counters.published.fetch_add(1, Ordering::Relaxed);
         drop(gate);
         Ok(Publication::Published)

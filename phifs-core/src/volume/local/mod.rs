@@ -68,6 +68,8 @@ pub struct Options {
     pub oplog_bytes: u64,
     /// Owner of the root directory of a new volume.
     pub root_owner: (u32, u32),
+    /// A file that stays open is published at most this often.
+    pub publish_interval: std::time::Duration,
     /// Free space on the host that data must leave; `None` for 5 %, at most 10 GiB.
     pub reserve_bytes: Option<u64>,
     /// Drop what follows damage in the middle of the journal, instead of refusing to open.
@@ -81,6 +83,7 @@ impl Default for Options {
             staging_cache_bytes: 1 << 30,
             oplog_bytes: 256 << 20,
             root_owner: (0, 0),
+            publish_interval: std::time::Duration::from_secs(1),
             reserve_bytes: None,
             repair: false,
         }

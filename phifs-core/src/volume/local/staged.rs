@@ -75,6 +75,8 @@ pub struct Staging {
     /// When the bytes changed last.
     pub changed: Timestamp,
     pub dirty: bool,
+    /// When its bytes were published last, or it was made.
+    pub published_at: Timestamp,
     /// Goes up with every change of the bytes.
     pub generation: u64,
     /// The generation that the record in the journal stands for.
@@ -93,6 +95,7 @@ impl Staging {
             mtime,
             changed: now,
             dirty: false,
+            published_at: now,
             generation: 0,
             recorded: None,
             stamp,

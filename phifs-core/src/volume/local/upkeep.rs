@@ -14,7 +14,6 @@ use crate::id::{Dot, InodeId};
 use crate::identity::Author;
 use crate::meta::journal::JournalError;
 use crate::meta::{Lsn, Roots};
-use crate::namespace::row::Closure;
 use crate::namespace::{Effect, Op};
 use crate::oplog::{GroupBuilder, Head};
 use crate::store::{GlyphKind, GlyphSink, StoreError};
@@ -22,7 +21,6 @@ use crate::time::{Hlc, Timestamp};
 use crate::volume::{Result, StatFs, VolumeError};
 
 use super::LocalVolume;
-use super::files::Publication;
 use super::names::NAME_BYTES_MAX;
 
 const CHECKPOINT_VERSION: u8 = 1;
@@ -177,6 +175,12 @@ impl LocalVolume {
         }
     }
 
+    /// Makes `run_publisher` return once its queue is empty.
+    pub fn stop_publishers(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.queued.notify_all();
+    }
+
     fn settle_logged(&self, id: InodeId) {
         if let Err(error) = self.settle(id) {
             tracing::error!(%error, inode = %id.0, "a file could not be published; its bytes are kept in staging");
@@ -204,11 +208,7 @@ impl LocalVolume {
         }
         let cells: Vec<_> = self.files.lock().values().cloned().collect();
         for cell in cells {
-            match self.publish(&cell, Closure::IdleFlush) {
-                // Still being written: at least it becomes durable here.
-                Ok(Publication::Changing) | Err(_) => self.record_bytes(&cell)?,
-                Ok(_) => {}
-            }
+            self.publish_open(&cell)?;
         }
         if self.journal.appended() > self.journal.committed() {
             self.commit_journal()?;
@@ -347,8 +347,7 @@ impl LocalVolume {
 
     /// Publishes everything and leaves the store as clean as can be. The volume must not be used afterwards.
     pub fn shut_down(&self) -> Result<()> {
-        self.stopping.store(true, Ordering::Release);
-        self.queued.notify_all();
+        self.stop_publishers();
         let cells: Vec<_> = self.files.lock().values().map(|cell| cell.id).collect();
         for id in cells {
             self.settle(id)?;
