@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phifs_core::disk::{Disk, Space};
+use phifs_core::store::GlyphIndex;
 use phifs_core::time::{Env, Timestamp};
 use phifs_core::volume::{
     Allocate, Attr, Caller, Entry, FileKind, Handle, Ino, NewNode, OpenHow, Opened, RenameMode, Result as VolumeResult,
@@ -40,7 +41,8 @@ impl Engine {
     /// Recovers the store on `disk` and opens its volume; `progress` hears of replay and rebuild.
     pub fn open(
         disk: Arc<dyn Disk>,
-        env: &Arc<dyn Env>,
+        _index: Arc<dyn GlyphIndex>,
+        env: Arc<dyn Env>,
         _seed: &NodeSeed,
         _options: &Options,
         progress: &mut dyn FnMut(Progress),
