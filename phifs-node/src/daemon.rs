@@ -15,8 +15,6 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use phifs_core::disk::Disk;
-use phifs_core::time::Env;
 use phifs_fuse::{Mount, MountError, MountOptions};
 use rustix::process::Resource;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -30,6 +28,7 @@ use crate::file_disk::FileDisk;
 use crate::mounts::{self, MountPoint};
 use crate::report::{Features, Ready, Status};
 use crate::show::{self, Name};
+use crate::sled_index::SledIndex;
 use crate::store_dir::{StoreDir, StoreLock};
 use crate::{env, node_key};
 
@@ -56,10 +55,11 @@ pub fn serve(
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
 
     let store = StoreDir::create(&config.store)?;
-    let (lock, engine) = open(config, &store, "daemon", progress)?;
+    let (lock, engine) = open(config, &store, Role { name: "daemon", repair: false, rebuild_index: false }, progress)?;
     let engine = Arc::new(engine);
     progress(Progress::step(format!("mounting on {}", show::path(&config.mount))));
     let mount = mount(config, &engine)?;
+    engine.set_invalidate(mount.invalidator());
 
     let (events, arrivals) = mpsc::channel();
     watch_signals(&events)?;
@@ -95,39 +95,54 @@ pub fn serve(
     result
 }
 
-/// Locks and opens a store for `role`. Drop the engine before the lock.
+/// What a store is opened for.
+#[derive(Clone, Copy, Debug)]
+pub struct Role {
+    /// As others are told when they find it locked.
+    pub name: &'static str,
+    pub repair: bool,
+    pub rebuild_index: bool,
+}
+
+/// Locks and opens a store. Drop the engine before the lock.
 pub fn open(
     config: &Config,
     store: &StoreDir,
-    role: &str,
+    role: Role,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(StoreLock, Engine), Failure> {
-    let lock = store.lock(role)?;
+    let lock = store.lock(role.name)?;
     lock.clear_leftovers()?;
     let seed = node_key::load_or_create(store.path(), env::random)?;
     let at = || show::path(store.path());
     let disk = FileDisk::open(store.path())
         .map_err(|error| Failure::plain(format!("cannot open the files of the store {}: {error}", at())))?;
-    let (disk, env): (Arc<dyn Disk>, Arc<dyn Env>) = (Arc::new(disk), Arc::new(SystemEnv));
+    let index = SledIndex::open(&store.index()).map_err(|error| {
+        let index = show::path(&store.index());
+        Failure::plain(format!("cannot open the glyph index {index}: {error}")).hint("delete it; it will be rebuilt")
+    })?;
     let options = Options {
         cache_bytes: u64::from(config.cache_mib) << 20,
         staging_cache_bytes: u64::from(config.staging_cache_mib) << 20,
         publish_interval: config.publish_interval,
+        repair: role.repair,
+        rebuild_index: role.rebuild_index,
     };
-    let engine = Engine::open(disk, &env, &seed, &options, progress)?;
+    let engine = Engine::open(Arc::new(disk), Arc::new(index), Arc::new(SystemEnv), &seed, &options, progress)?;
     Ok((lock, engine))
 }
 
 fn mount(config: &Config, engine: &Engine) -> Result<Mount, Failure> {
     let at = show::path(&config.mount);
-    if phifs_fuse::clear_dead_mount(&config.mount).map_err(explain)? {
-        tracing::warn!(mount = %at, "cleared a mount that a dead daemon had left");
+    clear_dead_mounts(config)?;
+    if !config.mount.exists() {
+        std::fs::create_dir_all(&config.mount).map_err(|error| {
+            Failure::plain(format!("cannot make the mountpoint {at}: {error}"))
+                .hint("give a directory that you may write with --mount DIR, or make it as root")
+        })?;
     }
-    std::fs::create_dir_all(&config.mount).map_err(|error| {
-        Failure::plain(format!("cannot make the mountpoint {at}: {error}"))
-            .hint("give a directory that you may write with --mount DIR, or make it as root")
-    })?;
-    if std::fs::read_dir(&config.mount).is_ok_and(|mut entries| entries.next().is_some()) {
+    let free = mounts::at(&config.mount).is_ok_and(|mount| mount.is_none());
+    if free && std::fs::read_dir(&config.mount).is_ok_and(|mut entries| entries.next().is_some()) {
         tracing::warn!(mount = %at, "the mountpoint is not empty; what is in it is hidden while the volume is mounted");
     }
     let options = MountOptions {
@@ -147,6 +162,21 @@ fn mount(config: &Config, engine: &Engine) -> Result<Mount, Failure> {
 pub fn source(config: &Config) -> String {
     let store = config.store.to_str().filter(|path| !path.contains([',', '\\']) && !path.contains(char::is_control));
     store.map_or_else(|| "phifs".to_owned(), |store| format!("phifs:{store}"))
+}
+
+/// Takes away the mounts of this store that a dead daemon left, further ones included. Says whether there were any.
+/// To be called with the store locked: nobody serves it then.
+pub fn clear_dead_mounts(config: &Config) -> Result<bool, Failure> {
+    let source = source(config);
+    let unlisted = |error| Failure::plain(format!("cannot read the mount table: {error}"));
+    let mut dead = mounts::list().map_err(unlisted)?;
+    dead.retain(|mount| (mount.source == source || mount.path == config.mount) && mount.is_dead());
+    for mount in dead.iter().rev() {
+        let at = show::path(&mount.path);
+        mounts::detach(&mount.path).map_err(|error| Failure::plain(format!("cannot unmount {at}: {error}")))?;
+        tracing::warn!(mount = %at, "cleared a mount that a dead daemon had left");
+    }
+    Ok(!dead.is_empty())
 }
 
 fn explain(error: MountError) -> Failure {
@@ -274,7 +304,7 @@ fn busy(mounts: &[MountPoint]) -> Failure {
     let paths: Vec<String> = mounts.iter().map(|mount| show::path(&mount.path)).collect();
     let users: String = mounts::users(mounts).iter().map(|user| format!("\n  {user}")).collect();
     let users = if users.is_empty() { "\n  (no process that we may look into)".to_owned() } else { users };
-    Failure::new(Kind::InUse, format!("{} is in use by{users}", paths.join(", ")))
+    Failure::new(Kind::InUse, format!("the volume on {} is in use by{users}", paths.join(", ")))
         .hint("end these processes, or: phifs down --force")
 }
 

@@ -1,8 +1,8 @@
 //! The seam between the daemon and core's engine: opens it over real files, turns its results into reports and its
 //! errors into failures. Nothing else in this crate knows the engine's types.
 
-use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use phifs_core::disk::{Disk, Space};
@@ -10,14 +10,13 @@ use phifs_core::namespace::Effect;
 use phifs_core::store::{GlyphIndex, Progress as PackProgress, Stage};
 use phifs_core::time::Env;
 use phifs_core::volume::local::{LocalVolume, OpenError, Opening, Options as VolumeOptions, Progress as OpenProgress};
-use phifs_core::volume::{Invalidate, Volume, VolumeError};
+use phifs_core::volume::{Invalidate, Volume};
 
 use crate::control::Progress;
 use crate::failure::{Failure, Kind};
 use crate::node_key::NodeSeed;
 use crate::report::{Checked, Collected, Operation, Problem, Usage, UsagePart, VolumeStatus};
 use crate::show::Name;
-use crate::sled_index::SledIndex;
 
 /// A collection rewrites packs of which less than this share is live.
 const LIVE_RATIO_MIN: f64 = 0.9;
@@ -29,6 +28,8 @@ pub struct Options {
     pub cache_bytes: u64,
     /// Disk space for staging files whose bytes are published.
     pub staging_cache_bytes: u64,
+    /// A file that stays open is published at most this often.
+    pub publish_interval: Duration,
     /// Drop what cannot be read in the middle of the journal, instead of refusing to open.
     pub repair: bool,
     /// Begin with an empty glyph index.
@@ -44,15 +45,14 @@ pub struct Engine {
 impl Engine {
     /// Recovers the store on `disk` and opens its volume; `progress` hears of replay and rebuild.
     pub fn open(
-        store: &Path,
         disk: Arc<dyn Disk>,
-        env: &Arc<dyn Env>,
+        index: Arc<dyn GlyphIndex>,
+        env: Arc<dyn Env>,
         seed: &NodeSeed,
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, Failure> {
         progress(Progress::step("opening the volume"));
-        let index: Arc<dyn GlyphIndex> = Arc::new(SledIndex::open(&store.join("index")));
         if options.rebuild_index {
             index.clear().map_err(|error| Failure::plain(format!("cannot clear the glyph index: {error}")))?;
         }
@@ -60,12 +60,13 @@ impl Engine {
             node_cache_bytes: options.cache_bytes,
             staging_cache_bytes: options.staging_cache_bytes,
             root_owner: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+            publish_interval: options.publish_interval,
             repair: options.repair,
             ..VolumeOptions::default()
         };
         let progress = Mutex::new(progress);
         let tell = |step: OpenProgress| (progress.lock())(describe(step));
-        let volume = LocalVolume::open(disk.clone(), index, env.clone(), seed.bytes(), volume_options, &tell)
+        let volume = LocalVolume::open(disk.clone(), index, env, &seed.0, volume_options, &tell)
             .map_err(explain_open)?;
         report_opening(volume.opening());
         Ok(Self { disk, volume: Arc::new(volume) })
@@ -164,7 +165,18 @@ impl Engine {
     }
 
     /// Checks that maps, glyphs and index agree; `repair` mends what can be.
-    pub fn fsck(&self, repair: bool, progress: &mut dyn FnMut(Progress)) -> Result<Checked, Failure> {
+    /// `rebuild_index` builds the glyph index anew first.
+    pub fn fsck(
+        &self,
+        rebuild_index: bool,
+        repair: bool,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Checked, Failure> {
+        if rebuild_index {
+            let progress = Mutex::new(&mut *progress);
+            let tell = |step| (progress.lock())(describe(OpenProgress::Packs(step)));
+            self.volume.rebuild_index(&tell).map_err(Failure::plain)?;
+        }
         let progress = Mutex::new(progress);
         let tell = |inodes| (progress.lock())(counted("checking", inodes, None, "inodes"));
         let report = self.volume.fsck(repair, &tell).map_err(Failure::plain)?;

@@ -13,5 +13,6 @@ pub mod mounts;
 pub mod node_key;
 pub mod report;
 pub mod show;
+pub mod sled_index;
 pub mod store_dir;
 pub mod telemetry;

@@ -32,8 +32,8 @@ impl MountPoint {
 
     /// Whether the process behind this mount is gone (ENOTCONN).
     pub fn is_dead(&self) -> bool {
-        self.is_phifs()
-            && fs::metadata(&self.path).is_err_and(|e| e.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()))
+        // statfs(2) always asks the filesystem, where stat(2) may be answered from a cache.
+        self.is_phifs() && rustix::fs::statfs(&self.path).is_err_and(|error| error == Errno::NOTCONN)
     }
 }
 
@@ -186,16 +186,6 @@ fn mapped(line: &[u8], mounts: &[MountPoint]) -> bool {
     device().is_some_and(|device| mounts.iter().any(|mount| mount.device == device))
 }
 
-/// Takes away what a dead daemon left mounted at `path`, however deep it is stacked. Says whether there was any.
-pub fn clear_dead(path: &Path) -> io::Result<bool> {
-    let mut any = false;
-    while at(path)?.is_some_and(|mount| mount.is_dead()) {
-        detach(path)?;
-        any = true;
-    }
-    Ok(any)
-}
-
 /// The path as the mount table writes it. The last component is not asked for anything, as it may be a dead mount.
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
@@ -254,6 +244,5 @@ mod tests {
     fn root_is_mounted_and_a_missing_directory_is_not() {
         assert!(at(Path::new("/")).unwrap().is_some());
         assert_eq!(at(Path::new("/no/such/place")).unwrap(), None);
-        assert!(!clear_dead(Path::new("/no/such/place")).unwrap());
     }
 }

@@ -37,10 +37,13 @@ pub struct VolumeStatus {
     pub operations: u64,
     pub inodes: u64,
     pub open_files: u64,
-    /// Written, but not yet in a published version.
-    pub unpublished_bytes: u64,
+    /// Files that are open, or written and not yet published.
+    pub unpublished_files: u64,
     /// Journal behind the last checkpoint: what a start after a crash would replay.
     pub journal_bytes: u64,
+    /// Syncs of the journal since the start; one serves all who wait for it.
+    #[serde(default)]
+    pub journal_syncs: u64,
     /// Why nothing more is accepted, if that is so.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub read_only: Option<String>,
@@ -83,7 +86,8 @@ pub struct UsagePart {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {
     pub live_glyphs: u64,
-    pub dead_glyphs: u64,
+    pub packs_removed: u64,
+    pub packs_rewritten: u64,
     pub freed_bytes: u64,
     pub rewritten_bytes: u64,
 }

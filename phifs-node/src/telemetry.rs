@@ -1,11 +1,14 @@
-//! Logging setup, once per process.
+//! Logging setup, once per process, and the word to the service manager.
 //!
 //! Everything goes to standard error: `phifs up` makes that STORE/phifs.log for a daemon in the background, and under
 //! systemd it is the journal, which keeps its own times.
 
 use std::fs;
 use std::io::{self, IsTerminal as _};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 
 use tracing_subscriber::filter::LevelFilter;
@@ -46,6 +49,19 @@ pub fn open_log(path: &Path) -> io::Result<fs::File> {
         fs::rename(path, old)?;
     }
     fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+/// Tells systemd, if that is who started us, what it waits for. Protocol: sd_notify(3).
+pub fn tell_service_manager(state: &str) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match socket.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&socket),
+    };
+    let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    if let Err(error) = sent {
+        tracing::warn!(%error, "cannot tell the service manager that the volume is up");
+    }
 }
 
 #[cfg(test)]

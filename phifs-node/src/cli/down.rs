@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::Context;
-use crate::config::{Config, Settings};
+use crate::config::Settings;
 use crate::control::{Client, Progress, Request};
 use crate::failure::{Failure, Kind};
 use crate::store_dir::StoreDir;
-use crate::{daemon, mounts, show};
+use crate::{daemon, show};
 
 /// The daemon has closed its volume by then; what is left is the end of a process.
 const END_TIME_MAX: Duration = Duration::from_secs(30);
@@ -40,8 +40,8 @@ impl Down {
             }
             Err(failure) if failure.kind == Kind::NotRunning => {
                 // Whoever holds the lock is starting, checking, or ending: its mount is not dead.
-                drop(store.lock("down")?);
-                if clear_dead_mounts(&config)? {
+                let _lock = store.lock("down")?;
+                if daemon::clear_dead_mounts(&config)? {
                     context.output.note("No daemon was running; the mount that a dead one had left is cleared.");
                     return Ok(());
                 }
@@ -63,17 +63,4 @@ fn wait_until_free(store: &StoreDir) -> Result<(), Failure> {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
-}
-
-/// Takes away the mounts of this store that nobody serves. Says whether there were any.
-fn clear_dead_mounts(config: &Config) -> Result<bool, Failure> {
-    let source = daemon::source(config);
-    let unlisted = |error| Failure::plain(format!("cannot read the mount table: {error}"));
-    let mut dead = mounts::list().map_err(unlisted)?;
-    dead.retain(|mount| (mount.source == source || mount.path == config.mount) && mount.is_dead());
-    for mount in &dead {
-        mounts::detach(&mount.path)
-            .map_err(|error| Failure::plain(format!("cannot unmount {}: {error}", show::path(&mount.path))))?;
-    }
-    Ok(!dead.is_empty())
 }

@@ -22,10 +22,10 @@ impl Gc {
 
 fn describe(collected: &Collected) -> String {
     format!(
-        "{} freed, {} rewritten; {} glyphs live, {} dead",
+        "{} freed, {} rewritten; {} packs removed, {} glyphs live",
         show::size(collected.freed_bytes),
         show::size(collected.rewritten_bytes),
-        collected.live_glyphs,
-        collected.dead_glyphs
+        collected.packs_removed,
+        collected.live_glyphs
     )
 }

@@ -23,7 +23,10 @@ impl Output {
         if self.json {
             print(&serde_json::to_string(value).expect("reports are plain data with text keys"));
         } else {
-            print(text(value).trim_end());
+            let text = text(value);
+            if !text.is_empty() {
+                print(text.trim_end());
+            }
         }
     }
 

@@ -34,7 +34,7 @@ fn describe(status: &report::Status) -> String {
         ("node", volume.node.clone()),
         ("author", format!("{}, {} operations", volume.author, volume.operations)),
         ("inodes", format!("{}, {} files open", volume.inodes, volume.open_files)),
-        ("unpublished", show::size(volume.unpublished_bytes)),
+        ("files in use", volume.unpublished_files.to_string()),
         ("journal", show::size(volume.journal_bytes)),
     ])
 }

@@ -60,6 +60,7 @@ impl Up {
             let mut line = context.output.progress();
             return daemon::serve(&config, &mut |step| line.show(&step), |ready| {
                 context.output.result(ready, describe);
+                telemetry::tell_service_manager("READY=1");
                 Ok(())
             });
         }

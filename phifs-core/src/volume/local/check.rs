@@ -44,6 +44,11 @@ impl LocalVolume {
         Ok(report)
     }
 
+    /// Builds the index of glyph locations anew from the packs.
+    pub fn rebuild_index(&self, progress: &dyn Fn(crate::store::Progress)) -> Result<()> {
+        Ok(self.store.rebuild_index(progress)?)
+    }
+
     fn check_nodes(&self, report: &mut FsckReport) -> Result<()> {
         let checkpoint = self.checkpoint.lock();
         for (table, root) in checkpoint.roots.iter() {

@@ -4,7 +4,9 @@
 //! are being changed. Before marking, two checkpoints make both copies of the superblock name the same roots, so that
 //! nothing is live that is not in the current state.
 
-use crate::content::manifest::visit_glyphs;
+use std::collections::HashSet;
+
+use crate::content::manifest::{Part, visit_glyphs};
 use crate::content::Content;
 use crate::id::{GlyphId, InodeId};
 use crate::merkle;
@@ -47,15 +49,17 @@ impl LocalVolume {
         let mut live = 0;
         for (_, root) in checkpoint.roots.iter() {
             merkle::walk(&*self.nodes, &root, &mut |id, _| {
-                live += 1;
-                mark.keep(GlyphKind::Node, id)
+                let new = mark.keep(GlyphKind::Node, id);
+                live += u64::from(new);
+                new
             })
             .map_err(StoreError::from)?;
         }
+        let mut pages = HashSet::new();
         let mut looked_at = 0;
         self.each_inode(&mut |_, row| {
             for entry in row.versions.entries() {
-                self.keep_content(&mut mark, &entry.value.content, &mut live)?;
+                self.keep_content(&mut mark, &mut pages, &entry.value.content, &mut live)?;
             }
             looked_at += 1;
             if looked_at % 4096 == 0 {
@@ -64,7 +68,7 @@ impl LocalVolume {
             Ok(())
         })?;
         for content in self.contents_in_use() {
-            self.keep_content(&mut mark, &content, &mut live)?;
+            self.keep_content(&mut mark, &mut pages, &content, &mut live)?;
         }
         let sweep = self.store.sweep(mark, min_live_ratio)?;
         Ok(CollectReport { live_glyphs: live, sweep })
@@ -80,10 +84,18 @@ impl LocalVolume {
         Ok(total)
     }
 
-    fn keep_content(&self, mark: &mut Mark, content: &Content, live: &mut u64) -> Result<()> {
-        visit_glyphs(&*self.store, content, &mut |_, id| {
-            *live += 1;
-            mark.keep(GlyphKind::Data, id)
+    /// `pages` are the manifest pages seen so far. They are told apart from data, as a file may hold the very bytes of
+    /// a page, and what a page lists must be kept all the same.
+    fn keep_content(
+        &self,
+        mark: &mut Mark,
+        pages: &mut HashSet<GlyphId>,
+        content: &Content,
+        live: &mut u64,
+    ) -> Result<()> {
+        visit_glyphs(&*self.store, content, &mut |part, id| {
+            *live += u64::from(mark.keep(GlyphKind::Data, id));
+            part == Part::Page && pages.insert(*id)
         })?;
         Ok(())
     }
