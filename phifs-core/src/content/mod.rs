@@ -31,6 +31,8 @@ pub const INLINE_MAX: u64 = 4096;
 pub const SINGLE_MAX: u64 = 64 * 1024;
 /// The longest file that the kernel's signed offsets can address.
 pub const LEN_MAX: u64 = i64::MAX as u64;
+/// The host frees space in blocks of this size, so holes start and end at multiples of it.
+const BLOCK: u64 = 4096;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {

@@ -22,7 +22,7 @@ use crate::codec::{DecodeError, Encode, Reader};
 use crate::content::manifest::What;
 use crate::content::ranges::RangeSet;
 use crate::content::reader::ContentReader;
-use crate::content::{Content, ContentError, LEN_MAX, Result, check_version, staging};
+use crate::content::{BLOCK, Content, ContentError, LEN_MAX, Result, check_version, staging};
 use crate::disk::File;
 use crate::store::GlyphSource;
 
@@ -220,7 +220,7 @@ impl Overlay {
                 let span = from.base.find(from.glyphs, at)?.expect("the base is no shorter than its visible part");
                 let end = span.end().min(gap.end);
                 match span.extent.what {
-                    What::Hole => clear(from.file, at..end)?,
+                    What::Hole => self.clear(from.file, at..end)?,
                     What::Glyph(_) => {
                         buf.resize((end - at) as usize, 0);
                         from.base.read_at(from.glyphs, &mut buf, at)?;
@@ -279,6 +279,19 @@ impl Overlay {
         }
     }
 
+    /// Makes a range of the staging file a hole. A failed write may have left something there; where nothing did, space
+    /// that was reserved stays reserved.
+    fn clear(&self, file: &dyn File, range: Range<u64>) -> Result<()> {
+        match file.seek_data(range.start).map_err(staging("looking for data"))? {
+            Some(data) if data < range.end => {
+                // The block around the end of the file is freed only as a whole.
+                let end = if range.end == self.len { range.end.next_multiple_of(BLOCK) } else { range.end };
+                file.punch_hole(data, end - data).map_err(staging("punching a hole"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Undoes what a failed call may have added behind the end: it would show up when the file grows over it.
     fn fail(&self, file: &dyn File, doing: &'static str, source: io::Error) -> ContentError {
         // If this fails as well, the first error is still the one to report.
@@ -294,15 +307,6 @@ impl Overlay {
 enum Truth {
     Base,
     Staging,
-}
-
-/// Makes a range of the staging file a hole. A failed write may have left something there; where nothing did, space
-/// that was reserved stays reserved.
-fn clear(file: &dyn File, range: Range<u64>) -> Result<()> {
-    match file.seek_data(range.start).map_err(staging("looking for data"))? {
-        Some(data) if data < range.end => file.punch_hole(data, range.end - data).map_err(staging("punching a hole")),
-        _ => Ok(()),
-    }
 }
 
 fn checked_range(offset: u64, len: u64) -> Result<Range<u64>> {

@@ -9,22 +9,18 @@
 //! would cut the file into tiny glyphs and become zeroes. Zeroes that somebody wrote stay data: they cost one small
 //! glyph that all of them share, and looking for them would cost a look at every byte.
 
-use std::ops::Range;
-
 use bytes::Bytes;
 
 use crate::chunker::{CHUNK_BYTES_MAX, Chunker};
 use crate::content::manifest::{Builder, Extent, What};
 use crate::content::overlay::{Overlay, Sources};
 use crate::content::ranges::RangeSet;
-use crate::content::{Content, INLINE_MAX, Result, SINGLE_MAX};
+use crate::content::{BLOCK, Content, INLINE_MAX, Result, SINGLE_MAX};
 use crate::id::GlyphId;
 use crate::store::{GlyphKind, GlyphSink};
 
 /// Shorter holes are stored as zeroes.
 pub const HOLE_MIN: u64 = 16 * 1024;
-/// Holes start and end at multiples of this, as they do in the files of the host.
-const BLOCK: u64 = 4096;
 /// How much is read at once when a change turns out to be long.
 const READ_BYTES: usize = 1024 * 1024;
 
@@ -83,40 +79,35 @@ impl<'a, 'b> Publisher<'a, 'b> {
     }
 
     fn run(mut self) -> Result<Content> {
-        let regions = self.regions()?;
         let len = self.overlay.len_bytes();
         let mut at = 0;
-        let mut index = 0;
-        while at < len {
-            match regions.get(index) {
-                Some(region) if region.start <= at => at = self.rechunk(at, &regions, &mut index)?,
-                next => {
-                    let end = next.map_or(len, |region| region.start);
-                    self.from.base.reuse(self.from.glyphs, at..end, &mut self.out)?;
-                    at = end;
-                }
+        for region in self.regions()?.iter() {
+            if at < region.start {
+                self.from.base.reuse(self.from.glyphs, at..region.start, &mut self.out)?;
+                at = region.start;
+            }
+            // Chunking the region before may have led into this one or past it.
+            if at < region.end {
+                at = self.rechunk(at, region.end)?;
             }
         }
+        self.from.base.reuse(self.from.glyphs, at..len, &mut self.out)?;
         self.out.finish()
     }
 
     /// What is to be chunked again, in order: from a boundary of the base that no change can have moved, to the end
     /// of the change.
-    fn regions(&mut self) -> Result<Vec<Range<u64>>> {
-        let mut changed = self.overlay.changed();
-        // Inline bytes have no glyph that could be reused.
-        if matches!(self.overlay.base(), Content::Inline { .. }) {
-            changed.insert(0..u64::MAX);
-        }
+    fn regions(&mut self) -> Result<RangeSet> {
         let mut regions = RangeSet::new();
-        for change in changed.iter() {
+        for change in self.overlay.changed().iter() {
             regions.insert(self.boundary_before(change.start)?..change.end);
         }
-        Ok(regions.iter().collect())
+        Ok(regions)
     }
 
     /// The start of the extent around this offset, or an earlier one: an extent that a hole or the end of the file
-    /// cut short may go on where that is filled.
+    /// cut short may go on where that is filled. So inline bytes, which have no glyph, are never reused here: the file
+    /// has grown behind the end of their only extent.
     fn boundary_before(&mut self, offset: u64) -> Result<u64> {
         let here = self.from.base.find(self.from.glyphs, offset)?;
         let mut start = here.map_or(self.overlay.base().len_bytes(), |span| span.start);
@@ -136,16 +127,11 @@ impl<'a, 'b> Publisher<'a, 'b> {
         Ok(start)
     }
 
-    /// Chunks from `start`, which lies in region `index`, until the cuts meet the base's again behind that region, or
-    /// to the end of the file. Returns where, and leaves `index` at the first region not dealt with.
-    fn rechunk(&mut self, start: u64, regions: &[Range<u64>], index: &mut usize) -> Result<u64> {
-        let len = self.overlay.len_bytes();
-        let mut at = start;
+    /// Chunks from `at` until the cuts meet the base's at or behind `changed_end`, or to the end of the file. Returns
+    /// where that is.
+    fn rechunk(&mut self, mut at: u64, changed_end: u64) -> Result<u64> {
         let mut window = Window::default();
-        while at < len {
-            if at > start && self.in_step(at, regions, index)? {
-                break;
-            }
+        while at < self.overlay.len_bytes() && (at < changed_end || !self.is_boundary(at)?) {
             if window.is_short() {
                 self.refill(&mut window, at)?;
             }
@@ -169,14 +155,8 @@ impl<'a, 'b> Publisher<'a, 'b> {
         Ok(at)
     }
 
-    /// Whether all from `at` to the next region is as chunking would find it. Moves `index` past what is done.
-    fn in_step(&mut self, at: u64, regions: &[Range<u64>], index: &mut usize) -> Result<bool> {
-        while regions.get(*index).is_some_and(|region| region.end <= at) {
-            *index += 1;
-        }
-        if regions.get(*index).is_some_and(|region| region.start < at) {
-            return Ok(false);
-        }
+    /// Whether an extent of the base starts here.
+    fn is_boundary(&mut self, at: u64) -> Result<bool> {
         let span = self.from.base.find(self.from.glyphs, at)?;
         Ok(span.is_some_and(|span| span.start == at))
     }
