@@ -79,6 +79,12 @@ fn damage_in_the_middle_of_an_unsealed_pack_is_reported_and_a_torn_tail_dropped(
     assert_eq!((report.damage, report.dropped_tails), (vec![expected], vec![]));
     assert_holds(&store, &glyphs[2..]);
 
+    let headless = disk.snapshot();
+    headless.flip(name, second + 20, 1).unwrap();
+    let (store, report) = try_open(Arc::new(headless), Arc::new(MemIndex::default())).unwrap();
+    assert_eq!((report.damage, report.dropped_tails), (vec![Damage { id: None, ..expected }], vec![]));
+    assert_holds(&store, &[glyphs[0].clone(), glyphs[2].clone(), glyphs[3].clone()]);
+
     let torn = disk.snapshot();
     torn.flip(name, second + 2 * record + 100, 1).unwrap();
     let (store, report) = try_open(Arc::new(torn), Arc::new(MemIndex::default())).unwrap();
