@@ -94,6 +94,23 @@ fn damage_in_the_middle_of_an_unsealed_pack_is_reported_and_a_torn_tail_dropped(
 }
 
 #[test]
+fn a_tail_that_was_durable_is_reported_as_damage() {
+    let disk = MemDisk::new();
+    let index = Arc::new(MemIndex::default());
+    let (store, _) = try_open(Arc::new(disk.clone()), index.clone()).unwrap();
+    put_all(&store, &[(GlyphKind::Data, noise(1, 200)), (GlyphKind::Data, noise(2, 200))]);
+    store.sync().unwrap();
+    store.flush_index();
+    drop(store);
+    let len = disk.bytes_of(FileName::Pack(1)).unwrap().len() as u64;
+    disk.flip(FileName::Pack(1), len - 1, 1).unwrap();
+    let (store, report) = try_open(Arc::new(disk.clone()), index).unwrap();
+    assert_eq!((report.damage.len(), report.dropped_tails.len()), (1, 0));
+    assert!(report.index_rebuilt);
+    assert_holds(&store, &[(GlyphKind::Data, noise(1, 200))]);
+}
+
+#[test]
 fn scrub_finds_every_damaged_record_and_a_put_heals_it() {
     let (disk, glyphs) = victim();
     let store = open(&disk);
