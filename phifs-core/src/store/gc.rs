@@ -169,7 +169,10 @@ impl GlyphStore {
     fn collect(&self, pack: &Arc<Pack>, mark: &mut Mark, report: &mut SweepReport) -> Result<(), StoreError> {
         let kind = pack.kind;
         let lane = self.lane(kind);
-        lane.seal(&self.shared, pack.number)?;
+        // A sealed pack waits for nothing, so it can go even when the disk is too full to write what others wait for.
+        if !pack.is_sealed() {
+            lane.seal(&self.shared, pack.number)?;
+        }
         let entries = pack.entries()?;
         let mut safe = HashSet::new();
         let gate = loop {
@@ -180,7 +183,9 @@ impl GlyphStore {
                 }
                 safe.insert(entry.id);
             }
-            lane.sync(&self.shared)?;
+            if !safe.is_empty() {
+                lane.sync(&self.shared)?;
+            }
             // From here no put can find a glyph in this pack and rely on it. Those that did in the meantime count.
             let gate = self.gate.write();
             mark.take_in_pins();

@@ -146,8 +146,15 @@ impl GlyphStore {
     /// `Full`: the disk had no room for bytes that were accepted before; they stay in memory and a later call tries
     /// again. Any other failure is final: the store takes no more writes (`ReadOnly`) until it is opened anew.
     pub fn sync(&self) -> Result<(), StoreError> {
-        self.data.sync(&self.shared)?;
-        self.nodes.sync(&self.shared)
+        // Metadata is made durable even where data cannot be: without it nothing could be deleted.
+        let data = self.sync_kind(GlyphKind::Data);
+        let nodes = self.sync_kind(GlyphKind::Node);
+        data.and(nodes)
+    }
+
+    /// `sync` for the glyphs of one kind.
+    pub fn sync_kind(&self, kind: GlyphKind) -> Result<(), StoreError> {
+        self.lane(kind).sync(&self.shared)
     }
 
     /// False once a write or a sync has failed for good.
@@ -295,7 +302,7 @@ impl GlyphStore {
         None
     }
 
-    /// The stored record at a place, from memory or the disk, with its header checked against the id.
+    /// The first `len` bytes of a record, from memory or the disk, with the header checked against the id.
     fn record(
         &self,
         pack: &Pack,
@@ -303,7 +310,7 @@ impl GlyphStore {
         id: &GlyphId,
         len: usize,
     ) -> Result<(Header, Vec<u8>), Unreadable> {
-        let mut bytes = self.lane(pack.kind).in_memory(location).unwrap_or_default();
+        let mut bytes = self.lane(pack.kind).in_memory(location, len).unwrap_or_default();
         if bytes.is_empty() {
             if location.stored_bytes as usize > GLYPH_BYTES_MAX {
                 return Err(Unreadable::Bad);
@@ -341,7 +348,7 @@ impl GlyphStore {
     fn fetch(&self, pack: &Pack, location: Location, id: &GlyphId) -> Result<Bytes, Unreadable> {
         let len = HEADER_BYTES + location.stored_bytes as usize;
         let (header, bytes) = self.record(pack, location, id, len)?;
-        header.plain(&bytes[HEADER_BYTES..]).ok_or(Unreadable::Bad)
+        header.plain(Bytes::from(bytes).slice(HEADER_BYTES..)).ok_or(Unreadable::Bad)
     }
 
     /// Asks the packs themselves, newest first, after memory or the index gave a place that did not hold (`tried`) or

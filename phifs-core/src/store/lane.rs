@@ -126,9 +126,11 @@ impl Lane {
         self.state.lock().places.get(id).copied()
     }
 
-    /// The record at this place, if it is not on the disk yet.
-    pub fn in_memory(&self, location: Location) -> Option<Vec<u8>> {
-        self.state.lock().in_memory(location).map(<[u8]>::to_vec)
+    /// The first `len` bytes of the record at this place, if it is not on the disk yet.
+    pub fn in_memory(&self, location: Location, len: usize) -> Option<Vec<u8>> {
+        let state = self.state.lock();
+        let record = state.in_memory(location)?;
+        Some(record[..len.min(record.len())].to_vec())
     }
 
     /// Appends a record, unless its glyph has a place here already, other than `instead_of`, which is known to be bad.

@@ -33,7 +33,7 @@ const MAGIC: [u8; 8] = *b"PhiFPack";
 const END_MAGIC: [u8; 8] = *b"PhiFSeal";
 const WINDOW_BYTES: usize = 1 << 20;
 
-const _: () = assert!(START as usize % ALIGN == 0 && HEADER_BYTES % ALIGN == 0);
+const _: () = assert!((START as usize).is_multiple_of(ALIGN) && HEADER_BYTES.is_multiple_of(ALIGN));
 
 /// One line of a pack's list of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -29,7 +29,8 @@ pub enum Stage {
     BuildingIndex,
 }
 
-/// What opening a store found. Anything but empty lists after a power loss is worth an operator's look.
+/// What opening a store found. After a power loss both lists may hold writes that were never synced; after a clean
+/// stop, anything in them is the disk's fault.
 #[derive(Clone, Debug, Default)]
 pub struct OpenReport {
     pub packs: u64,
@@ -63,14 +64,22 @@ impl GlyphStore {
         let names = disk.list().map_err(|source| StoreError::Disk { doing: "listing the packs", source })?;
         let numbers: Vec<u32> =
             names.iter().filter_map(|name| if let FileName::Pack(n) = name { Some(*n) } else { None }).collect();
+        let position = index.position();
+        let known = position.ok().flatten().filter(|known| known.store_id == options.store_id);
         for (done, number) in numbers.iter().enumerate() {
             progress(Progress { stage: Stage::OpeningPacks, done: done as u64, total: numbers.len() as u64 });
             let found = Pack::open(&*disk, *number, &options.store_id)?;
-            let clean = found.damage.is_empty() && found.header_intact;
             report.damage.extend(&found.damage);
-            if found.tail_bytes > 0 && !found.sealed {
+            let end = found.pack.totals().end;
+            // The index learns only of what is durable, so a tail that it knows was not torn by a crash.
+            let was_durable = known.is_some_and(|known| known.pack == *number && known.offset > end);
+            if was_durable && !found.sealed {
+                let len_bytes = u32::try_from(found.tail_bytes).unwrap_or(u32::MAX);
+                report.damage.push(Damage { pack: *number, offset_bytes: end, len_bytes, id: None });
+            } else if found.tail_bytes > 0 && !found.sealed {
                 report.dropped_tails.push(DroppedTail { pack: *number, len_bytes: found.tail_bytes });
             }
+            let clean = found.damage.is_empty() && found.header_intact && !was_durable;
             let sealed = found.sealed;
             let pack = mend(&*disk, found, &options.store_id);
             if !sealed {
@@ -82,8 +91,6 @@ impl GlyphStore {
         // What an earlier process wrote but did not sync must be durable before a put counts it as stored.
         make_durable(&*disk, &packs)?;
 
-        let position = index.position();
-        let known = position.as_ref().ok().copied().flatten();
         // Numbers are never used twice, or an index that lags behind would name the wrong pack.
         let newest = packs.keys().next_back().copied().unwrap_or(0).max(known.map_or(0, |position| position.pack));
         let lane = |kind, pack_bytes_max| -> Result<Lane, StoreError> {
@@ -146,12 +153,10 @@ impl GlyphStore {
         Ok((store, report))
     }
 
-    /// An index of another store, or one that knows more than the packs hold, comes from somewhere else.
+    /// An index that knows more than the packs hold comes from somewhere else, or they lost something.
     fn index_may_be_right(&self, known: Position) -> bool {
         let end = self.shared.pack(known.pack).map(|pack| pack.totals().end);
-        known.store_id == self.shared.store_id
-            && known.pack < self.shared.next_pack.load(Ordering::Relaxed)
-            && end.is_none_or(|end| known.offset <= end)
+        known.pack < self.shared.next_pack.load(Ordering::Relaxed) && end.is_none_or(|end| known.offset <= end)
     }
 }
 

@@ -79,12 +79,35 @@ fn damage_in_the_middle_of_an_unsealed_pack_is_reported_and_a_torn_tail_dropped(
     assert_eq!((report.damage, report.dropped_tails), (vec![expected], vec![]));
     assert_holds(&store, &glyphs[2..]);
 
+    let headless = disk.snapshot();
+    headless.flip(name, second + 20, 1).unwrap();
+    let (store, report) = try_open(Arc::new(headless), Arc::new(MemIndex::default())).unwrap();
+    assert_eq!((report.damage, report.dropped_tails), (vec![Damage { id: None, ..expected }], vec![]));
+    assert_holds(&store, &[glyphs[0].clone(), glyphs[2].clone(), glyphs[3].clone()]);
+
     let torn = disk.snapshot();
     torn.flip(name, second + 2 * record + 100, 1).unwrap();
     let (store, report) = try_open(Arc::new(torn), Arc::new(MemIndex::default())).unwrap();
     assert_eq!(report.damage, []);
     assert_eq!(report.dropped_tails, [DroppedTail { pack: 1, len_bytes: record }]);
     assert_holds(&store, &glyphs[..3]);
+}
+
+#[test]
+fn a_tail_that_was_durable_is_reported_as_damage() {
+    let disk = MemDisk::new();
+    let index = Arc::new(MemIndex::default());
+    let (store, _) = try_open(Arc::new(disk.clone()), index.clone()).unwrap();
+    put_all(&store, &[(GlyphKind::Data, noise(1, 200)), (GlyphKind::Data, noise(2, 200))]);
+    store.sync().unwrap();
+    store.flush_index();
+    drop(store);
+    let len = disk.bytes_of(FileName::Pack(1)).unwrap().len() as u64;
+    disk.flip(FileName::Pack(1), len - 1, 1).unwrap();
+    let (store, report) = try_open(Arc::new(disk.clone()), index).unwrap();
+    assert_eq!((report.damage.len(), report.dropped_tails.len()), (1, 0));
+    assert!(report.index_rebuilt);
+    assert_holds(&store, &[(GlyphKind::Data, noise(1, 200))]);
 }
 
 #[test]

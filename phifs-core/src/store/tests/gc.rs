@@ -105,6 +105,54 @@ fn a_hold_outlives_a_mark_that_began_after_the_put() {
     assert_gone(&store, &all);
 }
 
+/// An index that lets something happen in the middle of one lookup.
+#[derive(Default)]
+struct InterruptingIndex {
+    inner: MemIndex,
+    interruption: parking_lot::Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl GlyphIndex for InterruptingIndex {
+    fn get(&self, id: &GlyphId) -> Result<Option<Location>, IndexError> {
+        let interruption = self.interruption.lock().take();
+        if let Some(interruption) = interruption {
+            interruption();
+        }
+        self.inner.get(id)
+    }
+
+    fn apply(&self, changes: &[(GlyphId, Option<Location>)], position: Position) -> Result<(), IndexError> {
+        self.inner.apply(changes, position)
+    }
+
+    fn position(&self) -> Result<Option<Position>, IndexError> {
+        self.inner.position()
+    }
+
+    fn clear(&self) -> Result<(), IndexError> {
+        self.inner.clear()
+    }
+}
+
+#[test]
+fn what_is_found_while_its_pack_is_being_rewritten_is_live() {
+    let index = Arc::new(InterruptingIndex::default());
+    let (store, _) = try_open(Arc::new(MemDisk::new()), index.clone()).unwrap();
+    let store = Arc::new(store);
+    let glyphs: Vec<_> = (0..6).map(|number| (GlyphKind::Data, noise(number, 200))).collect();
+    put_all(&store, &glyphs);
+    store.sync().unwrap();
+    store.flush_index();
+    let mark = mark(&store, &BOTH, &glyphs[..1]);
+    let (finder, late) = (store.clone(), glyphs[3].clone());
+    // The sweep looks up the one live glyph to copy it; by then it has counted the pins once.
+    *index.interruption.lock() = Some(Box::new(move || put_all(&finder, &[late])));
+    let report = store.sweep(mark, 1.0).unwrap();
+    assert_eq!((report.packs_rewritten, report.glyphs_copied), (1, 2));
+    assert_holds(&store, &[glyphs[0].clone(), glyphs[3].clone()]);
+    assert_gone(&store, &[glyphs[1].clone(), glyphs[2].clone()]);
+}
+
 #[test]
 fn a_damaged_live_glyph_keeps_its_pack_until_it_is_healed() {
     let all = glyphs(40);

@@ -48,6 +48,40 @@ fn a_writer_on_a_full_disk_is_refused_before_memory_fills() {
 }
 
 #[test]
+fn a_collection_frees_a_disk_without_any_room() {
+    let disk = MemDisk::with_capacity(64 << 10);
+    let options = StoreOptions { reserve_bytes: Some(0), ..small_packs() };
+    let (store, _) =
+        GlyphStore::open(Arc::new(disk.clone()), Arc::new(MemIndex::default()), &options, &|_| {}).unwrap();
+    for number in 0.. {
+        let written = store.write(GlyphKind::Data, &noise(number, 1000));
+        if written.and_then(|_| store.sync_kind(GlyphKind::Data)).is_err() {
+            break;
+        }
+    }
+    let stuck = [(GlyphKind::Data, noise(1 << 40, 3000))];
+    disk.create(FileName::Staging(1)).unwrap().allocate(0, disk.space().unwrap().free_bytes, true).unwrap();
+    let mark = store.begin_mark(&[GlyphKind::Data]);
+    put_all(&store, &stuck);
+    assert!(matches!(store.sync(), Err(StoreError::Full)));
+    let report = store.sweep(mark, 0.0).unwrap();
+    assert!(report.packs_removed > 5);
+    store.sync().unwrap();
+    assert_holds(&store, &stuck);
+}
+
+#[test]
+fn a_sync_without_news_does_not_touch_the_disk() {
+    let (disk, _, store) = faulty();
+    put_all(&store, &glyphs(5));
+    store.sync().unwrap();
+    let before = disk.calls(Access::Sync);
+    put_all(&store, &glyphs(5));
+    store.sync().unwrap();
+    assert_eq!(disk.calls(Access::Sync), before);
+}
+
+#[test]
 fn data_leaves_the_reserve_to_nodes_and_collections() {
     let disk = MemDisk::with_capacity(4 << 20);
     let options = StoreOptions { reserve_bytes: Some(2 << 20), ..StoreOptions::new(STORE_ID) };
