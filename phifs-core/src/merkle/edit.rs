@@ -41,7 +41,7 @@ pub fn build(sink: Sink<'_>, shape: Shape, rows: impl IntoIterator<Item = (Bytes
 
 /// The map that `root` becomes by these changes, which must come in ascending order of their keys: `Some` sets the
 /// value of a key, `None` removes the row. Writes the nodes of the result that `root` lacks, children first, each
-/// once, and no others.
+/// once, and no others. Memory follows the number of changes.
 ///
 /// # Panics
 ///
@@ -167,16 +167,6 @@ impl Open {
         }
         Ok(())
     }
-
-    /// Takes a change of a row.
-    fn replace(&mut self, row: Unit, old: &Bytes, value: Option<Bytes>) -> Result<(), MapError> {
-        if value.as_ref() == Some(old) {
-            self.done.push(row);
-            return Ok(());
-        }
-        self.changed = true;
-        self.insert((row.key, value))
-    }
 }
 
 impl Editor<'_> {
@@ -197,9 +187,13 @@ impl Editor<'_> {
                 }
                 match &unit.body {
                     Body::Row(old) => {
-                        let old = old.clone();
                         let (_, value) = self.changes.next().expect("it was peeked at");
-                        open.replace(unit, &old, value)?;
+                        if value.as_ref() == Some(old) {
+                            open.done.push(unit);
+                        } else {
+                            open.changed = true;
+                            open.insert((unit.key, value))?;
+                        }
                     }
                     Body::Stored(id) => {
                         let node = load_child(self.writer.source, id, (&unit.key, &[]), unit.summary)?;
@@ -354,7 +348,7 @@ impl Builder<'_> {
             self.floors.push(Vec::new());
         }
         self.floors[level].push(unit);
-        // Far more than one page can hold, so that most of it goes up.
+        // A row takes at least four bytes of a page, so this is more than two pages, and most of it goes up.
         let page_bytes = self.writer.shape.leaf_bytes.max(self.writer.shape.inner_bytes);
         if self.floors[level].len() < 1024 + page_bytes as usize / 2 {
             return Ok(());

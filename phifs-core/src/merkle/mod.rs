@@ -127,6 +127,6 @@ impl From<MapError> for StoreError {
 }
 
 /// Reads validated nodes; a cache of them can stand behind it.
-pub trait NodeSource {
+pub trait NodeSource: Send + Sync {
     fn node(&self, id: &GlyphId) -> Result<Node, MapError>;
 }

@@ -23,6 +23,9 @@ const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 10;
 const CHILD_BYTES: usize = GlyphId::LEN + 16;
 
+/// More rows than there can be, yet far from where sums overflow.
+const ROWS_MAX: u64 = 1 << 60;
+
 /// What a row takes in a leaf. Part of the shape of every map: it must never change.
 pub(super) fn row_bytes(key_bytes: usize, value_bytes: usize) -> u64 {
     (key_bytes + value_bytes + 4) as u64
@@ -241,12 +244,13 @@ impl Node {
                 // Each level is at least one bit deeper than its parent, so levels are bounded as keys are.
                 check(u32::from(child.level) + prefix_bits <= bit_len(KEY_BYTES_MAX), "the level of a child")?;
                 check(child.rows > 0, "the rows of a child")?;
-                rows = rows.checked_add(child.rows).ok_or(DecodeError::NotCanonical("the rows of a node"))?;
+                rows = rows.saturating_add(child.rows);
                 level = level.max(u32::from(child.level) + 1);
                 size_bytes += entry_bytes(key_bytes);
             }
             bit_before = bit_after;
         }
+        check(rows <= ROWS_MAX, "the rows of a node")?;
         check(level == u32::from(self.level()), "the level of a node")?;
         let size_bytes = u32::try_from(size_bytes).map_err(|_| DecodeError::NotCanonical("the size of a node"))?;
         let within = if count == 1 { bit_len(0) } else { critical_bit(first, last) };
@@ -347,5 +351,75 @@ fn put_ends(out: &mut Vec<u8>, wide: bool, lengths: impl Iterator<Item = usize>)
         } else {
             out.put_bytes(&(end as u16).to_le_bytes());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaf(rows: &[(&[u8], &[u8])]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode_leaf(&mut bytes, rows.iter().copied());
+        bytes
+    }
+
+    /// An inner node of two children, the leaves with the keys "a" and "b", once `damage` was done to the second.
+    fn inner(level: u16, damage: impl Fn(&mut Summary)) -> Vec<u8> {
+        let child = Summary { rows: 1, size_bytes: 5, prefix_bits: 10, level: 0 };
+        let mut second = child;
+        damage(&mut second);
+        let id = GlyphId([7; 32]);
+        let mut bytes = Vec::new();
+        encode_inner(&mut bytes, level, [(&b"a"[..], &id, child), (&b"b"[..], &id, second)].into_iter());
+        bytes
+    }
+
+    fn decode(bytes: Vec<u8>) -> Result<Node, DecodeError> {
+        Node::parse(Bytes::from(bytes))
+    }
+
+    #[test]
+    fn what_no_map_contains_is_refused_by_name() {
+        let refused = |bytes: Vec<u8>, reason: &'static str| {
+            assert_eq!(decode(bytes).map(drop).unwrap_err(), DecodeError::NotCanonical(reason));
+        };
+        refused(leaf(&[(b"b", b""), (b"a", b"")]), "the order of keys");
+        refused(leaf(&[(b"a", b""), (b"c", b""), (b"c", b""), (b"d", b"")]), "the order of keys");
+        let mut longer_prefix_possible = leaf(&[(b"ax", b""), (b"by", b"")]);
+        let second_key = longer_prefix_possible.len() - 2;
+        longer_prefix_possible[second_key] = b'a';
+        refused(longer_prefix_possible, "the prefix of a node");
+        refused(vec![1, 4, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], "the offset width of a node");
+        refused(vec![1, 2, 0, 0, 0, 0, 0, 0, 0, 0], "the count of a node");
+        refused(leaf(&[(&[0; KEY_BYTES_MAX + 1], b"")]), "the length of a key");
+        refused(leaf(&[(b"", &[0; VALUE_BYTES_MAX + 1])]), "the length of a value");
+
+        decode(inner(1, |_| ())).unwrap();
+        refused(inner(2, |_| ()), "the level of a node");
+        refused(inner(1, |child| child.rows = 0), "the rows of a child");
+        refused(inner(1, |child| child.rows = ROWS_MAX), "the rows of a node");
+        // "a" and "b" part at bit 7, and "b" has ten bits.
+        decode(inner(1, |child| child.prefix_bits = 8)).unwrap();
+        refused(inner(1, |child| child.prefix_bits = 7), "the prefix of a child");
+        refused(inner(1, |child| child.prefix_bits = 11), "the prefix of a child");
+        let deepest = bit_len(KEY_BYTES_MAX) as u16 - 10;
+        decode(inner(deepest + 1, |child| child.level = deepest)).unwrap();
+        refused(inner(deepest + 2, |child| child.level = deepest + 1), "the level of a child");
+    }
+
+    #[test]
+    fn large_nodes_have_wide_offsets() {
+        let value = vec![1; VALUE_BYTES_MAX];
+        let bytes = leaf(&[(b"a", &value), (b"b", b"small")]);
+        assert_eq!(bytes[1], 4);
+        let node = decode(bytes).unwrap();
+        assert_eq!((&node.value(0)[..], &node.value(1)[..]), (&value[..], &b"small"[..]));
+    }
+
+    #[test]
+    fn a_newer_version_is_named_in_the_error() {
+        let error = Node::decode(&GlyphId([0; 32]), Bytes::from_static(&[9, 2, 0, 0])).unwrap_err();
+        assert!(error.to_string().contains("format version 9"), "{error}");
     }
 }
