@@ -244,6 +244,15 @@ mod tests {
     }
 
     #[test]
+    fn version_1_is_what_it_was() {
+        let bytes = encode_slot(STORE, 3, b"state");
+        assert_eq!(bytes[..12], *b"PHIFS-SB\x01\0\0\0");
+        assert_eq!(bytes[12..28], STORE.0);
+        assert_eq!(bytes[28..45], *b"\x03\0\0\0\0\0\0\0\x05\0\0\0state");
+        assert_eq!(bytes[45..], *blake3::hash(&bytes[..45]).as_bytes());
+    }
+
+    #[test]
     fn the_newest_payload_is_found() {
         let disk = written(&["one"]);
         for round in ["two", "three", "four"] {

@@ -203,6 +203,24 @@ mod tests {
     }
 
     #[test]
+    fn version_1_is_what_it_was() {
+        let mut record = Vec::new();
+        encode_record(&mut record, 4, b"payload");
+        assert_eq!(record, b"\x07\0\0\0\x04payload");
+        let (_, bytes) = batch(&record);
+        assert_eq!(bytes[..8], *b"PhJb\x15\x55\x0e\x8a");
+        assert_eq!(bytes[8..24], *b"\x0c\0\0\0\x02\0\0\0\x0a\0\0\0\0\0\0\0");
+        assert_eq!(bytes[24..40], *b"\x28\0\0\0\0\0\0\0\x28\0\0\0\0\0\0\0");
+        assert_eq!(bytes[40..52], record);
+        let header = encode_segment_header(STORE);
+        assert_eq!(header[..12], *b"PHIFS-JL\x01\0\0\0");
+        assert_eq!(
+            header[12..32],
+            *b"\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\xc3\x1a\x4e\x6c"
+        );
+    }
+
+    #[test]
     fn any_flipped_bit_or_missing_end_of_a_batch_is_noticed() {
         let (_, bytes) = batch(b"some records");
         let used = BATCH_HEADER + b"some records".len();

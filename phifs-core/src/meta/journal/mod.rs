@@ -217,14 +217,13 @@ impl Journal {
         let written = lead.write();
         lead.outcome = match written {
             Ok(()) => Outcome::Durable,
-            Err(JournalError::Full | JournalError::Barrier(StoreError::Full)) => Outcome::Full,
+            Err(JournalError::Full) => Outcome::Full,
             Err(_) => Outcome::Failed,
         };
         drop(lead);
         match written {
             // A checkpoint may have made it durable meanwhile.
-            Err(JournalError::Full | JournalError::Barrier(StoreError::Full)) if self.committed() >= lsn => Ok(()),
-            Err(JournalError::Barrier(StoreError::Full)) => Err(JournalError::Full),
+            Err(JournalError::Full) if self.committed() >= lsn => Ok(()),
             written => written,
         }
     }
@@ -257,7 +256,7 @@ impl Journal {
     /// Makes files ahead of need. A background thread calls this now and then, so that commits do not have to.
     ///
     /// # Errors
-    /// `Full` when no file is free and none can be made; commits go on until the last one is used up.
+    /// `Full` when no file is free and the disk has no room for one; commits go on in what is left of the current one.
     pub fn prepare(&self) -> Result<(), JournalError> {
         self.segments.prepare()
     }
@@ -312,7 +311,10 @@ struct Lead<'a> {
 
 impl Lead<'_> {
     fn write(&self) -> Result<(), JournalError> {
-        (self.journal.barrier)().map_err(JournalError::Barrier)?;
+        (self.journal.barrier)().map_err(|error| match error {
+            StoreError::Full => JournalError::Full,
+            other => JournalError::Barrier(other),
+        })?;
         self.journal.segments.write_group(self.start, &self.group)
     }
 }

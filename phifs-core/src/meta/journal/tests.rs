@@ -180,6 +180,20 @@ fn a_failed_sync_is_never_forgotten() {
 }
 
 #[test]
+fn records_that_a_killed_process_left_in_the_page_cache_are_durable_once_replayed() {
+    let medium = CrashDisk::healthy();
+    let disk = FaultDisk::new(Arc::new(medium.clone()));
+    let (journal, _) = open(&disk);
+    disk.fail_once(Access::Sync, 0, FaultDisk::EIO);
+    let lsn = journal.append(1, b"written, not synced");
+    assert!(journal.commit(lsn).is_err());
+    assert!(open(&medium.after_power_loss(0)).1.is_empty());
+    let (journal, replayed) = open(&medium);
+    assert_eq!((payloads(&replayed), journal.committed()), (vec!["written, not synced"], lsn));
+    assert_eq!(open(&medium.after_power_loss(0)).1, replayed);
+}
+
+#[test]
 fn a_panicking_barrier_wakes_the_others_with_an_error() {
     let journal = open_with_barrier(&MemDisk::new(), Box::new(|| panic!("expected by this test")));
     let lsn = journal.append(1, b"x");
@@ -223,6 +237,15 @@ fn a_full_disk_refuses_commits_until_there_is_room() {
     disk.remove(FileName::Pack(0)).unwrap();
     drop(other);
     journal.commit(large).unwrap();
+}
+
+#[test]
+fn a_group_beyond_the_limit_is_refused_before_anything_is_made_for_it() {
+    let disk = MemDisk::new();
+    let (journal, _) = open(&disk);
+    let lsn = journal.append(1, &[0; 17 * BODY]);
+    assert!(matches!(journal.commit(lsn), Err(JournalError::Full)));
+    assert_eq!(journal.stats().segments, 2);
 }
 
 #[test]
@@ -503,14 +526,16 @@ fn many_generations_of_crashes_and_recycling_lose_nothing() {
 #[test]
 fn a_checkpoint_beyond_a_dropped_tail_does_not_revive_it() {
     let disk = MemDisk::new();
-    let (journal, _) = open(&disk);
+    // As many segments as are used, so that none is given back.
+    let four = Geometry { segments_min: 4, ..SMALL };
+    let (journal, _) = open_with(&disk, four, Lsn(0), Repair::Refuse).unwrap();
     put(&journal, "a");
     journal.append(1, format!("lost{:01$}", 7, BODY).as_bytes());
     let both = journal.append(1, &[0xff; BODY]);
     journal.commit(both).unwrap();
     damage(&disk, "lost");
 
-    let (journal, replayed) = open(&disk);
+    let (journal, replayed) = open_with(&disk, four, Lsn(0), Repair::Refuse).unwrap();
     assert_eq!(payloads(&replayed), ["a"]);
     let checkpoint = journal.append(1, &[1; BODY + BODY / 2]);
     assert!(checkpoint < both);
