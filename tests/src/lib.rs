@@ -47,7 +47,10 @@ pub fn is_root() -> bool {
 macro_rules! skip {
     ($($reason:tt)*) => {{
         let reason = format!($($reason)*);
-        assert!(std::env::var_os("PHIFS_NO_SKIP").is_none(), "cannot run here: {reason}");
+        assert!(
+            std::env::var_os("PHIFS_NO_SKIP").is_none() || $crate::on_ext4(),
+            "cannot run here: {reason}"
+        );
         eprintln!("skipped: {reason}");
         return;
     }};

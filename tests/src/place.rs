@@ -15,11 +15,7 @@ pub enum Place {
 impl Place {
     #[track_caller]
     pub fn new(mode: DataMode) -> Place {
-        if crate::on_ext4() {
-            Place::Ext4(Ext4Loop::new(EXT4_BYTES))
-        } else {
-            Place::Phifs(Box::new(Node::up(mode)))
-        }
+        if crate::on_ext4() { Place::Ext4(Ext4Loop::new(EXT4_BYTES)) } else { Place::Phifs(Box::new(Node::up(mode))) }
     }
 
     pub fn dir(&self) -> &Path {
