@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use phifs_tests::load::{Load, Syncing, Tail};
+use phifs_tests::ops::{compare, generate, shorten};
 use phifs_tests::{Ext4Loop, is_root, run, skip};
 
 const BYTES: u64 = 1 << 30;
@@ -94,4 +95,25 @@ fn a_hanging_program_is_ended_with_its_children() {
     let ran = run(Command::new("sh").args(["-c", "echo begun; sleep 60 & sleep 60"]), Duration::from_millis(300));
     assert!(ran.timed_out() && start.elapsed() < Duration::from_secs(10));
     assert_eq!(ran.stdout_text(), "begun\n");
+}
+
+#[test]
+fn two_filesystems_of_a_kind_do_not_differ_and_other_kinds_do() {
+    if !is_root() {
+        skip!("loop devices need root");
+    }
+    let (one, two) = (Ext4Loop::new(BYTES), Ext4Loop::new(BYTES));
+    let tmpfs = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut found = None;
+    for seed in 1..40 {
+        let calls = generate(seed, 400);
+        let same = compare(one.dir(), two.dir(), &calls);
+        assert!(same.is_none(), "seed {seed}: ext4 differs from ext4: {same:?}");
+        found = found.or_else(|| Some((calls.clone(), compare(one.dir(), tmpfs.path(), &calls)?)));
+    }
+    let (mut calls, divergence) = found.expect("tmpfs differs from ext4 in some way");
+    calls.truncate(divergence.at + 1);
+    let short = shorten(one.dir(), tmpfs.path(), calls, Duration::from_secs(20));
+    assert!(short.len() < 20, "a difference is shown by few calls, not {}", short.len());
+    eprintln!("tmpfs differs: {short:?}");
 }
