@@ -21,7 +21,7 @@ mod process;
 pub use ext4::Ext4Loop;
 pub use node::{DataMode, Node, phifs_bin};
 pub use place::Place;
-pub use process::{Ran, run, run_ok, wait_until};
+pub use process::{Background, Ran, run, run_ok, wait_until};
 
 /// Whether the long forms of the tests were asked for.
 pub fn long() -> bool {

@@ -40,6 +40,25 @@ impl Place {
         }
     }
 
+    /// The place dies under whoever uses it (`kill -9` of the daemon, or a power cut of ext4) and comes back.
+    /// `after_death` ends the users, who must not keep the dead mount busy.
+    #[track_caller]
+    pub fn crash(&mut self, after_death: impl FnOnce()) {
+        match self {
+            Place::Phifs(node) => {
+                node.kill();
+                after_death();
+                node.start();
+            }
+            Place::Ext4(ext4) => {
+                ext4.cut_power();
+                after_death();
+                ext4.unmount();
+                ext4.mount();
+            }
+        }
+    }
+
     /// To be called at the end of a test: no request may have panicked behind its back.
     #[track_caller]
     pub fn assert_healthy(&mut self) {

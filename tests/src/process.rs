@@ -99,6 +99,31 @@ pub fn run_ok(command: &mut Command, limit: Duration) -> Ran {
     run(command, limit).expect_success()
 }
 
+/// A program that runs beside the test in a process group of its own, ended with its children on drop.
+pub struct Background {
+    child: Child,
+}
+
+impl Background {
+    #[track_caller]
+    pub fn start(command: &mut Command) -> Background {
+        let child = command.stdin(Stdio::null()).process_group(0).spawn();
+        Background { child: child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")) }
+    }
+
+    /// `kill -9` of the whole group.
+    pub fn kill(&mut self) {
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
 /// Waits for a child that leads its process group; at the deadline kills the group and gives `None`.
 fn wait_or_kill(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     let deadline = Instant::now() + limit;
