@@ -109,7 +109,9 @@ impl Postgres {
                 processes.filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == self.data));
             let pids = ours.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
             let alive: Vec<Pid> = pids.collect();
-            alive.iter().for_each(|pid| drop(kill_process(*pid, Signal::KILL)));
+            for pid in &alive {
+                let _ = kill_process(*pid, Signal::KILL);
+            }
             alive.is_empty()
         });
         assert!(gone, "processes of the killed server stay");
