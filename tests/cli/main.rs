@@ -1,0 +1,243 @@
+//! The command and the daemon under bad conditions: each ends in a clear error, nothing lost, nothing hanging.
+
+mod disks;
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
+use std::time::Duration;
+
+use phifs_tests::{DataMode, Node, is_root, on_ext4, phifs_bin, run, run_ok, skip, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Ends the test where there is no phifs to ask.
+macro_rules! needs_phifs {
+    () => {
+        if on_ext4() || !is_root() {
+            skip!("about phifs, as root");
+        }
+    };
+}
+pub(crate) use needs_phifs;
+
+#[test]
+fn up_goes_to_the_background_once_mounted_and_down_waits() {
+    needs_phifs!();
+    let node = Node::new(DataMode::Passthrough);
+    let up = run_ok(node.command(["up"]).arg("--mount").arg(node.dir()), LIMIT);
+    let said = up.stdout_text() + &up.stderr_text();
+    assert!(said.contains(node.dir().to_str().unwrap()), "it does not say where it is mounted: {up}");
+    fs::write(node.dir().join("f"), b"here").unwrap();
+    let pid: i32 = fs::read_to_string(node.store().join("phifs.pid")).unwrap().trim().parse().unwrap();
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(command.windows(5).any(|bytes| bytes == b"phifs"), "STORE/phifs.pid names another process");
+    let status = node.phifs(["status", "--json"]).expect_success();
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["pid"], pid);
+    node.phifs(["down"]).expect_success();
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "`down` came back before the daemon had ended");
+    assert_eq!(fs::read_dir(node.dir()).unwrap().count(), 0, "still mounted");
+    node.phifs(["down"]).expect_clear_failure();
+    node.phifs(["status"]).expect_clear_failure();
+}
+
+#[test]
+fn a_busy_mount_is_named_with_its_users_and_force_ends_it() {
+    needs_phifs!();
+    let mut node = Node::up(DataMode::Passthrough);
+    fs::write(node.dir().join("kept"), b"x").unwrap();
+    let open = File::open(node.dir().join("kept")).unwrap();
+    let refused = node.phifs(["down"]).expect_clear_failure();
+    let me = std::process::id().to_string();
+    assert!(refused.stderr_text().contains(&me), "it does not tell that process {me} keeps it busy: {refused}");
+    assert!(node.alive() && node.dir().join("kept").exists(), "a refused `down` stopped something");
+    node.phifs(["down", "--force"]).expect_success();
+    assert!(wait_until(LIMIT, || !node.alive()));
+    drop(open);
+    node.kill();
+    node.start();
+    assert_eq!(fs::read(node.dir().join("kept")).unwrap(), b"x");
+}
+
+#[test]
+fn a_second_daemon_on_the_store_says_so() {
+    needs_phifs!();
+    let node = Node::up(DataMode::Passthrough);
+    let other = tempfile::tempdir().unwrap();
+    let second = run(node.command(["up"]).arg("--mount").arg(other.path()), LIMIT).expect_clear_failure();
+    assert!(second.stderr_text().contains("in use"), "{second}");
+    fs::write(node.dir().join("f"), b"the first one serves on").unwrap();
+}
+
+#[test]
+fn unfit_mountpoints_are_refused_with_their_name() {
+    needs_phifs!();
+    let home = tempfile::tempdir().unwrap();
+    let (missing, full, file) = (home.path().join("a/missing"), home.path().join("full"), home.path().join("file"));
+    fs::create_dir(&full).unwrap();
+    fs::write(full.join("something"), b"").unwrap();
+    fs::write(&file, b"").unwrap();
+    let mounted = Node::up(DataMode::Passthrough);
+    for unfit in [missing.as_path(), &full, &file, mounted.dir()] {
+        let node = Node::new(DataMode::Passthrough);
+        let ran = run(node.command(["up"]).arg("--mount").arg(unfit), LIMIT).expect_clear_failure();
+        assert!(ran.stderr_text().contains(unfit.to_str().unwrap()), "the mountpoint is not named: {ran}");
+    }
+    assert!(full.join("something").exists());
+}
+
+#[test]
+fn a_wrong_configuration_is_shown_by_line_and_column() {
+    needs_phifs!();
+    let node = Node::new(DataMode::Passthrough);
+    let home = tempfile::tempdir().unwrap();
+    let config = home.path().join("c.toml");
+    for (text, place, word) in [
+        ("cache_mib = 64\n  colour = \"red\"\n", ":2:3", "colour"),
+        ("\ndata_mode = \"sideways\"\n", ":2:", "data_mode"),
+        ("cache_mib = \"much\"\n", ":1:", "cache_mib"),
+        ("cache_mib = = 3\n", ":1:", "c.toml"),
+    ] {
+        fs::write(&config, text).unwrap();
+        let mut command = node.command(["up"]);
+        command.env_remove("PHIFS_DATA_MODE").arg("--mount").arg(node.dir()).arg("--config").arg(&config);
+        let ran = run(&mut command, LIMIT).expect_clear_failure();
+        let said = ran.stderr_text();
+        assert!(said.contains(&format!("c.toml{place}")) && said.contains(word), "{text:?}: {ran}");
+    }
+}
+
+#[test]
+fn wrong_usage_has_an_exit_code_of_its_own() {
+    needs_phifs!();
+    let code = |arguments: &[&str]| run(Command::new(phifs_bin()).args(arguments), LIMIT).expect_clear_failure().code();
+    assert_eq!(code(&["no-such-command"]), Some(2));
+    assert_eq!(code(&["status", "--no-such-flag"]), Some(2));
+    assert_ne!(code(&["status", "--store", "/nonexistent/store"]), Some(2));
+}
+
+#[test]
+fn what_a_dead_daemon_left_is_cleared() {
+    needs_phifs!();
+    let mut node = Node::up(DataMode::Passthrough);
+    fs::write(node.dir().join("f"), b"kept").unwrap();
+    File::open(node.dir().join("f")).unwrap().sync_all().unwrap();
+    node.kill();
+    assert!(node.store().join("phifs.pid").exists(), "this test is about the files of a dead daemon");
+    assert!(fs::metadata(node.dir()).is_err(), "the mount of a dead daemon answers");
+    // Somebody else has the process number now.
+    fs::write(node.store().join("phifs.pid"), format!("{}\n", std::process::id())).unwrap();
+    node.start();
+    assert_eq!(fs::read(node.dir().join("f")).unwrap(), b"kept");
+}
+
+#[test]
+fn a_dead_daemon_leaves_no_unkillable_process() {
+    needs_phifs!();
+    for mode in [DataMode::Passthrough, DataMode::Writeback] {
+        let mut node = Node::up(mode);
+        let script = "import os,sys,mmap\nf=os.open(sys.argv[1],os.O_RDWR|os.O_CREAT)\nos.ftruncate(f,1<<24)\nm=mmap.mmap(f,0)\nwhile True:\n m[:]=b'x'*(1<<24)\n os.fsync(f)";
+        let path = node.dir().join("f");
+        let mut user = phifs_tests::Background::start(
+            Command::new("python3").args(["-c", script]).arg(&path).stderr(std::process::Stdio::null()),
+        );
+        std::thread::sleep(Duration::from_millis(700));
+        node.kill();
+        let (done, told) = std::sync::mpsc::channel();
+        let killer = std::thread::spawn(move || {
+            user.kill();
+            done.send(()).unwrap();
+        });
+        assert!(told.recv_timeout(Duration::from_secs(20)).is_ok(), "a user of the dead mount cannot be killed");
+        killer.join().unwrap();
+        node.start();
+    }
+}
+
+#[test]
+fn odd_names_are_harmless_in_text_and_whole_in_json() {
+    needs_phifs!();
+    let mut node = Node::up(DataMode::Passthrough);
+    let names: [&[u8]; 3] = [b"two\nlines", b"\xff\xfenot text", b"\x1b[31mred \"quoted\""];
+    for name in names {
+        fs::write(node.dir().join(OsStr::from_bytes(name)), b"x").unwrap();
+        File::open(node.dir().join(OsStr::from_bytes(name))).unwrap().sync_all().unwrap();
+    }
+    for command in [&["status"][..], &["log"], &["df"], &["fsck"], &["scrub"], &["gc"], &["mount", "-v"]] {
+        let text = node.phifs(command).expect_success();
+        let printed = [&text.stdout[..], &text.stderr].concat();
+        assert!(std::str::from_utf8(&printed).is_ok(), "{command:?} prints what is not text");
+        assert!(!printed.contains(&0x1b), "{command:?} prints an escape sequence");
+        assert!(!text.stdout_text().lines().any(|line| line == "lines"), "{command:?} breaks a name over lines");
+        let json = node.phifs(command.iter().chain(&["--json"])).expect_success();
+        let lines = json.stdout_text();
+        for line in lines.lines() {
+            serde_json::from_str::<serde_json::Value>(line)
+                .unwrap_or_else(|error| panic!("{command:?}: {error}: {json}"));
+        }
+        assert!(!lines.is_empty(), "{command:?} --json prints nothing");
+    }
+    node.down();
+}
+
+#[test]
+fn a_store_of_a_newer_format_is_refused_untouched() {
+    needs_phifs!();
+    const MAGIC: &[u8] = b"PHIFS-SB";
+    let mut node = Node::up(DataMode::Passthrough);
+    fs::write(node.dir().join("f"), b"x").unwrap();
+    node.down();
+    let path = node.store().join("superblock");
+    let mut bytes = fs::read(&path).unwrap();
+    let slots: Vec<usize> = (0..bytes.len() - 12).filter(|&at| bytes[at..].starts_with(MAGIC)).collect();
+    assert!(!slots.is_empty(), "no superblock in the superblock file");
+    for slot in slots {
+        // The version is a number of four bytes behind the magic; its low byte is the one that is not zero.
+        let at = (slot + MAGIC.len()..slot + 12).find(|&at| bytes[at] != 0).expect("a version");
+        bytes[at] += 1;
+    }
+    fs::write(&path, &bytes).unwrap();
+    let ran = run(node.command(["up"]).arg("--mount").arg(node.dir()), LIMIT).expect_clear_failure();
+    assert!(ran.stderr_text().contains("newer"), "{ran}");
+    assert_eq!(fs::read(&path).unwrap(), bytes, "a store that is not understood was changed");
+}
+
+#[test]
+fn a_directory_that_is_no_store_is_left_alone() {
+    needs_phifs!();
+    let node = Node::new(DataMode::Passthrough);
+    fs::create_dir(node.store()).unwrap();
+    fs::write(node.store().join("thesis.tex"), b"years").unwrap();
+    let ran = run(node.command(["up"]).arg("--mount").arg(node.dir()), LIMIT).expect_clear_failure();
+    assert!(ran.stderr_text().contains("thesis.tex") || ran.stderr_text().contains("not a phifs store"), "{ran}");
+    assert_eq!(fs::read_dir(node.store()).unwrap().count(), 1, "something was put beside somebody's files");
+}
+
+#[test]
+fn completions_and_man_pages_are_made() {
+    needs_phifs!();
+    for shell in ["bash", "zsh", "fish"] {
+        let made = run_ok(Command::new(phifs_bin()).args(["completions", shell]), LIMIT);
+        assert!(made.stdout_text().contains("scrub"), "{made}");
+    }
+    let home = tempfile::tempdir().unwrap();
+    run_ok(Command::new(phifs_bin()).arg("man").arg(home.path()), LIMIT);
+    assert!(home.path().join("phifs.1").exists() && home.path().join("phifs-up.1").exists());
+}
+
+#[test]
+fn deleting_the_index_ends_in_a_rebuild() {
+    needs_phifs!();
+    let mut node = Node::up(DataMode::Passthrough);
+    let bytes = phifs_tests::pattern::content(1, 2, 3_000_000);
+    fs::write(node.dir().join("f"), &bytes).unwrap();
+    node.down();
+    fs::remove_dir_all(node.store().join("index")).expect("the index");
+    node.start();
+    assert!(fs::read(node.dir().join("f")).unwrap() == bytes);
+    node.down();
+    node.phifs(["fsck", "--rebuild-index"]).expect_success();
+    node.phifs(["fsck"]).expect_success();
+}
