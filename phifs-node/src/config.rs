@@ -195,7 +195,7 @@ impl Settings {
     /// What the text of a file says.
     pub fn from_toml(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let origin = |at: usize| {
-            let before = &text[..text.floor_char_boundary(at)];
+            let before = text.get(..at).unwrap_or(text);
             let line_start = before.rfind('\n').map_or(0, |end| end + 1);
             let line = before.matches('\n').count() + 1;
             Origin::File { path: path.to_owned(), line, column: before[line_start..].chars().count() + 1 }
