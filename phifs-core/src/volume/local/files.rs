@@ -765,7 +765,7 @@ impl LocalVolume {
 
     /// Makes sure that the journal, once committed, stands for the bytes of the file as they are now.
     pub(super) fn record_bytes(&self, cell: &FileCell) -> Result<()> {
-        let (file, generation, small) = {
+        let (file, number, generation, small) = {
             let mut data = cell.data.lock();
             let Some(data) = data.as_mut() else { return Ok(()) };
             if data.failed {
@@ -777,9 +777,9 @@ impl LocalVolume {
                 return Ok(());
             }
             let small = staging.overlay.len_bytes() <= JOURNAL_BYTES_MAX && staging.overlay.is_whole();
-            (staging.file.clone(), staging.generation, small)
+            (staging.file.clone(), staging.number, staging.generation, small)
         };
-        if !small && let Err(source) = file.sync() {
+        if !small && let Err(source) = self.staging.name_is_durable(number).and_then(|()| file.sync()) {
             if let Some(data) = cell.data.lock().as_mut() {
                 data.failed = true;
             }

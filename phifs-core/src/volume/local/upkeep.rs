@@ -172,6 +172,9 @@ impl LocalVolume {
                 }
             };
             self.settle_logged(id);
+            if self.staging.is_low() && let Err(error) = self.staging.refill() {
+                tracing::warn!(%error, "no staging files could be made ready");
+            }
         }
     }
 
@@ -217,8 +220,7 @@ impl LocalVolume {
         for id in self.staging_cache.excess(self.options.staging_cache_bytes) {
             self.evict(id)?;
         }
-        let busy = !self.handles.read().is_empty() || self.journal.bytes_since(self.checkpoint.lock().lsn) > 0;
-        let tidied = self.staging.maintain(self.journal.committed(), busy);
+        let tidied = self.staging.maintain(self.journal.committed());
         tidied.map_err(|source| VolumeError::Disk { doing: "tidying staging files", source })?;
         self.store.flush_index();
         if let Err(error) = self.journal.prepare() {
