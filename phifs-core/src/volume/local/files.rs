@@ -29,7 +29,7 @@ use crate::volume::{
     Allocate, Attr, Caller, FileKind, Handle, Ino, NewNode, OpenHow, Opened, Path, Result, Seek, VolumeError,
 };
 
-use super::staged::Staging;
+use super::staged::{Staged, Staging};
 use super::state::{Draft, State, local_key};
 use super::{LocalVolume, names, reserved};
 
@@ -275,8 +275,9 @@ impl LocalVolume {
     ) -> Result<(Attr, Opened)> {
         let (number, file) = self.staging.take().map_err(staging_io("making a staging file"))?;
         let now = self.env.now();
-        let staging = Staging::new(number, file.clone(), Overlay::whole(0), now, now)
+        let mut staging = Staging::new(number, file.clone(), Overlay::whole(0), now, now)
             .map_err(staging_io("looking at a staging file"))?;
+        staging.recorded_whole = true;
         let record = staging.record().encode();
         let made = self.make_node(caller, parent, name, node, |draft: &mut Draft, id| {
             draft.local.push((local_key(b's', &id.0.to_bytes()), Some(record)));
@@ -788,6 +789,11 @@ impl LocalVolume {
         let mut state = self.state.write();
         let mut data = cell.data.lock();
         let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(()) };
+        // The kernel's writes to a whole file change nothing that the record says.
+        if !small && staging.recorded_whole && staging.is_all_there_is() {
+            staging.recorded = Some(generation);
+            return Ok(());
+        }
         let record = if small {
             let mut bytes = vec![0; JOURNAL_BYTES_MAX as usize + 1];
             // The length may have changed since; the kernel writes on its own.
@@ -798,13 +804,14 @@ impl LocalVolume {
                 return self.record_bytes(cell);
             }
             bytes.truncate(got);
-            super::staged::Staged::Bytes { bytes, mtime: staging.mtime }
+            Staged::Bytes { bytes, mtime: staging.mtime }
         } else {
             staging.record()
         };
         let change = (local_key(b's', &cell.id.0.to_bytes()), Some(record.encode()));
         state.commit_local(vec![change], self.env.now(), &self.journal)?;
         staging.recorded = Some(generation);
+        staging.recorded_whole = !small && staging.is_all_there_is();
         Ok(())
     }
 
@@ -883,13 +890,18 @@ impl LocalVolume {
             return Ok(Publication::Changing);
         }
         let (mtime, changed) = (staging.mtime, staging.changed);
-        let Some(draft) =
+        let Some(mut draft) =
             self.draft_version(&state, cell.id, &published, (mtime, changed), closure)?
         else {
             return Ok(Publication::Gone);
         };
+        // An older record must not bring back older bytes after a crash.
+        let record = Staged::File { number: staging.number, overlay: Overlay::unchanged(published.content) };
+        draft.local.push((local_key(b's', &cell.id.0.to_bytes()), Some(record.encode())));
         let dot = draft.dot;
         state.commit(draft, &self.journal)?;
+        staging.recorded = None;
+        staging.recorded_whole = false;
         loaded.version = Some(dot);
         loaded.inline = published.inline;
         loaded.reader = ContentReader::new(published.content, loaded.inline.clone())?;

@@ -186,6 +186,10 @@ impl LocalVolume {
         volume.forget_orphans()?;
         volume.commit_journal()?;
         volume.check_room();
+        if replayed > 0 {
+            // The page cache may show journal bytes that a failed sync never brought to the disk.
+            volume.make_checkpoint(false)?;
+        }
         Ok(Self { opened, ..volume })
     }
 
@@ -236,25 +240,29 @@ impl LocalVolume {
                 file.write_at(&bytes, 0).map_err(failed("writing a staging file"))?;
                 (number, file, Overlay::whole(bytes.len() as u64), Some(mtime))
             }
-            Staged::File { number, overlay } => match self.disk.open(FileName::Staging(number)) {
-                Ok(file) => {
-                    let overlay = if overlay.is_whole() {
-                        // The kernel may have written to it until the very end.
-                        let stamp = file.stamp().map_err(failed("looking at a staging file"))?;
-                        Overlay::whole(stamp.len_bytes)
-                    } else {
-                        file.set_len(overlay.len_bytes()).map_err(failed("trimming a staging file"))?;
-                        overlay
-                    };
-                    (number, file, overlay, None)
-                }
-                // It was never synced, so nothing was promised about it.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Staged::File { number, overlay } => {
+                let file = match self.disk.open(FileName::Staging(number)) {
+                    Ok(file) => Some(file),
+                    // It was never synced, so nothing was promised about it.
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+                    Err(e) => return Err(failed("opening a staging file")(e)),
+                };
+                // A file that started empty is what is in its staging file: the kernel wrote to it until the end.
+                // Of one that started as a version, only what was recorded after a sync is known to be there.
+                let new = *overlay.base() == Content::Empty;
+                let Some(file) = file.filter(|_| new || overlay.is_dirty()) else {
                     state.commit_local(vec![(record, None)], self.env.now(), &self.journal)?;
                     return Ok(None);
-                }
-                Err(e) => return Err(failed("opening a staging file")(e)),
-            },
+                };
+                let overlay = if new {
+                    let stamp = file.stamp().map_err(failed("looking at a staging file"))?;
+                    Overlay::whole(stamp.len_bytes)
+                } else {
+                    file.set_len(overlay.len_bytes()).map_err(failed("trimming a staging file"))?;
+                    overlay
+                };
+                (number, file, overlay, None)
+            }
         };
         let stamp = file.stamp().map_err(failed("looking at a staging file"))?;
         let mut staging = Staging::new(number, file, overlay, self.env.now(), mtime.unwrap_or(stamp.mtime))

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::codec::{self, DecodeError, Encode, Reader};
+use crate::content::Content;
 use crate::content::overlay::Overlay;
 use crate::disk::{Disk, File, FileName, Stamp};
 use crate::meta::Lsn;
@@ -81,6 +82,8 @@ pub struct Staging {
     pub generation: u64,
     /// The generation that the record in the journal stands for.
     pub recorded: Option<u64>,
+    /// That record names the whole staging file, whatever is in it.
+    pub recorded_whole: bool,
     stamp: Stamp,
 }
 
@@ -98,6 +101,7 @@ impl Staging {
             published_at: now,
             generation: 0,
             recorded: None,
+            recorded_whole: false,
             stamp,
         })
     }
@@ -130,6 +134,11 @@ impl Staging {
     pub fn restamp(&mut self) -> std::io::Result<()> {
         self.stamp = self.file.stamp()?;
         Ok(())
+    }
+
+    /// Whether the file is what the staging file holds, whatever that is: it started empty, or the kernel wrote to it.
+    pub fn is_all_there_is(&self) -> bool {
+        *self.overlay.base() == Content::Empty
     }
 
     pub fn record(&self) -> Staged {
