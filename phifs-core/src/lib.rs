@@ -4,6 +4,7 @@
 //! also its database (`meta`). File bytes are immutable glyphs (`store`) that versions name (`content`).
 //! `volume` puts the POSIX rules on top; `phifs-fuse` and `phifs-node` do the I/O.
 
+pub mod causal;
 pub mod chunker;
 pub mod codec;
 pub mod content;
@@ -13,6 +14,7 @@ pub mod identity;
 pub mod merkle;
 pub mod meta;
 pub mod namespace;
+pub mod oplog;
 pub mod store;
 pub mod time;
 pub mod volume;

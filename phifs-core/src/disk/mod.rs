@@ -1,7 +1,17 @@
 //! What the engine needs of a disk: named files that can be read, written and synced.
 //!
 //! A write is durable only after `File::sync` returned; a file that was created or removed is durable only after
-//! `Disk::sync_names`. Real files live in phifs-node; `MemDisk` and `CrashDisk` here serve tests.
+//! `Disk::sync_names`. Real files live in phifs-node. For tests and simulation there are a disk in memory (`MemDisk`),
+//! one that loses power (`CrashDisk`) and one that fails on demand (`FaultDisk`).
+
+mod crash;
+mod fault;
+mod mem;
+mod sparse;
+
+pub use crash::{CrashDisk, PowerLoss};
+pub use fault::{Access, FaultDisk};
+pub use mem::MemDisk;
 
 use std::io;
 use std::os::fd::BorrowedFd;

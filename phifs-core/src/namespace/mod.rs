@@ -1,1 +1,29 @@
-//! The directory-tree CRDT.
+//! The directory-tree CRDT: causal tables of dotted registers, the operations that change them, and their join.
+//!
+//! One causal context (a version vector) covers all tables, so nothing needs a tombstone: a dot that the context covers
+//! and that no row holds was removed. An operation is a list of effects; applying effects is the only way in which a
+//! table changes, whether the operation was made here, replayed from the journal or received from a peer.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `tables` | the tables and how rows are keyed |
+//! | `register`, `row` | dotted registers and the rows made of them, with their canonical bytes |
+//! | `op` | operations and effects, with their canonical bytes |
+//! | `apply` | effects on rows |
+//! | `derive` | child index, directory positions and link counts, kept in step with the rows or recomputed |
+//! | `join` | the lattice join of two whole states |
+//! | `view` | reading: what a name means, what an inode looks like |
+
+pub mod apply;
+pub mod derive;
+pub mod join;
+pub mod op;
+pub mod register;
+pub mod row;
+pub mod tables;
+pub mod view;
+
+pub use apply::apply;
+pub use op::{Effect, Op};
+pub use row::{Birth, InodeRow, LinkRow, Mode, Owner, Place, Version};
+pub use tables::{Table, Tables};

@@ -1,6 +1,35 @@
-//! The content-addressed glyph store.
+//! The content-addressed glyph store: immutable bytes, named by their hash, in packs on a `Disk`.
+//!
+//! `record` is one glyph as it is stored, `pack` a file of records, `lane` the packs of one kind with what still waits
+//! in memory to be written, `glyphs` the store that the rest of the program sees, with `recover` (opening), `gc` and
+//! `scrub`. `index` finds data glyphs and can be lost; node glyphs, which are few, are found through a table in memory.
+//!
+//! What always holds:
+//! - The packs are the truth. Every other structure can be rebuilt from them.
+//! - A glyph is acknowledged as durable by `GlyphStore::sync`, never before; the index learns of it only after that.
+//! - A location, wherever it comes from, is believed only when the record there carries the id.
+//! - Bytes that do not hash to their name never reach a caller.
+
+mod gc;
+mod glyphs;
+mod index;
+mod lane;
+mod pack;
+mod record;
+mod recover;
+mod room;
+mod scrub;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
+
+pub use gc::{Hold, Mark, SweepReport};
+pub use glyphs::{GlyphStore, StoreOptions, Usage};
+pub use index::{GlyphIndex, IndexError, Location, MemIndex, Position};
+pub use record::GLYPH_BYTES_MAX;
+pub use recover::{DroppedTail, OpenReport, Progress, Stage};
+pub use scrub::{ScrubCursor, ScrubProgress};
 
 use crate::id::GlyphId;
 
@@ -40,4 +69,14 @@ pub trait GlyphSource: Send + Sync {
 /// Accepts glyphs. A glyph is durable after the next sync of the store, not before.
 pub trait GlyphSink: Send + Sync {
     fn write(&self, kind: GlyphKind, plain: &[u8]) -> Result<GlyphId, StoreError>;
+}
+
+/// Bytes of a pack that hold no valid record where there should be one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damage {
+    pub pack: u32,
+    pub offset_bytes: u32,
+    pub len_bytes: u32,
+    /// The glyph that was there, as far as it can be told.
+    pub id: Option<GlyphId>,
 }

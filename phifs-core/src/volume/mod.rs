@@ -2,6 +2,8 @@
 //!
 //! Calls block until this node has done the work. Implementations are shared by many threads.
 
+pub mod local;
+
 use std::sync::Arc;
 
 use crate::disk::File;

@@ -1,0 +1,361 @@
+//! Attributes and extended attributes.
+
+use crate::codec::{Encode, Reader};
+use crate::id::InodeId;
+use crate::namespace::op::{Field, InodeEffect};
+use crate::namespace::row::{InodeRow, Mode, Owner};
+use crate::namespace::tables::{Rows, Table, Tables, malformed, suffixed_key};
+use crate::namespace::view::{self, Stat};
+use crate::namespace::Effect;
+use crate::store::StoreError;
+use crate::time::Timestamp;
+use crate::volume::{Attr, Caller, FileKind, Ino, Result, SetAttr, SetTime, VolumeError, XattrMode};
+
+use super::acl::{self, Acl};
+use super::names::drops;
+use super::reserved;
+use super::state::{Draft, State, local_key};
+use super::{LocalVolume, files::Shown};
+
+const XATTR_NAME_BYTES_MAX: usize = 255;
+const XATTR_BYTES_MAX: usize = 64 * 1024;
+/// What all names of one inode's extended attributes may add up to, as for Linux's listxattr(2).
+const XATTR_LIST_BYTES_MAX: usize = 64 * 1024;
+const CAPABILITY: &[u8] = b"security.capability";
+
+impl LocalVolume {
+    /// What stat(2) says of an inode, with the bytes that are not published yet.
+    pub(super) fn attr(&self, state: &State, id: InodeId) -> Result<Attr> {
+        let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+        self.attr_of(state, id, &row)
+    }
+
+    pub(super) fn attr_of(&self, state: &State, id: InodeId, row: &InodeRow) -> Result<Attr> {
+        let stat = Stat::of(row);
+        let nlink = view::nlink(state, id, stat.kind)?;
+        let content = stat.version.as_ref().map(|(_, version)| version.content);
+        let mut attr = Attr {
+            ino: state.ino(id),
+            kind: stat.kind,
+            permissions: u32::from(stat.mode.permissions),
+            nlink,
+            uid: stat.owner.uid,
+            gid: stat.owner.gid,
+            rdev: stat.rdev,
+            size_bytes: match stat.kind {
+                FileKind::Symlink => stat.target.len() as u64,
+                FileKind::Directory => 4096,
+                _ => content.map_or(0, |content| content.len_bytes()),
+            },
+            blocks: match stat.kind {
+                FileKind::Directory => 8,
+                _ => blocks(content.map_or(0, |content| content.allocated_bytes())),
+            },
+            atime: atime(state, id)?.unwrap_or(stat.btime),
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+            btime: stat.btime,
+        };
+        if stat.kind == FileKind::File
+            && let Some(shown) = self.shown(id)?
+        {
+            shown.apply(&mut attr);
+        }
+        Ok(attr)
+    }
+
+    pub(super) fn set_attributes(&self, caller: &Caller, ino: Ino, change: &SetAttr) -> Result<Attr> {
+        self.check_writable()?;
+        if reserved::is_virtual(ino) {
+            return Err(VolumeError::NotPermitted(".phi is read-only"));
+        }
+        if let Some(size_bytes) = change.size_bytes {
+            self.truncate(ino, size_bytes)?;
+        }
+        let mut state = self.state.write();
+        let id = state.inode_id(ino)?;
+        let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+        let stat = Stat::of(&row);
+        let mut draft = state.draft(self.env.now());
+        let now = draft.time;
+        let mut effect = InodeEffect::new(id);
+        let mut mode = stat.mode.clone();
+        if let Some(permissions) = change.permissions {
+            mode.permissions = (permissions & 0o7777) as u16;
+            if let Some(mut acl) = Acl::parse_kept(&mode.acl) {
+                acl.set_bits(mode.permissions);
+                mode.acl = acl.encode();
+            }
+        }
+        let owner =
+            Owner { uid: change.uid.unwrap_or(stat.owner.uid), gid: change.gid.unwrap_or(stat.owner.gid) };
+        if change.uid.is_some() || change.gid.is_some() {
+            effect.owner = Some(owner);
+            effect.drops.extend(drops(Field::Owner, &row.owner));
+            if stat.kind != FileKind::Directory {
+                mode.permissions = without_set_id(mode.permissions);
+            }
+            drop_capability(&state, &mut draft, id)?;
+        }
+        if change.size_bytes.is_some() && caller.uid != 0 {
+            mode.permissions = without_set_id(mode.permissions);
+        }
+        if mode != stat.mode || change.permissions.is_some() {
+            effect.mode = Some(mode);
+            effect.drops.extend(drops(Field::Mode, &row.mode));
+        }
+        let time_of = |set: SetTime| match set {
+            SetTime::Now => now,
+            SetTime::At(time) => time,
+        };
+        let mtime = change.mtime.map(time_of);
+        if let Some(mtime) = mtime {
+            effect.mtime = Some(mtime);
+            effect.drops.extend(drops(Field::Mtime, &row.mtime));
+        }
+        if let Some(atime) = change.atime.map(time_of) {
+            let mut value = Vec::new();
+            value.put_time(atime);
+            draft.local.push((local_key(b't', &id.0.to_bytes()), Some(value)));
+        }
+        effect.touched = Some(now);
+        effect.drops.extend(drops(Field::Touched, &row.touched));
+        draft.effects.push(Effect::Inode(effect));
+        state.commit(draft, &self.journal)?;
+        if let Some(mtime) = mtime {
+            self.set_shown_mtime(id, mtime)?;
+        }
+        self.attr(&state, id)
+    }
+
+    pub(super) fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
+        let state = self.state.read();
+        let row = state.inode(state.inode_id(ino)?)?.ok_or(VolumeError::NotFound)?;
+        match row.kind() {
+            FileKind::Symlink => Ok(Stat::of(&row).target),
+            _ => Err(VolumeError::Invalid("not a symlink")),
+        }
+    }
+
+    /// Drops what must not survive a write by somebody without privilege.
+    pub(super) fn kill_set_id(&self, id: InodeId) -> Result<()> {
+        let mut state = self.state.write();
+        let Some(row) = state.inode(id)? else { return Ok(()) };
+        let mode = Stat::of(&row).mode;
+        let permissions = without_set_id(mode.permissions);
+        if permissions == mode.permissions {
+            return Ok(());
+        }
+        let mut draft = state.draft(self.env.now());
+        draft.effects.push(Effect::Inode(InodeEffect {
+            mode: Some(Mode { permissions, ..mode }),
+            touched: Some(draft.time),
+            drops: drops(Field::Mode, &row.mode).chain(drops(Field::Touched, &row.touched)).collect(),
+            ..InodeEffect::new(id)
+        }));
+        state.commit(draft, &self.journal)?;
+        Ok(())
+    }
+
+    pub(super) fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        if reserved::is_virtual(ino) {
+            return Err(VolumeError::NoAttribute);
+        }
+        check_xattr_name(name)?;
+        let state = self.state.read();
+        let id = state.inode_id(ino)?;
+        if name == acl::ACCESS {
+            let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+            let mode = Stat::of(&row).mode;
+            return if mode.acl.is_empty() { Err(VolumeError::NoAttribute) } else { Ok(mode.acl) };
+        }
+        let row = state.xattr(id, name)?;
+        row.latest().map(|entry| entry.value.clone()).ok_or(VolumeError::NoAttribute)
+    }
+
+    pub(super) fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], how: XattrMode) -> Result<()> {
+        self.check_writable()?;
+        if reserved::is_virtual(ino) {
+            return Err(VolumeError::NotPermitted(".phi is read-only"));
+        }
+        check_xattr_name(name)?;
+        if value.len() > XATTR_BYTES_MAX {
+            return Err(VolumeError::AttributeTooLarge);
+        }
+        let mut state = self.state.write();
+        let id = state.inode_id(ino)?;
+        let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+        if name == acl::ACCESS {
+            let acl = Acl::parse(value)?;
+            return self.set_access_acl(&mut state, id, &row, acl);
+        }
+        let mut value = Some(value);
+        if name == acl::DEFAULT {
+            if row.kind() != FileKind::Directory {
+                return Err(VolumeError::Denied);
+            }
+            if Acl::parse(value.unwrap_or_default())?.is_none() {
+                value = None;
+            }
+        }
+        let old = state.xattr(id, name)?;
+        match how {
+            XattrMode::Create if !old.is_empty() => return Err(VolumeError::Exists),
+            XattrMode::Replace if old.is_empty() => return Err(VolumeError::NoAttribute),
+            _ => {}
+        }
+        if old.is_empty() {
+            let taken: usize = self.xattr_names(&state, id)?.iter().map(|name| name.len() + 1).sum();
+            if taken + name.len() + 1 > XATTR_LIST_BYTES_MAX {
+                return Err(VolumeError::NoSpace("the list of extended attributes would exceed 64 KiB"));
+            }
+        }
+        let mut draft = state.draft(self.env.now());
+        let value = value.map(<[u8]>::to_vec);
+        draft.effects.push(Effect::Xattr { inode: id, name: name.to_vec(), value, drops: old.dots().collect() });
+        touch(&mut draft, id, &row);
+        state.commit(draft, &self.journal)?;
+        Ok(())
+    }
+
+    pub(super) fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        self.check_writable()?;
+        if reserved::is_virtual(ino) {
+            return Err(VolumeError::NotPermitted(".phi is read-only"));
+        }
+        check_xattr_name(name)?;
+        let mut state = self.state.write();
+        let id = state.inode_id(ino)?;
+        let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+        if name == acl::ACCESS {
+            return self.set_access_acl(&mut state, id, &row, None);
+        }
+        let old = state.xattr(id, name)?;
+        if old.is_empty() {
+            // Removing an ACL that is not there succeeds on Linux's own filesystems.
+            return if name == acl::DEFAULT { Ok(()) } else { Err(VolumeError::NoAttribute) };
+        }
+        let mut draft = state.draft(self.env.now());
+        draft.effects.push(Effect::Xattr {
+            inode: id,
+            name: name.to_vec(),
+            value: None,
+            drops: old.dots().collect(),
+        });
+        touch(&mut draft, id, &row);
+        state.commit(draft, &self.journal)?;
+        Ok(())
+    }
+
+    fn set_access_acl(&self, state: &mut State, id: InodeId, row: &InodeRow, acl: Option<Acl>) -> Result<()> {
+        let mut mode = Stat::of(row).mode;
+        mode.acl = Vec::new();
+        if let Some(acl) = acl {
+            mode.permissions = mode.permissions & 0o7000 | acl.bits();
+            if !acl.is_minimal() {
+                mode.acl = acl.encode();
+            }
+        }
+        let mut draft = state.draft(self.env.now());
+        draft.effects.push(Effect::Inode(InodeEffect {
+            mode: Some(mode),
+            touched: Some(draft.time),
+            drops: drops(Field::Mode, &row.mode).chain(drops(Field::Touched, &row.touched)).collect(),
+            ..InodeEffect::new(id)
+        }));
+        state.commit(draft, &self.journal)?;
+        Ok(())
+    }
+
+    pub(super) fn list_xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        if reserved::is_virtual(ino) {
+            return Ok(Vec::new());
+        }
+        let state = self.state.read();
+        let id = state.inode_id(ino)?;
+        let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+        let mut names = self.xattr_names(&state, id)?;
+        if !Stat::of(&row).mode.acl.is_empty() {
+            names.push(acl::ACCESS.to_vec());
+        }
+        Ok(names)
+    }
+
+    fn xattr_names(&self, state: &State, id: InodeId) -> std::result::Result<Vec<Vec<u8>>, StoreError> {
+        let rows = state.with_prefix(Table::Xattrs, &suffixed_key(id.0, &[]))?;
+        Ok(rows.into_iter().map(|(name, _)| name).collect())
+    }
+}
+
+impl Acl {
+    /// An ACL that was checked when it was stored.
+    fn parse_kept(bytes: &[u8]) -> Option<Self> {
+        Self::parse(bytes).ok().flatten()
+    }
+}
+
+impl Shown {
+    fn apply(self, attr: &mut Attr) {
+        attr.size_bytes = self.len_bytes;
+        attr.blocks = blocks(self.allocated_bytes);
+        attr.mtime = self.mtime;
+        attr.ctime = attr.ctime.max(self.ctime);
+    }
+}
+
+fn touch(draft: &mut Draft, id: InodeId, row: &InodeRow) {
+    draft.effects.push(Effect::Inode(InodeEffect {
+        touched: Some(draft.time),
+        drops: drops(Field::Touched, &row.touched).collect(),
+        ..InodeEffect::new(id)
+    }));
+}
+
+/// File capabilities do not survive a change of owner or bytes.
+pub(super) fn drop_capability(state: &State, draft: &mut Draft, id: InodeId) -> Result<()> {
+    let old = state.xattr(id, CAPABILITY)?;
+    if !old.is_empty() {
+        draft.effects.push(Effect::Xattr {
+            inode: id,
+            name: CAPABILITY.to_vec(),
+            value: None,
+            drops: old.dots().collect(),
+        });
+    }
+    Ok(())
+}
+
+/// Without set-user-id, and without set-group-id where it means that and not mandatory locking.
+pub(super) fn without_set_id(permissions: u16) -> u16 {
+    let mut permissions = permissions & !0o4000;
+    if permissions & 0o010 != 0 {
+        permissions &= !0o2000;
+    }
+    permissions
+}
+
+/// In units of 512 bytes, by whole pages as a host filesystem counts.
+fn blocks(allocated_bytes: u64) -> u64 {
+    allocated_bytes.div_ceil(4096) * 8
+}
+
+/// The atime that somebody set; reading a file does not change it.
+fn atime(state: &State, id: InodeId) -> Result<Option<Timestamp>> {
+    let key = local_key(b't', &id.0.to_bytes());
+    let value = state.get(Table::Local, &key)?;
+    Ok(value.map(|value| Reader::new(&value).time().map_err(|e| malformed("atime", &key, e))).transpose()?)
+}
+
+fn check_xattr_name(name: &[u8]) -> Result<()> {
+    if name.is_empty() || name.len() > XATTR_NAME_BYTES_MAX {
+        return Err(VolumeError::Range);
+    }
+    let known: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    if name == acl::ACCESS
+        || name == acl::DEFAULT
+        || known.iter().any(|prefix| name.starts_with(prefix) && name.len() > prefix.len())
+    {
+        return Ok(());
+    }
+    Err(VolumeError::NotSupported("an extended attribute outside user, trusted, security and POSIX ACLs"))
+}

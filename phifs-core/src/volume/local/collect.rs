@@ -1,0 +1,166 @@
+//! Giving space back, and looking for decay.
+//!
+//! Live is what the tables name: the nodes of their maps, the glyphs of every version, and the glyphs under files that
+//! are being changed. Before marking, two checkpoints make both copies of the superblock name the same roots, so that
+//! nothing is live that is not in the current state.
+
+use std::collections::HashSet;
+
+use crate::content::manifest::{Part, visit_glyphs};
+use crate::content::Content;
+use crate::id::{GlyphId, InodeId};
+use crate::merkle;
+use crate::namespace::derive::dot_of;
+use crate::namespace::row::InodeRow;
+use crate::namespace::tables::{Table, Tables, malformed};
+use crate::store::{Damage, GlyphKind, Mark, ScrubCursor, StoreError, SweepReport};
+use crate::volume::Result;
+
+use super::LocalVolume;
+
+/// Rows looked at under one hold of the state's lock.
+const BATCH: usize = 1024;
+const SCRUB_STEP_BYTES: u64 = 16 << 20;
+
+#[derive(Clone, Debug, Default)]
+pub struct CollectReport {
+    pub live_glyphs: u64,
+    pub sweep: SweepReport,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct ScrubReport {
+    pub glyphs: u64,
+    pub bytes: u64,
+    pub damage: Vec<Damage>,
+    /// Paths of files with a damaged part.
+    pub damaged_paths: Vec<Vec<u8>>,
+}
+
+impl LocalVolume {
+    /// Removes packs without live glyphs, and rewrites those whose live share is below `min_live_ratio` (0 to 1).
+    /// `progress` gets the number of inodes looked at.
+    pub fn collect(&self, min_live_ratio: f64, progress: &dyn Fn(u64)) -> Result<CollectReport> {
+        self.make_checkpoint(false)?;
+        self.make_checkpoint(false)?;
+        // While it is held no checkpoint replaces the roots that are walked here.
+        let checkpoint = self.checkpoint.lock();
+        let mut mark = self.store.begin_mark(&[GlyphKind::Data, GlyphKind::Node]);
+        let mut live = 0;
+        for (_, root) in checkpoint.roots.iter() {
+            merkle::walk(&*self.nodes, &root, &mut |id, _| {
+                let new = mark.keep(GlyphKind::Node, id);
+                live += u64::from(new);
+                new
+            })
+            .map_err(StoreError::from)?;
+        }
+        let mut pages = HashSet::new();
+        let mut looked_at = 0;
+        self.each_inode(&mut |_, row| {
+            for entry in row.versions.entries() {
+                self.keep_content(&mut mark, &mut pages, &entry.value.content, &mut live)?;
+            }
+            looked_at += 1;
+            if looked_at % 4096 == 0 {
+                progress(looked_at);
+            }
+            Ok(())
+        })?;
+        for content in self.contents_in_use() {
+            self.keep_content(&mut mark, &mut pages, &content, &mut live)?;
+        }
+        let sweep = self.store.sweep(mark, min_live_ratio)?;
+        Ok(CollectReport { live_glyphs: live, sweep })
+    }
+
+    /// The sizes of all files, added up, as published.
+    pub fn logical_bytes(&self) -> Result<u64> {
+        let mut total = 0u64;
+        self.each_inode(&mut |_, row| {
+            total += row.versions.latest().map_or(0, |entry| entry.value.content.len_bytes());
+            Ok(())
+        })?;
+        Ok(total)
+    }
+
+    /// `pages` are the manifest pages seen so far. They are told apart from data, as a file may hold the very bytes of
+    /// a page, and what a page lists must be kept all the same.
+    fn keep_content(
+        &self,
+        mark: &mut Mark,
+        pages: &mut HashSet<GlyphId>,
+        content: &Content,
+        live: &mut u64,
+    ) -> Result<()> {
+        visit_glyphs(&*self.store, content, &mut |part, id| {
+            *live += u64::from(mark.keep(GlyphKind::Data, id));
+            part == Part::Page && pages.insert(*id)
+        })?;
+        Ok(())
+    }
+
+    /// Visits every inode, letting others at the tables between batches.
+    pub(super) fn each_inode(&self, each: &mut dyn FnMut(InodeId, &InodeRow) -> Result<()>) -> Result<()> {
+        let mut from = Vec::new();
+        loop {
+            let mut batch = Vec::with_capacity(BATCH);
+            self.state.read().scan(Table::Inodes, &from, &mut |key, value| {
+                batch.push((key.to_vec(), value.clone()));
+                if batch.len() < BATCH {
+                    std::ops::ControlFlow::Continue(())
+                } else {
+                    std::ops::ControlFlow::Break(())
+                }
+            })?;
+            for (key, value) in &batch {
+                let dot = dot_of(key)?;
+                let row = InodeRow::decode(dot, value).map_err(|e| malformed("inode", key, e))?;
+                each(InodeId(dot), &row)?;
+            }
+            match batch.pop() {
+                Some((mut last, _)) if batch.len() + 1 == BATCH => {
+                    last.push(0);
+                    from = last;
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Reads everything that is stored and compares it with its checksums.
+    pub fn scrub(&self, progress: &dyn Fn(u64)) -> Result<ScrubReport> {
+        let mut report = ScrubReport::default();
+        let mut cursor = ScrubCursor::default();
+        loop {
+            let step = self.store.scrub(cursor, SCRUB_STEP_BYTES)?;
+            report.glyphs += step.glyphs;
+            report.bytes += step.bytes;
+            report.damage.extend(step.damage);
+            cursor = step.cursor;
+            progress(report.bytes);
+            if step.finished {
+                break;
+            }
+        }
+        let damaged: Vec<GlyphId> = report.damage.iter().filter_map(|damage| damage.id).collect();
+        if !damaged.is_empty() {
+            self.each_inode(&mut |id, row| {
+                let mut hit = false;
+                for entry in row.versions.entries() {
+                    let looked = visit_glyphs(&*self.store, &entry.value.content, &mut |_, glyph| {
+                        hit |= damaged.contains(glyph);
+                        true
+                    });
+                    // A page of the manifest itself may be what is damaged.
+                    hit |= looked.is_err();
+                }
+                if hit {
+                    report.damaged_paths.push(self.path_of(id)?);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(report)
+    }
+}

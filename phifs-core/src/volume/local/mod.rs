@@ -1,0 +1,293 @@
+//! A volume on one machine: POSIX rules over the causal tables, with the bytes of open files beside them.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `state` | tables, context, clock; transactions, the only way in which they change |
+//! | `recover` | opening: superblock, packs, journal, oplog, staging files |
+//! | `names`, `attrs`, `acl` | calls on names and attributes |
+//! | `files`, `staged` | open files, their bytes before and while they are published |
+//! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
+//! | `collect`, `check` | garbage collection, scrub and fsck |
+//! | `reserved` | `.phi` |
+//!
+//! Locks, in the order in which they are taken: checkpoint, a file's gate, the state, a file's data, and the small ones
+//! that are held for a moment (the map of files, handles, queues). Nobody waits for the disk under the state lock but
+//! for the reading of rows that are not cached.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::disk::Disk;
+use crate::id::{Dot, InodeId};
+use crate::identity::NodeKey;
+use crate::merkle::{NodeCache, Shape};
+use crate::meta::superblock::{StoreId, Superblock};
+use crate::meta::{Journal, TableId, TableSpec};
+use crate::namespace::Table;
+use crate::oplog::Oplog;
+use crate::store::GlyphStore;
+use crate::time::Env;
+use crate::volume::{
+    Allocate, Attr, Caller, Entry, Handle, Ino, Invalidate, NewNode, OpenHow, Opened, RenameMode, Result, Seek,
+    SetAttr, StatFs, Volume, VolumeError, XattrMode,
+};
+
+mod acl;
+mod attrs;
+mod check;
+mod collect;
+mod files;
+mod names;
+mod recover;
+mod reserved;
+mod staged;
+mod state;
+mod upkeep;
+
+pub use check::{FsckReport, Problem};
+pub use collect::{CollectReport, ScrubReport};
+pub use recover::{OpenError, Opening, Progress};
+pub use upkeep::{RecentOp, Status};
+
+use files::{FileCell, OpenFile};
+use staged::StagingPool;
+use state::State;
+use upkeep::{Cache, Checkpoint};
+
+/// What may differ from one volume to the next.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Memory for decoded nodes of the metadata maps.
+    pub node_cache_bytes: u64,
+    /// Space on the host for staging files of closed files.
+    pub staging_cache_bytes: u64,
+    /// How much of the oplog is kept for peers and for `phifs log`.
+    pub oplog_bytes: u64,
+    /// Owner of the root directory of a new volume.
+    pub root_owner: (u32, u32),
+    /// A file that stays open is published at most this often.
+    pub publish_interval: std::time::Duration,
+    /// Free space on the host that data must leave; `None` for 5 %, at most 10 GiB.
+    pub reserve_bytes: Option<u64>,
+    /// Drop what follows damage in the middle of the journal, instead of refusing to open.
+    pub repair: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            node_cache_bytes: 128 << 20,
+            staging_cache_bytes: 1 << 30,
+            oplog_bytes: 256 << 20,
+            root_owner: (0, 0),
+            publish_interval: std::time::Duration::from_secs(1),
+            reserve_bytes: None,
+            repair: false,
+        }
+    }
+}
+
+const fn spec(table: Table, name: &'static str, replicated: bool, leaf_bytes: u32) -> TableSpec {
+    TableSpec { id: TableId(table as u8), name, replicated, shape: Shape { leaf_bytes, inner_bytes: 4096 } }
+}
+
+/// Small contents are wide rows that are read and written in runs, so their leaves are long.
+pub(crate) static TABLES: [TableSpec; 9] = [
+    spec(Table::Inodes, "inodes", true, 4096),
+    spec(Table::Links, "links", true, 4096),
+    spec(Table::Moves, "moves", true, 4096),
+    spec(Table::Xattrs, "xattrs", true, 4096),
+    spec(Table::Contents, "contents", true, 32768),
+    spec(Table::Children, "children", false, 4096),
+    spec(Table::Dirs, "dirs", false, 4096),
+    spec(Table::LinksOf, "links-of", false, 4096),
+    spec(Table::Local, "local", false, 4096),
+];
+
+pub struct LocalVolume {
+    env: Arc<dyn Env>,
+    disk: Arc<dyn Disk>,
+    store: Arc<GlyphStore>,
+    nodes: Arc<NodeCache>,
+    store_id: StoreId,
+    key: NodeKey,
+    options: Options,
+    opened: Opening,
+    journal: Journal,
+    oplog: Oplog,
+    superblock: Mutex<Superblock>,
+    sealing: Mutex<()>,
+    /// The last checkpoint; held while the next one is made.
+    checkpoint: Mutex<Checkpoint>,
+    state: RwLock<State>,
+    files: Mutex<HashMap<InodeId, Arc<FileCell>>>,
+    handles: RwLock<HashMap<u64, Arc<OpenFile>>>,
+    next_handle: AtomicU64,
+    /// The version of a file that the kernel's page cache holds.
+    cached_versions: Mutex<HashMap<InodeId, Option<Dot>>>,
+    staging: StagingPool,
+    staging_cache: Cache,
+    /// Files to settle: published, dropped or forgotten.
+    queue: Mutex<VecDeque<InodeId>>,
+    queued: Condvar,
+    /// Files whose publication has to wait for the next tick.
+    retries: Mutex<Vec<InodeId>>,
+    room: AtomicBool,
+    stopping: AtomicBool,
+    invalidate: RwLock<Option<Arc<dyn Invalidate>>>,
+    counters: upkeep::Counters,
+}
+
+impl LocalVolume {
+    /// Where changes that the kernel may have cached are reported from now on.
+    pub fn set_invalidate(&self, sink: Arc<dyn Invalidate>) {
+        *self.invalidate.write() = Some(sink);
+    }
+
+    fn invalidate_inode(&self, id: InodeId, data: bool) {
+        if let Some(sink) = &*self.invalidate.read() {
+            let ino = self.state.read().ino(id);
+            sink.inode(ino, data);
+        }
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.journal.is_failed() {
+            return Err(VolumeError::ReadOnly);
+        }
+        // Callers hold no lock here, so this is the place to wait when the journal falls behind.
+        if self.journal.is_backlogged() { self.commit_journal() } else { Ok(()) }
+    }
+
+    fn has_room(&self) -> bool {
+        self.room.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+impl Volume for LocalVolume {
+    fn lookup(&self, _: &Caller, parent: Ino, name: &[u8]) -> Result<Attr> {
+        self.lookup_name(parent, name)
+    }
+
+    fn forget(&self, ino: Ino) {
+        if let Ok(id) = self.state.read().inode_id(ino) {
+            self.cached_versions.lock().remove(&id);
+        }
+    }
+
+    fn getattr(&self, ino: Ino, _: Option<Handle>) -> Result<Attr> {
+        if reserved::is_virtual(ino) {
+            return self.reserved_attr(ino);
+        }
+        let state = self.state.read();
+        let id = state.inode_id(ino)?;
+        self.attr(&state, id)
+    }
+
+    fn setattr(&self, caller: &Caller, ino: Ino, change: &SetAttr) -> Result<Attr> {
+        self.set_attributes(caller, ino, change)
+    }
+
+    fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.read_link(ino)
+    }
+
+    fn make(&self, caller: &Caller, parent: Ino, name: &[u8], node: &NewNode<'_>) -> Result<Attr> {
+        let id = self.make_node(caller, parent, name, node, |_, _| Ok(()))?;
+        self.attr(&self.state.read(), id)
+    }
+
+    fn create(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &[u8],
+        node: &NewNode<'_>,
+        how: &OpenHow,
+    ) -> Result<(Attr, Opened)> {
+        self.create_file(caller, parent, name, node, how)
+    }
+
+    fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        self.link_name(ino, parent, name)
+    }
+
+    fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.unlink_name(parent, name)
+    }
+
+    fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.rmdir_name(parent, name)
+    }
+
+    fn rename(&self, parent: Ino, name: &[u8], new_parent: Ino, new_name: &[u8], mode: RenameMode) -> Result<()> {
+        self.rename_name(parent, name, new_parent, new_name, mode)
+    }
+
+    fn open(&self, _: &Caller, ino: Ino, how: &OpenHow) -> Result<Opened> {
+        self.open_file(ino, how)
+    }
+
+    fn refuse_passthrough(&self, handle: Handle) -> bool {
+        self.refuse_kernel(handle)
+    }
+
+    fn read(&self, ino: Ino, handle: Handle, offset_bytes: u64, len_bytes: u32) -> Result<Vec<u8>> {
+        self.read_file(ino, handle, offset_bytes, len_bytes)
+    }
+
+    fn write(&self, _: Ino, handle: Handle, offset_bytes: u64, bytes: &[u8], kill_set_id: bool) -> Result<u32> {
+        self.write_file(handle, offset_bytes, bytes, kill_set_id)
+    }
+
+    fn flush(&self, _: Ino, handle: Handle) -> Result<()> {
+        self.flush_file(handle)
+    }
+
+    fn release(&self, _: Ino, handle: Handle) {
+        self.release_file(handle);
+    }
+
+    fn fsync(&self, ino: Ino, _: Option<Handle>, _: bool) -> Result<()> {
+        self.sync_file(ino)
+    }
+
+    fn fallocate(&self, _: Ino, handle: Handle, offset_bytes: u64, len_bytes: u64, mode: Allocate) -> Result<()> {
+        self.allocate(handle, offset_bytes, len_bytes, mode)
+    }
+
+    fn seek(&self, _: Ino, handle: Handle, offset_bytes: u64, seek: Seek) -> Result<u64> {
+        self.seek_file(handle, offset_bytes, seek)
+    }
+
+    fn copy_range(&self, from: (Ino, Handle, u64), to: (Ino, Handle, u64), len_bytes: u64) -> Result<u64> {
+        self.copy_bytes(from, (to.1, to.2), len_bytes)
+    }
+
+    fn readdir(&self, ino: Ino, after: u64, each: &mut dyn FnMut(&Entry) -> bool) -> Result<()> {
+        self.list(ino, after, each)
+    }
+
+    fn statfs(&self) -> Result<StatFs> {
+        self.stat_fs()
+    }
+
+    fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        self.get_xattr(ino, name)
+    }
+
+    fn setxattr(&self, _: &Caller, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        self.set_xattr(ino, name, value, mode)
+    }
+
+    fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        self.list_xattrs(ino)
+    }
+
+    fn removexattr(&self, _: &Caller, ino: Ino, name: &[u8]) -> Result<()> {
+        self.remove_xattr(ino, name)
+    }
+}

@@ -1,0 +1,484 @@
+//! What happens to names: lookup, make, link, unlink, rename, list.
+
+use crate::id::{DirId, InodeId, LinkId};
+use crate::namespace::derive::{self, Child};
+use crate::namespace::op::{Field, InodeEffect, LinkEffect, PlaceEffect};
+use crate::namespace::register::Register;
+use crate::namespace::row::{Birth, InodeRow, Mode, Owner};
+use crate::namespace::tables::{Rows, Table, suffixed_key};
+use crate::namespace::view::{self, Stat};
+use crate::namespace::Effect;
+use crate::store::StoreError;
+use crate::volume::{
+    Attr, Caller, Entry, FileKind, Ino, NewKind, NewNode, RenameMode, Result, VolumeError,
+};
+
+use super::acl::{self, Acl};
+use super::reserved;
+use super::state::{Draft, State, local_key};
+use super::LocalVolume;
+
+pub const NAME_BYTES_MAX: usize = 255;
+const SYMLINK_BYTES_MAX: usize = 4095;
+/// As ext4.
+const LINKS_MAX: u32 = 65_000;
+
+/// A directory that operations are about to change.
+struct Parent {
+    id: DirId,
+    row: InodeRow,
+}
+
+impl LocalVolume {
+    pub(super) fn lookup_name(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        check_name(name)?;
+        if reserved::is_virtual(parent) || name == reserved::NAME {
+            return self.reserved_lookup(parent, name);
+        }
+        let state = self.state.read();
+        let dir = DirId(state.inode_id(parent)?.0);
+        let id = match name {
+            b"." => dir.inode(),
+            b".." => state.dir(dir)?.ok_or(VolumeError::Stale)?.parent.inode(),
+            _ => view::child(&*state, dir, name)?.ok_or(VolumeError::NotFound)?.inode(),
+        };
+        self.attr(&state, id)
+    }
+
+    /// Makes anything that has a name. Returns its id, and what `finish` returned.
+    pub(super) fn make_node(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &[u8],
+        node: &NewNode<'_>,
+        finish: impl FnOnce(&mut Draft, InodeId) -> Result<()>,
+    ) -> Result<InodeId> {
+        self.check_writable()?;
+        check_new_name(name)?;
+        if let NewKind::Symlink(target) = node.kind
+            && (target.is_empty() || target.len() > SYMLINK_BYTES_MAX)
+        {
+            return Err(if target.is_empty() { VolumeError::NotFound } else { VolumeError::NameTooLong });
+        }
+        let mut state = self.state.write();
+        let parent = open_parent(&state, parent)?;
+        if view::child(&*state, parent.id, name)?.is_some() {
+            return Err(VolumeError::Exists);
+        }
+        let mut draft = state.draft(self.env.now());
+        let id = InodeId(draft.dot);
+        let (kind, rdev, target) = match node.kind {
+            NewKind::File => (FileKind::File, 0, &b""[..]),
+            NewKind::Directory => (FileKind::Directory, 0, &b""[..]),
+            NewKind::Symlink(target) => (FileKind::Symlink, 0, target),
+            NewKind::Fifo => (FileKind::Fifo, 0, &b""[..]),
+            NewKind::Socket => (FileKind::Socket, 0, &b""[..]),
+            NewKind::CharDevice(rdev) => (FileKind::CharDevice, rdev, &b""[..]),
+            NewKind::BlockDevice(rdev) => (FileKind::BlockDevice, rdev, &b""[..]),
+        };
+        let (mode, default_acl) = new_mode(&state, &parent, node, kind)?;
+        let above = Stat::of(&parent.row);
+        let set_gid = above.mode.permissions & 0o2000 != 0;
+        let gid = if set_gid { above.owner.gid } else { caller.gid };
+        let mut mode = mode;
+        if set_gid && kind == FileKind::Directory {
+            mode.permissions |= 0o2000;
+        }
+        draft.effects.push(Effect::Inode(InodeEffect {
+            birth: Some(Birth { kind, rdev, time: draft.time, target: target.to_vec() }),
+            alive: kind == FileKind::Directory,
+            mode: Some(mode),
+            owner: Some(Owner { uid: caller.uid, gid }),
+            mtime: Some(draft.time),
+            touched: Some(draft.time),
+            ..InodeEffect::new(id)
+        }));
+        if let Some(value) = default_acl {
+            let name = acl::DEFAULT.to_vec();
+            draft.effects.push(Effect::Xattr { inode: id, name, value: Some(value), drops: Vec::new() });
+        }
+        if kind == FileKind::Directory {
+            let (dir, folds) = (DirId(draft.dot), Vec::new());
+            draft.effects.push(Effect::Move { dir, parent: parent.id, name: name.to_vec(), folds });
+        } else {
+            let place = Some(PlaceEffect { since: None, parent: parent.id, name: name.to_vec() });
+            draft.effects.push(Effect::Link(LinkEffect {
+                link: LinkId(draft.dot),
+                inode: id,
+                kind,
+                place,
+                drops: Vec::new(),
+            }));
+        }
+        touch_dir(&mut draft, &parent);
+        finish(&mut draft, id)?;
+        state.commit(draft, &self.journal)?;
+        Ok(id)
+    }
+
+    pub(super) fn link_name(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        self.check_writable()?;
+        check_new_name(name)?;
+        let mut state = self.state.write();
+        let id = state.inode_id(ino)?;
+        let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+        let kind = row.kind();
+        if kind == FileKind::Directory {
+            return Err(VolumeError::NotPermitted("hard links to directories"));
+        }
+        let nlink = view::nlink(&*state, id, kind)?;
+        if nlink == 0 {
+            return Err(VolumeError::NotFound);
+        }
+        if nlink >= LINKS_MAX {
+            return Err(VolumeError::TooManyLinks);
+        }
+        let parent = open_parent(&state, parent)?;
+        if view::child(&*state, parent.id, name)?.is_some() {
+            return Err(VolumeError::Exists);
+        }
+        let mut draft = state.draft(self.env.now());
+        let place = Some(PlaceEffect { since: None, parent: parent.id, name: name.to_vec() });
+        let link = LinkId(draft.dot);
+        draft.effects.push(Effect::Link(LinkEffect { link, inode: id, kind, place, drops: Vec::new() }));
+        touch_inode(&mut draft, id, &row);
+        touch_dir(&mut draft, &parent);
+        state.commit(draft, &self.journal)?;
+        self.attr(&state, id)
+    }
+
+    pub(super) fn unlink_name(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.check_writable()?;
+        check_old_name(name)?;
+        let mut state = self.state.write();
+        let parent = open_parent(&state, parent)?;
+        let child = view::child(&*state, parent.id, name)?.ok_or(VolumeError::NotFound)?;
+        let Child::Link { link, inode, kind } = child else { return Err(VolumeError::IsDirectory) };
+        let mut draft = state.draft(self.env.now());
+        let gone = self.drop_link(&state, &mut draft, link, inode, kind)?;
+        touch_dir(&mut draft, &parent);
+        state.commit(draft, &self.journal)?;
+        drop(state);
+        if gone {
+            self.inode_gone(inode);
+        }
+        Ok(())
+    }
+
+    /// Adds to the draft what unlinking means. Says whether the inode has no name left.
+    fn drop_link(
+        &self,
+        state: &State,
+        draft: &mut Draft,
+        link: LinkId,
+        inode: InodeId,
+        kind: FileKind,
+    ) -> Result<bool> {
+        let row = state.link(link)?.ok_or(VolumeError::NotFound)?;
+        let drops = row.places.dots().collect();
+        draft.effects.push(Effect::Link(LinkEffect { link, inode, kind, place: None, drops }));
+        let gone = view::nlink(state, inode, kind)? <= 1;
+        let Some(row) = state.inode(inode)? else { return Ok(gone) };
+        if gone && !self.is_open(inode) {
+            purge(state, draft, inode, &row)?;
+        } else {
+            touch_inode(draft, inode, &row);
+            if gone {
+                draft.local.push((local_key(b'o', &inode.0.to_bytes()), Some(Vec::new())));
+            }
+        }
+        Ok(gone)
+    }
+
+    pub(super) fn rmdir_name(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.check_writable()?;
+        match name {
+            b"." => return Err(VolumeError::Invalid("rmdir of .")),
+            b".." => return Err(VolumeError::NotEmpty),
+            _ => check_old_name(name)?,
+        }
+        let mut state = self.state.write();
+        let parent = open_parent(&state, parent)?;
+        let child = view::child(&*state, parent.id, name)?.ok_or(VolumeError::NotFound)?;
+        let Child::Dir(dir) = child else { return Err(VolumeError::NotDirectory) };
+        let mut draft = state.draft(self.env.now());
+        drop_dir(&state, &mut draft, dir)?;
+        touch_dir(&mut draft, &parent);
+        state.commit(draft, &self.journal)?;
+        Ok(())
+    }
+
+    pub(super) fn rename_name(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<()> {
+        self.check_writable()?;
+        check_old_name(name)?;
+        check_new_name(new_name)?;
+        self.publish_before_rename(parent, name)?;
+        let mut state = self.state.write();
+        let from = open_parent(&state, parent)?;
+        let to = open_parent(&state, new_parent)?;
+        let source = view::child(&*state, from.id, name)?.ok_or(VolumeError::NotFound)?;
+        let target = view::child(&*state, to.id, new_name)?;
+        let mut draft = state.draft(self.env.now());
+        let mut gone = None;
+        match (mode, target) {
+            (RenameMode::NoReplace, Some(_)) => return Err(VolumeError::Exists),
+            (RenameMode::Exchange, None) => return Err(VolumeError::NotFound),
+            (RenameMode::Exchange, Some(target)) => {
+                if source == target {
+                    return Ok(());
+                }
+                check_not_inside(&state, source, to.id)?;
+                check_not_inside(&state, target, from.id)?;
+                // In the order of their ids, which is the order in which moves of one operation are folded.
+                let mut moves = [(source, to.id, new_name), (target, from.id, name)];
+                moves.sort_unstable_by_key(|(what, ..)| *what);
+                for (what, dir, name) in moves {
+                    place(&state, &mut draft, what, dir, name)?;
+                }
+            }
+            (_, target) => {
+                check_not_inside(&state, source, to.id)?;
+                if let Some(target) = target {
+                    // Two names of one inode: POSIX says that nothing happens.
+                    if source.inode() == target.inode() {
+                        return Ok(());
+                    }
+                    match (source, target) {
+                        (Child::Dir(_), Child::Dir(dir)) => drop_dir(&state, &mut draft, dir)?,
+                        (Child::Dir(_), Child::Link { .. }) => return Err(VolumeError::NotDirectory),
+                        (Child::Link { .. }, Child::Dir(_)) => return Err(VolumeError::IsDirectory),
+                        (Child::Link { .. }, Child::Link { link, inode, kind }) => {
+                            if self.drop_link(&state, &mut draft, link, inode, kind)? {
+                                gone = Some(inode);
+                            }
+                        }
+                    }
+                }
+                place(&state, &mut draft, source, to.id, new_name)?;
+            }
+        }
+        touch_dir(&mut draft, &from);
+        if to.id != from.id {
+            touch_dir(&mut draft, &to);
+        }
+        state.commit(draft, &self.journal)?;
+        drop(state);
+        if let Some(inode) = gone {
+            self.inode_gone(inode);
+        }
+        Ok(())
+    }
+
+    pub(super) fn list(&self, ino: Ino, after: u64, each: &mut dyn FnMut(&Entry) -> bool) -> Result<()> {
+        const SELF: u64 = 1;
+        const ABOVE: u64 = 2;
+        const BATCH: usize = 256;
+        let mut after = after;
+        if reserved::is_virtual(ino) {
+            return self.reserved_list(ino, after, each);
+        }
+        let dir = {
+            let state = self.state.read();
+            let dir = DirId(state.inode_id(ino)?.0);
+            let row = state.dir(dir)?.ok_or(VolumeError::Stale)?;
+            if after < SELF {
+                let entry = Entry { name: b".".to_vec(), attr: self.attr(&state, dir.inode())?, next: SELF };
+                if !each(&entry) {
+                    return Ok(());
+                }
+            }
+            if after < ABOVE {
+                let entry = Entry { name: b"..".to_vec(), attr: self.attr(&state, row.parent.inode())?, next: ABOVE };
+                if !each(&entry) {
+                    return Ok(());
+                }
+                after = ABOVE;
+            }
+            dir
+        };
+        loop {
+            // The lock is taken for a batch only: a huge directory must not hold up everybody else.
+            let state = self.state.read();
+            let listed = view::list(&*state, dir, after + 1, BATCH)?;
+            let complete = listed.len() < BATCH;
+            for (at, item) in listed.iter().enumerate() {
+                // Names with one hash share a cookie: all but the last resume before it, so that none is skipped.
+                let more = listed.get(at + 1).is_some_and(|next| next.hash == item.hash);
+                let attr = match self.attr(&state, item.child.inode()) {
+                    Ok(attr) => attr,
+                    Err(e) => {
+                        tracing::error!(error = %e, "a listed inode cannot be read");
+                        return Err(e);
+                    }
+                };
+                let next = item.hash - u64::from(more);
+                if !each(&Entry { name: item.name.clone(), attr, next }) {
+                    return Ok(());
+                }
+                after = item.hash;
+            }
+            if complete {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Adds to the draft that an inode without names is forgotten: as this node is alone, everybody has seen all of it.
+pub(super) fn purge(state: &State, draft: &mut Draft, inode: InodeId, row: &InodeRow) -> Result<()> {
+    let mut dots = row.dots();
+    for (name, _) in state.with_prefix(Table::Xattrs, &suffixed_key(inode.0, &[]))? {
+        dots.extend(state.xattr(inode, &name)?.dots());
+    }
+    dots.sort_unstable();
+    dots.dedup();
+    let folds = match row.kind() {
+        FileKind::Directory => state.dir(DirId(inode.0))?.map_or_else(Vec::new, |row| row.moves),
+        _ => Vec::new(),
+    };
+    draft.effects.push(Effect::Purge { inode, dots, folds });
+    let key = inode.0.to_bytes();
+    for about in [b't', b'o'] {
+        let key = local_key(about, &key);
+        if crate::namespace::Tables::get(state, Table::Local, &key)?.is_some() {
+            draft.local.push((key, None));
+        }
+    }
+    Ok(())
+}
+
+fn drop_dir(state: &State, draft: &mut Draft, dir: DirId) -> Result<()> {
+    if dir == DirId::ROOT {
+        return Err(VolumeError::NotPermitted("removing the root directory"));
+    }
+    if state.dir(dir)?.is_some_and(|row| row.entries > 0) {
+        return Err(VolumeError::NotEmpty);
+    }
+    let row = state.inode(dir.inode())?.ok_or(VolumeError::NotFound)?;
+    // It vanishes first, so that forgetting its moves finds it unlisted.
+    let drops = row.alive.dots().map(|dot| (Field::Alive, dot)).collect();
+    draft.effects.push(Effect::Inode(InodeEffect { drops, ..InodeEffect::new(dir.inode()) }));
+    purge(state, draft, dir.inode(), &row)
+}
+
+/// Adds to the draft that something gets a new place.
+fn place(state: &State, draft: &mut Draft, what: Child, parent: DirId, name: &[u8]) -> Result<()> {
+    let row = state.inode(what.inode())?.ok_or(VolumeError::NotFound)?;
+    match what {
+        Child::Dir(dir) => {
+            let folds = state.dir(dir)?.map_or_else(Vec::new, |row| row.moves);
+            draft.effects.push(Effect::Move { dir, parent, name: name.to_vec(), folds });
+        }
+        Child::Link { link, inode, kind } => {
+            let link_row = state.link(link)?.ok_or(VolumeError::NotFound)?;
+            let place = Some(PlaceEffect { since: None, parent, name: name.to_vec() });
+            let drops = link_row.places.dots().collect();
+            draft.effects.push(Effect::Link(LinkEffect { link, inode, kind, place, drops }));
+        }
+    }
+    touch_inode(draft, what.inode(), &row);
+    Ok(())
+}
+
+fn check_not_inside(state: &State, what: Child, dir: DirId) -> Result<()> {
+    match what {
+        Child::Dir(moved) if derive::is_inside(state, dir, moved)? => {
+            Err(VolumeError::Invalid("a directory cannot move into itself"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn open_parent(state: &State, ino: Ino) -> Result<Parent> {
+    if reserved::is_virtual(ino) {
+        return Err(VolumeError::NotPermitted(".phi is read-only"));
+    }
+    let id = state.inode_id(ino)?;
+    let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+    if row.kind() != FileKind::Directory {
+        return Err(VolumeError::NotDirectory);
+    }
+    if row.alive.is_empty() {
+        return Err(VolumeError::NotFound);
+    }
+    Ok(Parent { id: DirId(id.0), row })
+}
+
+/// A directory whose entries change gets a new mtime and ctime.
+fn touch_dir(draft: &mut Draft, parent: &Parent) {
+    let effect = InodeEffect {
+        mtime: Some(draft.time),
+        touched: Some(draft.time),
+        drops: drops(Field::Mtime, &parent.row.mtime).chain(drops(Field::Touched, &parent.row.touched)).collect(),
+        ..InodeEffect::new(parent.id.inode())
+    };
+    draft.effects.push(Effect::Inode(effect));
+}
+
+fn touch_inode(draft: &mut Draft, inode: InodeId, row: &InodeRow) {
+    let effect = InodeEffect {
+        touched: Some(draft.time),
+        drops: drops(Field::Touched, &row.touched).collect(),
+        ..InodeEffect::new(inode)
+    };
+    draft.effects.push(Effect::Inode(effect));
+}
+
+/// The observed dots of a field, to be replaced.
+pub(super) fn drops<V>(field: Field, register: &Register<V>) -> impl Iterator<Item = (Field, crate::id::Dot)> + '_ {
+    register.dots().map(move |dot| (field, dot))
+}
+
+/// The mode of a new node under its parent's default ACL or the umask, and the default ACL that it inherits.
+fn new_mode(
+    state: &State,
+    parent: &Parent,
+    node: &NewNode<'_>,
+    kind: FileKind,
+) -> std::result::Result<(Mode, Option<Vec<u8>>), StoreError> {
+    let asked = (node.permissions & 0o7777) as u16;
+    if kind == FileKind::Symlink {
+        return Ok((Mode { permissions: 0o777, acl: Vec::new() }, None));
+    }
+    let inherited = state.xattr(parent.id.inode(), acl::DEFAULT)?.latest().map(|entry| entry.value.clone());
+    let default = inherited.as_deref().and_then(|bytes| Acl::parse(bytes).ok().flatten());
+    let Some(default) = default else {
+        return Ok((Mode { permissions: asked & !(node.umask as u16 & 0o777), acl: Vec::new() }, None));
+    };
+    let (access, bits) = default.inherit(asked);
+    let acl = if access.is_minimal() { Vec::new() } else { access.encode() };
+    let passed_on = if kind == FileKind::Directory { inherited } else { None };
+    Ok((Mode { permissions: asked & 0o7000 | bits, acl }, passed_on))
+}
+
+fn check_name(name: &[u8]) -> Result<()> {
+    if name.len() > NAME_BYTES_MAX { Err(VolumeError::NameTooLong) } else { Ok(()) }
+}
+
+fn check_new_name(name: &[u8]) -> Result<()> {
+    check_name(name)?;
+    match name {
+        b"" => Err(VolumeError::NotFound),
+        b"." | b".." => Err(VolumeError::Exists),
+        reserved::NAME => Err(VolumeError::NotPermitted(".phi is reserved")),
+        name if name.contains(&b'/') || name.contains(&0) => Err(VolumeError::Invalid("a name with a slash or NUL")),
+        _ => Ok(()),
+    }
+}
+
+fn check_old_name(name: &[u8]) -> Result<()> {
+    check_name(name)?;
+    match name {
+        b"." | b".." => Err(VolumeError::Invalid("the name . or ..")),
+        reserved::NAME => Err(VolumeError::NotPermitted(".phi is reserved")),
+        _ => Ok(()),
+    }
+}

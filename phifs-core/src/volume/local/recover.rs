@@ -1,0 +1,357 @@
+//! Opening a volume: the superblock says where the last checkpoint is, the journal what happened since.
+//!
+//! What always holds afterwards:
+//! - Everything that a sync promised is there; nothing is there that nobody wrote.
+//! - After an unclean stop operations are made under a new incarnation, so no dot ever names two operations, even if
+//!   a peer has seen some that were lost here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::causal::VersionVector;
+use crate::codec::Reader;
+use crate::content::Content;
+use crate::content::overlay::Overlay;
+use crate::content::reader::ContentReader;
+use crate::disk::{Disk, FileName};
+use crate::id::{DirId, InodeId};
+use crate::identity::{Author, NodeKey};
+use crate::merkle::NodeCache;
+use crate::meta::journal::{self, Journal, JournalError, Repair};
+use crate::meta::superblock::{StoreId, Superblock, SuperblockError};
+use crate::meta::{Lsn, Meta, Roots};
+use crate::namespace::Effect;
+use crate::namespace::apply::{GENESIS_DOT, genesis};
+use crate::namespace::op::{Field, InodeEffect};
+use crate::namespace::row::Owner;
+use crate::namespace::tables::{Rows, Table, malformed};
+use crate::namespace::view::Stat;
+use crate::oplog::{self, Oplog, OplogError};
+use crate::store::{self, GlyphIndex, GlyphStore, StoreError, StoreOptions};
+use crate::time::{Env, Hlc};
+use crate::volume::VolumeError;
+
+use super::files::FileCell;
+use super::staged::{Staged, Staging, StagingPool};
+use super::state::{RECORD_TRANSACTION, State, local_key};
+use super::upkeep::{Cache, Checkpoint, Counters};
+use super::{LocalVolume, Options, TABLES, names};
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Superblock(#[from] SuperblockError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Oplog(#[from] OplogError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error("the disk failed while {doing}: {source}")]
+    Disk { doing: &'static str, source: std::io::Error },
+}
+
+/// How far opening has come.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress {
+    Packs(store::Progress),
+    /// Records of the journal done so far.
+    Replaying(u64),
+    /// Files whose unpublished bytes were found.
+    Recovering(u64),
+}
+
+/// What opening found.
+#[derive(Clone, Debug, Default)]
+pub struct Opening {
+    /// The store is new.
+    pub created: bool,
+    /// The last stop was a clean one.
+    pub clean: bool,
+    pub replayed: u64,
+    /// Files whose bytes were not published when the daemon stopped.
+    pub recovered_files: u64,
+    pub store: store::OpenReport,
+    pub oplog_damaged: bool,
+}
+
+impl LocalVolume {
+    /// Opens the volume on this disk, or makes a new one on an empty disk.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        index: Arc<dyn GlyphIndex>,
+        env: Arc<dyn Env>,
+        key_seed: &[u8; 32],
+        options: Options,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Self, OpenError> {
+        let key = NodeKey::from_seed(key_seed);
+        let mut opened = Opening::default();
+        let (mut superblock, checkpoint) = open_superblock(&*disk, &*env, &key, &mut opened)?;
+        let store_id = superblock.store();
+        opened.clean = checkpoint.clean;
+
+        let store_options = StoreOptions { reserve_bytes: options.reserve_bytes, ..StoreOptions::new(store_id.0) };
+        let (store, report) =
+            GlyphStore::open(disk.clone(), index, &store_options, &|p| progress(Progress::Packs(p)))?;
+        let store = Arc::new(store);
+        opened.store = report;
+        let nodes = Arc::new(NodeCache::new(store.clone(), options.node_cache_bytes));
+        let meta = Meta::open(nodes.clone(), &TABLES, checkpoint.roots.clone())
+            .map_err(|source| StoreError::Malformed { what: "the superblock".into(), source })?;
+        let (oplog, oplog_report) = Oplog::open(disk.clone(), store_id.0, oplog::SEGMENT_BYTES)?;
+        opened.oplog_damaged = !oplog_report.is_intact();
+
+        let mut state = State::new(meta, checkpoint.context.clone(), checkpoint.hlc, checkpoint.author);
+        if state.context.is_empty() {
+            genesis(&mut state);
+            state.context.advance(GENESIS_DOT);
+        }
+        state.load_authors()?;
+        let mut replayed = 0;
+        let journal = {
+            let store = store.clone();
+            let journal_options = journal::Options {
+                store: store_id,
+                after: checkpoint.lsn,
+                geometry: journal::Geometry::default(),
+                repair: if options.repair { Repair::DropAfterDamage } else { Repair::Refuse },
+            };
+            Journal::open(disk.clone(), journal_options, Box::new(move || store.sync()), &mut |lsn, kind, payload| {
+                if kind == RECORD_TRANSACTION {
+                    state.replay(lsn, payload)?;
+                }
+                replayed += 1;
+                if replayed % 4096 == 0 {
+                    progress(Progress::Replaying(replayed));
+                }
+                Ok(())
+            })?
+        };
+        opened.replayed = replayed;
+        let heads = oplog.heads();
+        state.unsealed.retain(|op| heads.get(&op.dot.author).is_none_or(|head| op.dot.n > head.n));
+
+        // From here on the store counts as unclean until it is closed.
+        superblock.write(&Checkpoint { clean: false, ..checkpoint.clone() }.encode())?;
+        let mut author = checkpoint.author;
+        if !checkpoint.clean || opened.created {
+            author = new_author(&*env, &key);
+        }
+        let now = env.now();
+        let changes = state.become_author(author);
+        if !changes.is_empty() {
+            state.commit_local(changes, now, &journal)?;
+        }
+        if opened.created && options.root_owner != (0, 0) {
+            own_root(&mut state, options.root_owner, &*env, &journal)?;
+        }
+
+        let next_staging = next_staging_number(&*disk)?;
+        let volume = Self {
+            staging: StagingPool::new(disk.clone(), next_staging),
+            staging_cache: Cache::new(options.staging_cache_bytes),
+            env,
+            disk,
+            store,
+            nodes,
+            store_id,
+            key,
+            options,
+            opened: Opening::default(),
+            journal,
+            oplog,
+            superblock: Mutex::new(superblock),
+            sealing: Mutex::new(()),
+            checkpoint: Mutex::new(checkpoint),
+            state: RwLock::new(state),
+            files: Mutex::new(HashMap::new()),
+            handles: RwLock::new(HashMap::new()),
+            next_handle: AtomicU64::new(1),
+            cached_versions: Mutex::new(HashMap::new()),
+            queue: Mutex::default(),
+            queued: Condvar::new(),
+            retries: Mutex::default(),
+            room: AtomicBool::new(true),
+            stopping: AtomicBool::new(false),
+            invalidate: RwLock::new(None),
+            counters: Counters::default(),
+        };
+        opened.recovered_files = volume.recover_files(progress)?;
+        volume.forget_orphans()?;
+        volume.commit_journal()?;
+        volume.check_room();
+        Ok(Self { opened, ..volume })
+    }
+
+    /// Takes up the files that were dirty at the last stop; removes staging files that nothing names.
+    fn recover_files(&self, progress: &dyn Fn(Progress)) -> Result<u64, OpenError> {
+        let records = self.state.read().with_prefix(Table::Local, b"s")?;
+        let mut recovered = 0;
+        let mut kept = Vec::new();
+        for (key, value) in records {
+            let bytes: [u8; 24] = key.as_slice().try_into().map_err(|_| {
+                malformed("dirty file", &key, crate::codec::DecodeError::Truncated)
+            })?;
+            let id = InodeId(crate::id::Dot::from_bytes(&bytes));
+            let staged = Staged::decode(&value).map_err(|e| malformed("dirty file", &key, e))?;
+            if let Some(number) = self.recover_file(id, staged)? {
+                kept.push(number);
+                recovered += 1;
+                progress(Progress::Recovering(recovered));
+            }
+        }
+        let names = self.disk.list().map_err(|source| OpenError::Disk { doing: "listing the store", source })?;
+        for name in names {
+            if let FileName::Staging(number) = name
+                && !kept.contains(&number)
+            {
+                self.staging.retire(number, Lsn::default());
+            }
+        }
+        Ok(recovered)
+    }
+
+    /// The number of the staging file that now holds the bytes, if they are still wanted.
+    fn recover_file(&self, id: InodeId, staged: Staged) -> Result<Option<u64>, OpenError> {
+        let mut state = self.state.write();
+        let record = local_key(b's', &id.0.to_bytes());
+        let Some(row) = state.inode(id)? else {
+            state.commit_local(vec![(record, None)], self.env.now(), &self.journal)?;
+            return Ok(None);
+        };
+        let stat = Stat::of(&row);
+        let (version, content) =
+            stat.version.map_or((None, Content::Empty), |(dot, version)| (Some(dot), version.content));
+        let inline = super::files::inline_bytes(&state, id, version, &content)?;
+        let failed = |doing| move |source| OpenError::Disk { doing, source };
+        let (number, file, overlay, mtime) = match staged {
+            Staged::Bytes { bytes, mtime } => {
+                let (number, file) = self.staging.take().map_err(failed("making a staging file"))?;
+                file.write_at(&bytes, 0).map_err(failed("writing a staging file"))?;
+                (number, file, Overlay::whole(bytes.len() as u64), Some(mtime))
+            }
+            Staged::File { number, overlay } => match self.disk.open(FileName::Staging(number)) {
+                Ok(file) => {
+                    let overlay = if overlay.is_whole() {
+                        // The kernel may have written to it until the very end.
+                        let stamp = file.stamp().map_err(failed("looking at a staging file"))?;
+                        Overlay::whole(stamp.len_bytes)
+                    } else {
+                        file.set_len(overlay.len_bytes()).map_err(failed("trimming a staging file"))?;
+                        overlay
+                    };
+                    (number, file, overlay, None)
+                }
+                // It was never synced, so nothing was promised about it.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    state.commit_local(vec![(record, None)], self.env.now(), &self.journal)?;
+                    return Ok(None);
+                }
+                Err(e) => return Err(failed("opening a staging file")(e)),
+            },
+        };
+        let stamp = file.stamp().map_err(failed("looking at a staging file"))?;
+        let mut staging = Staging::new(number, file, overlay, self.env.now(), mtime.unwrap_or(stamp.mtime))
+            .map_err(failed("looking at a staging file"))?;
+        staging.changed = staging.mtime;
+        staging.dirty = true;
+        let change = (record, Some(staging.record().encode()));
+        if mtime.is_none() {
+            state.commit_local(vec![change], self.env.now(), &self.journal)?;
+        }
+        let reader = ContentReader::new(content, inline.clone()).map_err(VolumeError::from)?;
+        let cell = FileCell::recovered(id, version, inline, reader, staging);
+        drop(state);
+        self.files.lock().insert(id, Arc::new(cell));
+        self.enqueue(id);
+        Ok(Some(number))
+    }
+
+    /// Files that were unlinked while open: nobody can have them open any more.
+    fn forget_orphans(&self) -> Result<(), OpenError> {
+        let orphans = self.state.read().with_prefix(Table::Local, b"o")?;
+        for (key, _) in orphans {
+            let id = InodeId(crate::namespace::derive::dot_of(&key)?);
+            let mut state = self.state.write();
+            let mut draft = state.draft(self.env.now());
+            match state.inode(id)? {
+                Some(row) => names::purge(&state, &mut draft, id, &row)?,
+                None => draft.local.push((local_key(b'o', &key), None)),
+            }
+            state.commit(draft, &self.journal)?;
+            drop(state);
+            self.enqueue(id);
+        }
+        Ok(())
+    }
+}
+
+fn open_superblock(
+    disk: &dyn Disk,
+    env: &dyn Env,
+    key: &NodeKey,
+    opened: &mut Opening,
+) -> Result<(Superblock, Checkpoint), OpenError> {
+    let names = disk.list().map_err(|source| OpenError::Disk { doing: "listing the store", source })?;
+    let others = names.iter().any(|name| *name != FileName::Superblock);
+    match Superblock::open(disk) {
+        Ok((superblock, payload)) => {
+            let checkpoint = Checkpoint::decode(&mut Reader::new(&payload))
+                .map_err(|source| StoreError::Malformed { what: "the superblock".into(), source })?;
+            return Ok((superblock, checkpoint));
+        }
+        Err(SuperblockError::Missing) if !others => {}
+        // The making of the store was interrupted before anything else was in it.
+        Err(SuperblockError::Damaged(..)) if !others => {
+            disk.remove(FileName::Superblock)
+                .map_err(|source| OpenError::Disk { doing: "removing a half-made superblock", source })?;
+        }
+        Err(e) => return Err(e.into()),
+    }
+    opened.created = true;
+    let mut store_id = [0; 16];
+    store_id.copy_from_slice(&env.random()[..16]);
+    let checkpoint = Checkpoint {
+        context: VersionVector::new(),
+        hlc: Hlc::default(),
+        author: new_author(env, key),
+        clean: false,
+        lsn: Lsn::default(),
+        roots: Roots::default(),
+    };
+    let superblock = Superblock::create(disk, StoreId(store_id), &checkpoint.encode())?;
+    Ok((superblock, checkpoint))
+}
+
+fn new_author(env: &dyn Env, key: &NodeKey) -> Author {
+    let mut incarnation = [0; 8];
+    incarnation.copy_from_slice(&env.random()[..8]);
+    Author { node: key.public(), incarnation: u64::from_le_bytes(incarnation) }
+}
+
+/// The root of a new volume belongs to whoever makes the volume.
+fn own_root(state: &mut State, owner: (u32, u32), env: &dyn Env, journal: &Journal) -> Result<(), StoreError> {
+    let root = DirId::ROOT.inode();
+    let Some(row) = state.inode(root)? else { return Ok(()) };
+    let mut draft = state.draft(env.now());
+    draft.effects.push(Effect::Inode(InodeEffect {
+        owner: Some(Owner { uid: owner.0, gid: owner.1 }),
+        drops: names::drops(Field::Owner, &row.owner).collect(),
+        ..InodeEffect::new(root)
+    }));
+    state.commit(draft, journal)?;
+    Ok(())
+}
+
+fn next_staging_number(disk: &dyn Disk) -> Result<u64, OpenError> {
+    let names = disk.list().map_err(|source| OpenError::Disk { doing: "listing the store", source })?;
+    let numbers = names.iter().filter_map(|name| if let FileName::Staging(n) = name { Some(*n) } else { None });
+    Ok(numbers.max().map_or(1, |n| n + 1))
+}
+

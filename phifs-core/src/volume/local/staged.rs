@@ -1,0 +1,222 @@
+//! Staging files: the mutable bytes of files that were written and not published yet, and what the journal knows of
+//! them.
+//!
+//! What always holds:
+//! - A staging file has a number of its own, never used again. It is removed only after the transaction that made it
+//!   superfluous is durable. So a record in the journal can never name a file that meanwhile serves another inode.
+//! - The local table has a record for every inode with a staging file from before the first byte is written, so a
+//!   killed daemon finds them all. After fsync the record describes exactly what was synced.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::codec::{self, DecodeError, Encode, Reader};
+use crate::content::overlay::Overlay;
+use crate::disk::{Disk, File, FileName, Stamp};
+use crate::meta::Lsn;
+use crate::time::Timestamp;
+
+const VERSION: u8 = 1;
+
+/// What the journal knows about the unpublished bytes of an inode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Staged {
+    /// They are in this staging file, as the overlay says.
+    File { number: u64, overlay: Overlay },
+    /// They are these: a small file that was synced by writing it to the journal.
+    Bytes { bytes: Vec<u8>, mtime: Timestamp },
+}
+
+impl Staged {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![VERSION];
+        match self {
+            Self::File { number, overlay } => {
+                out.put_u8(1);
+                out.put_varint(*number);
+                overlay.encode(&mut out);
+            }
+            Self::Bytes { bytes, mtime } => {
+                out.put_u8(2);
+                out.put_time(*mtime);
+                out.put_blob(bytes);
+            }
+        }
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
+        let mut reader = Reader::new(bytes);
+        let found = reader.u8()?;
+        if found != VERSION {
+            let (found, known) = (u32::from(found), u32::from(VERSION));
+            return Err(DecodeError::NewerVersion { what: "a record about a dirty file", found, known });
+        }
+        let staged = match reader.u8()? {
+            1 => Self::File { number: reader.varint()?, overlay: Overlay::decode(&mut reader)? },
+            2 => Self::Bytes { mtime: reader.time()?, bytes: reader.blob()?.to_vec() },
+            value => return Err(DecodeError::Unknown { what: "a record about a dirty file", value: u64::from(value) }),
+        };
+        reader.finish()?;
+        Ok(staged)
+    }
+}
+
+/// The staging file of one inode and what is known of it.
+pub struct Staging {
+    pub number: u64,
+    pub file: Arc<dyn File>,
+    pub overlay: Overlay,
+    /// When it became this inode's. The host's clock may tick later than ours; times shown are never before this.
+    pub since: Timestamp,
+    pub mtime: Timestamp,
+    /// When the bytes changed last.
+    pub changed: Timestamp,
+    pub dirty: bool,
+    /// When its bytes were published last, or it was made.
+    pub published_at: Timestamp,
+    /// Goes up with every change of the bytes.
+    pub generation: u64,
+    /// The generation that the record in the journal stands for.
+    pub recorded: Option<u64>,
+    stamp: Stamp,
+}
+
+impl Staging {
+    pub fn new(number: u64, file: Arc<dyn File>, overlay: Overlay, now: Timestamp, mtime: Timestamp) -> std::io::Result<Self> {
+        let stamp = file.stamp()?;
+        Ok(Self {
+            number,
+            file,
+            overlay,
+            since: now,
+            mtime,
+            changed: now,
+            dirty: false,
+            published_at: now,
+            generation: 0,
+            recorded: None,
+            stamp,
+        })
+    }
+
+    /// Learns what the kernel did to the file by itself.
+    pub fn observe(&mut self) -> std::io::Result<()> {
+        let stamp = self.file.stamp()?;
+        if (stamp.len_bytes, stamp.mtime) != (self.stamp.len_bytes, self.stamp.mtime) {
+            // Which bytes changed is not known, so the file counts as new from end to end.
+            self.overlay = Overlay::whole(stamp.len_bytes);
+            self.changed = stamp.mtime.max(self.since);
+            self.mtime = self.changed;
+            self.dirty = true;
+            self.generation += 1;
+            self.stamp = stamp;
+        }
+        Ok(())
+    }
+
+    /// Notes a change made through here, at `now`.
+    pub fn changed(&mut self, now: Timestamp) -> std::io::Result<()> {
+        self.changed = now.max(self.since);
+        self.mtime = self.changed;
+        self.dirty = true;
+        self.generation += 1;
+        self.restamp()
+    }
+
+    /// Accepts the file as it is now for what is known of it.
+    pub fn restamp(&mut self) -> std::io::Result<()> {
+        self.stamp = self.file.stamp()?;
+        Ok(())
+    }
+
+    pub fn record(&self) -> Staged {
+        Staged::File { number: self.number, overlay: self.overlay.clone() }
+    }
+}
+
+/// How many staging files are kept ready, so that making a file does not wait for the host to make one.
+const POOL: usize = 64;
+
+/// Hands out staging files and takes them back.
+pub struct StagingPool {
+    disk: Arc<dyn Disk>,
+    inner: Mutex<Pool>,
+}
+
+struct Pool {
+    next: u64,
+    ready: VecDeque<(u64, Arc<dyn File>)>,
+    /// To be removed once the journal is durable up to the LSN.
+    retired: VecDeque<(Lsn, u64)>,
+}
+
+impl StagingPool {
+    /// `next` is larger than the number of any staging file there is.
+    pub fn new(disk: Arc<dyn Disk>, next: u64) -> Self {
+        Self { disk, inner: Mutex::new(Pool { next, ready: VecDeque::new(), retired: VecDeque::new() }) }
+    }
+
+    /// An empty file whose name is durable.
+    pub fn take(&self) -> std::io::Result<(u64, Arc<dyn File>)> {
+        if let Some(ready) = self.inner.lock().ready.pop_front() {
+            return Ok(ready);
+        }
+        let made = self.make()?;
+        self.disk.sync_names()?;
+        Ok(made)
+    }
+
+    fn make(&self) -> std::io::Result<(u64, Arc<dyn File>)> {
+        let number = {
+            let mut inner = self.inner.lock();
+            inner.next += 1;
+            inner.next - 1
+        };
+        Ok((number, self.disk.create(FileName::Staging(number))?))
+    }
+
+    pub fn retire(&self, number: u64, after: Lsn) {
+        self.inner.lock().retired.push_back((after, number));
+    }
+
+    /// Background work: removes what is superfluous and makes files ready. Says whether anything was done.
+    pub fn maintain(&self, committed: Lsn, wanted: bool) -> std::io::Result<bool> {
+        let mut worked = false;
+        loop {
+            let next = self.inner.lock().retired.front().copied().filter(|(lsn, _)| *lsn <= committed);
+            let Some((_, number)) = next else { break };
+            match self.disk.remove(FileName::Staging(number)) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            self.inner.lock().retired.pop_front();
+            worked = true;
+        }
+        let missing = POOL - self.inner.lock().ready.len().min(POOL);
+        if wanted && missing > POOL / 2 {
+            let made = (0..missing).map(|_| self.make()).collect::<std::io::Result<Vec<_>>>()?;
+            self.disk.sync_names()?;
+            self.inner.lock().ready.extend(made);
+            worked = true;
+        }
+        Ok(worked)
+    }
+
+    /// Gives back what was kept ready, for a clean stop.
+    pub fn drain(&self) -> std::io::Result<()> {
+        let mut inner = self.inner.lock();
+        let ready: Vec<u64> = inner.ready.drain(..).map(|(number, _)| number).collect();
+        let retired: Vec<u64> = inner.retired.drain(..).map(|(_, number)| number).collect();
+        drop(inner);
+        for number in ready.into_iter().chain(retired) {
+            match self.disk.remove(FileName::Staging(number)) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,348 @@
+//! The metadata of a local volume in one place: tables, context, clock and authors, changed by transactions only.
+//!
+//! A transaction is one operation, or changes that concern this node alone, or both. It is first applied to a scratch
+//! copy of the rows it touches; only when that worked does it go to the journal and into the tables. So a failing disk
+//! in the middle of an operation leaves nothing half done, and the journal's order is the order of the operations.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::causal::VersionVector;
+use crate::codec::{self, Encode, Reader};
+use crate::id::{AuthorId, Dot, InodeId};
+use crate::identity::Author;
+use crate::meta::{Journal, Lsn, Meta, TableId};
+use crate::namespace::tables::malformed;
+use crate::namespace::{Effect, Op, Table, Tables, apply};
+use crate::store::StoreError;
+use crate::time::{Hlc, Timestamp};
+use crate::volume::{Ino, VolumeError};
+
+/// The kind of the only journal record there is: a transaction.
+pub const RECORD_TRANSACTION: u8 = 1;
+
+/// Bits of an inode number that hold the operation's number; above them is the local number of its author.
+const INO_BITS: u32 = 44;
+/// The author number whose inode numbers are not in any table: what `.phi` shows.
+pub const VIRTUAL_AUTHOR: u64 = 0xf_ffff;
+
+pub struct State {
+    pub meta: Meta,
+    pub context: VersionVector,
+    /// The largest clock reading known.
+    pub hlc: Hlc,
+    pub author: Author,
+    author_id: AuthorId,
+    authors: Authors,
+    /// Operations that are not in the oplog yet, oldest first.
+    pub unsealed: VecDeque<Unsealed>,
+}
+
+pub struct Unsealed {
+    pub dot: Dot,
+    pub hlc: Hlc,
+    pub bytes: Bytes,
+}
+
+/// Local numbers of authors, in order of first sight. Number 0 is the genesis.
+struct Authors {
+    by_number: Vec<(AuthorId, Option<Author>)>,
+    numbers: HashMap<AuthorId, u32>,
+}
+
+impl Authors {
+    fn new() -> Self {
+        Self { by_number: vec![(AuthorId::GENESIS, None)], numbers: HashMap::from([(AuthorId::GENESIS, 0)]) }
+    }
+
+    fn add(&mut self, author: Author) -> u32 {
+        let id = author.id();
+        let next = self.by_number.len() as u32;
+        let number = *self.numbers.entry(id).or_insert(next);
+        if number == next {
+            self.by_number.push((id, Some(author)));
+        }
+        number
+    }
+}
+
+/// A row of the local table to set or remove.
+pub type LocalChange = (Vec<u8>, Option<Vec<u8>>);
+
+/// An operation being put together.
+pub struct Draft {
+    pub dot: Dot,
+    pub hlc: Hlc,
+    pub time: Timestamp,
+    pub effects: Vec<Effect>,
+    pub local: Vec<LocalChange>,
+}
+
+impl State {
+    pub fn new(meta: Meta, context: VersionVector, hlc: Hlc, author: Author) -> Self {
+        let author_id = author.id();
+        Self { meta, context, hlc, author, author_id, authors: Authors::new(), unsealed: VecDeque::new() }
+    }
+
+    pub fn author_id(&self) -> AuthorId {
+        self.author_id
+    }
+
+    /// From now on operations are made as this author, whose number is recorded.
+    pub fn become_author(&mut self, author: Author) -> Vec<LocalChange> {
+        self.author_id = author.id();
+        self.author = author;
+        let known = self.authors.numbers.contains_key(&self.author_id);
+        let number = self.authors.add(author);
+        if known { Vec::new() } else { vec![(local_key(b'a', &number.to_be_bytes()), Some(author.to_bytes().to_vec()))] }
+    }
+
+    /// Learns the numbers of authors from the local table.
+    pub fn load_authors(&mut self) -> Result<(), StoreError> {
+        let mut authors = Vec::new();
+        for (rest, value) in crate::namespace::tables::Rows::with_prefix(self, Table::Local, b"a")? {
+            let author = Author::decode(&mut Reader::new(&value)).map_err(|e| malformed("author", &rest, e))?;
+            authors.push(author);
+        }
+        for author in authors {
+            self.authors.add(author);
+        }
+        Ok(())
+    }
+
+    /// The author with this id, if it is known; nobody stands behind the genesis.
+    pub fn author_of(&self, id: AuthorId) -> Option<Author> {
+        let number = *self.authors.numbers.get(&id)?;
+        self.authors.by_number[number as usize].1
+    }
+
+    pub fn ino(&self, id: InodeId) -> Ino {
+        let number = self.authors.numbers.get(&id.0.author).copied();
+        Ino(u64::from(number.expect("the author of a row is known")) << INO_BITS | id.0.n)
+    }
+
+    pub fn inode_id(&self, ino: Ino) -> Result<InodeId, VolumeError> {
+        let author = self.authors.by_number.get((ino.0 >> INO_BITS) as usize).ok_or(VolumeError::Stale)?;
+        Ok(InodeId(Dot { author: author.0, n: ino.0 & ((1 << INO_BITS) - 1) }))
+    }
+
+    pub fn draft(&self, now: Timestamp) -> Draft {
+        let dot = Dot { author: self.author_id, n: self.context.get(self.author_id) + 1 };
+        Draft { dot, hlc: self.hlc.tick(now), time: now, effects: Vec::new(), local: Vec::new() }
+    }
+
+    /// Carries a draft out: journal, then tables.
+    pub fn commit(&mut self, draft: Draft, journal: &Journal) -> Result<Lsn, StoreError> {
+        let Draft { dot, hlc, time, effects, local } = draft;
+        let op = (!effects.is_empty()).then_some(Op { dot, hlc, time, effects });
+        let writes = self.rehearse(op.as_ref(), &local)?;
+        let op_bytes = op.as_ref().map(|op| Bytes::from(op.encode()));
+        let lsn = journal.append(RECORD_TRANSACTION, &encode_transaction(dot, op_bytes.as_deref(), &local));
+        self.take(writes);
+        if let Some(bytes) = op_bytes {
+            self.context.advance(dot);
+            self.hlc = hlc;
+            self.unsealed.push_back(Unsealed { dot, hlc, bytes });
+        }
+        Ok(lsn)
+    }
+
+    /// Changes that concern this node alone.
+    pub fn commit_local(&mut self, changes: Vec<LocalChange>, now: Timestamp, journal: &Journal) -> Result<Lsn, StoreError> {
+        let mut draft = self.draft(now);
+        draft.local = changes;
+        self.commit(draft, journal)
+    }
+
+    /// Applies a transaction found in the journal; one that the tables already contain changes nothing.
+    pub fn replay(&mut self, lsn: Lsn, payload: &[u8]) -> Result<(), StoreError> {
+        let record = |source| StoreError::Malformed { what: format!("journal record {}", lsn.0), source };
+        let (dot, op_bytes, local) = decode_transaction(payload).map_err(record)?;
+        for (key, value) in local.iter().filter(|(key, _)| key.first() == Some(&b'a')) {
+            let author = value.as_deref().map(|value| Author::decode(&mut Reader::new(value)));
+            if let Some(author) = author.transpose().map_err(|e| malformed("author", key, e))? {
+                self.authors.add(author);
+            }
+        }
+        let op = op_bytes.map(|bytes| Op::decode(dot, bytes)).transpose().map_err(record)?;
+        if op.is_some() && self.context.contains(dot) {
+            return Ok(());
+        }
+        let writes = self.rehearse(op.as_ref(), &local)?;
+        self.take(writes);
+        if let (Some(op), Some(bytes)) = (op, op_bytes) {
+            self.context.advance(dot);
+            self.hlc = self.hlc.max(op.hlc);
+            self.unsealed.push_back(Unsealed { dot, hlc: op.hlc, bytes: Bytes::copy_from_slice(bytes) });
+        }
+        Ok(())
+    }
+
+    fn rehearse(&self, op: Option<&Op>, local: &[LocalChange]) -> Result<Writes, StoreError> {
+        let mut scratch = Scratch { under: self, writes: BTreeMap::new() };
+        if let Some(op) = op {
+            apply(&mut scratch, op)?;
+        }
+        for (key, value) in local {
+            match value {
+                Some(value) => scratch.put(Table::Local, key, value),
+                None => scratch.delete(Table::Local, key),
+            }
+        }
+        Ok(scratch.writes)
+    }
+
+    fn take(&mut self, writes: Writes) {
+        for ((table, key), value) in writes {
+            match value {
+                Some(value) => self.put(table, &key, &value),
+                None => self.delete(table, &key),
+            }
+        }
+    }
+}
+
+impl Tables for State {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.meta.get(TableId(table as u8), key)?)
+    }
+
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        self.meta.put(TableId(table as u8), key, value);
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) {
+        self.meta.delete(TableId(table as u8), key);
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], &Bytes) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        Ok(self.meta.scan(TableId(table as u8), from, visit)?)
+    }
+}
+
+type Writes = BTreeMap<(Table, Vec<u8>), Option<Bytes>>;
+
+/// The tables with the writes of one transaction on top.
+struct Scratch<'a> {
+    under: &'a State,
+    writes: Writes,
+}
+
+impl Tables for Scratch<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        match self.writes.get(&(table, key.to_vec())) {
+            Some(written) => Ok(written.clone()),
+            None => self.under.get(table, key),
+        }
+    }
+
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        self.writes.insert((table, key.to_vec()), Some(Bytes::copy_from_slice(value)));
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) {
+        self.writes.insert((table, key.to_vec()), None);
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], &Bytes) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let mut written = self.writes.range((table, from.to_vec())..).take_while(|((t, _), _)| *t == table).peekable();
+        let mut stopped = false;
+        self.under.scan(table, from, &mut |key, value| {
+            while let Some(((_, written_key), written_value)) = written.next_if(|((_, k), _)| k.as_slice() < key) {
+                if let Some(value) = written_value
+                    && visit(written_key, value).is_break()
+                {
+                    stopped = true;
+                    return ControlFlow::Break(());
+                }
+            }
+            let flow = match written.next_if(|((_, k), _)| k.as_slice() == key) {
+                Some((_, Some(value))) => visit(key, value),
+                Some((_, None)) => ControlFlow::Continue(()),
+                None => visit(key, value),
+            };
+            stopped = flow.is_break();
+            flow
+        })?;
+        if !stopped {
+            for ((_, key), value) in written {
+                if let Some(value) = value
+                    && visit(key, value).is_break()
+                {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A key of the local table: what it is about, then which one.
+///
+/// `a` author number -> author; `s` inode -> its dirty bytes (see `staged`); `t` inode -> atime;
+/// `o` inode -> nothing: unlinked while open.
+pub fn local_key(about: u8, which: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + which.len());
+    key.push(about);
+    key.extend_from_slice(which);
+    key
+}
+
+const TRANSACTION_VERSION: u8 = 1;
+
+fn encode_transaction(dot: Dot, op: Option<&[u8]>, local: &[LocalChange]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64 + op.map_or(0, <[u8]>::len));
+    out.put_u8(TRANSACTION_VERSION);
+    out.put_u8(u8::from(op.is_some()));
+    if let Some(op) = op {
+        out.put_dot(dot);
+        out.put_blob(op);
+    }
+    for (key, value) in local {
+        out.put_blob(key);
+        out.put_u8(u8::from(value.is_some()));
+        if let Some(value) = value {
+            out.put_blob(value);
+        }
+    }
+    out
+}
+
+type Transaction<'a> = (Dot, Option<&'a [u8]>, Vec<LocalChange>);
+
+fn decode_transaction(bytes: &[u8]) -> codec::Result<Transaction<'_>> {
+    let mut reader = Reader::new(bytes);
+    let version = reader.u8()?;
+    if version != TRANSACTION_VERSION {
+        return Err(codec::DecodeError::NewerVersion {
+            what: "a journal record",
+            found: u32::from(version),
+            known: u32::from(TRANSACTION_VERSION),
+        });
+    }
+    let mut dot = Dot { author: AuthorId::GENESIS, n: 0 };
+    let mut op = None;
+    if reader.u8()? == 1 {
+        dot = reader.dot()?;
+        op = Some(reader.blob()?);
+    }
+    let mut local = Vec::new();
+    while !reader.is_empty() {
+        let key = reader.blob()?.to_vec();
+        let value = if reader.u8()? == 1 { Some(reader.blob()?.to_vec()) } else { None };
+        local.push((key, value));
+    }
+    Ok((dot, op, local))
+}

@@ -1,0 +1,461 @@
+//! What background threads do for a volume: publish closed files, sync within a second, seal, checkpoint, tidy up.
+//!
+//! Core spawns no thread; the daemon gives each of `run_publisher`, `tick` and `checkpoint` one of its own.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::causal::VersionVector;
+use crate::codec::{self, DecodeError, Encode, Reader};
+use crate::id::{Dot, InodeId};
+use crate::identity::Author;
+use crate::meta::journal::JournalError;
+use crate::meta::{Lsn, Roots};
+use crate::namespace::{Effect, Op};
+use crate::oplog::{GroupBuilder, Head};
+use crate::store::{GlyphKind, GlyphSink, StoreError};
+use crate::time::{Hlc, Timestamp};
+use crate::volume::{Result, StatFs, VolumeError};
+
+use super::LocalVolume;
+use super::names::NAME_BYTES_MAX;
+
+const CHECKPOINT_VERSION: u8 = 1;
+/// A checkpoint is due after this many changed rows or bytes, or this much journal, whatever comes first: random
+/// changes cost three times less when a hundred thousand are written together.
+const CHECKPOINT_ROWS: usize = 200_000;
+const CHECKPOINT_BYTES: usize = 48 << 20;
+const CHECKPOINT_JOURNAL_BYTES: u64 = 40 << 20;
+/// How often the free space of the host is looked at, at the most.
+const PUBLISHER_WAIT: Duration = Duration::from_secs(5);
+
+/// What the superblock stands for: a state of all tables, and where to go on in the journal.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    pub context: VersionVector,
+    pub hlc: Hlc,
+    /// Who makes operations; a clean stop lets the next start go on as the same author.
+    pub author: Author,
+    pub clean: bool,
+    pub lsn: Lsn,
+    pub roots: Roots,
+}
+
+impl Checkpoint {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![CHECKPOINT_VERSION];
+        out.put_u8(u8::from(self.clean));
+        self.author.encode(&mut out);
+        out.put_hlc(self.hlc);
+        out.put_varint(self.lsn.0);
+        self.context.encode(&mut out);
+        self.roots.encode(&mut out);
+        out
+    }
+
+    pub fn decode(reader: &mut Reader<'_>) -> codec::Result<Self> {
+        let found = reader.u8()?;
+        if found != CHECKPOINT_VERSION {
+            let (found, known) = (u32::from(found), u32::from(CHECKPOINT_VERSION));
+            return Err(DecodeError::NewerVersion { what: "the checkpoint", found, known });
+        }
+        let clean = reader.u8()? == 1;
+        let author = Author::decode(reader)?;
+        let hlc = reader.hlc()?;
+        let lsn = Lsn(reader.varint()?);
+        let context = VersionVector::decode(reader)?;
+        let roots = Roots::decode(reader)?;
+        Ok(Self { context, hlc, author, clean, lsn, roots })
+    }
+}
+
+#[derive(Default)]
+pub struct Counters {
+    pub published: AtomicU64,
+    pub checkpoints: AtomicU64,
+    pub sealed_ops: AtomicU64,
+}
+
+/// Which closed files keep their staging file, the latest last.
+pub struct Cache {
+    bytes_max: u64,
+    inner: Mutex<(u64, VecDeque<(InodeId, u64)>)>,
+}
+
+impl Cache {
+    pub fn new(bytes_max: u64) -> Self {
+        Self { bytes_max, inner: Mutex::default() }
+    }
+
+    /// Whether this file may keep its staging file; it then counts as used now.
+    pub fn admit(&self, id: InodeId, len_bytes: u64) -> bool {
+        if len_bytes > self.bytes_max {
+            return false;
+        }
+        let (total, files) = &mut *self.inner.lock();
+        if let Some(at) = files.iter().position(|(known, _)| *known == id) {
+            *total -= files.remove(at).map_or(0, |(_, len)| len);
+        }
+        files.push_back((id, len_bytes));
+        *total += len_bytes;
+        true
+    }
+
+    /// Files that must give theirs back.
+    fn excess(&self, bytes_max: u64) -> Vec<InodeId> {
+        let (total, files) = &mut *self.inner.lock();
+        let mut excess = Vec::new();
+        while *total > bytes_max {
+            let Some((id, len)) = files.pop_front() else { break };
+            *total -= len;
+            excess.push(id);
+        }
+        excess
+    }
+}
+
+/// How a volume is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    pub store_id: String,
+    pub author: String,
+    pub operations: u64,
+    pub inodes: u64,
+    pub open_handles: u64,
+    pub dirty_files: u64,
+    pub unsealed_operations: u64,
+    pub published_versions: u64,
+    pub checkpoints: u64,
+    pub journal_bytes: u64,
+    pub journal_syncs: u64,
+    pub oplog_bytes: u64,
+    pub pack_count: u64,
+    pub data_stored_bytes: u64,
+    pub node_stored_bytes: u64,
+    pub read_only: bool,
+    pub quarantined_glyphs: u64,
+}
+
+/// One operation, for people.
+#[derive(Clone, Debug)]
+pub struct RecentOp {
+    pub dot: Dot,
+    pub hlc: Hlc,
+    pub time: Timestamp,
+    pub effects: Vec<Effect>,
+}
+
+impl LocalVolume {
+    pub(super) fn enqueue(&self, id: InodeId) {
+        self.queue.lock().push_back(id);
+        self.queued.notify_one();
+    }
+
+    pub(super) fn enqueue_later(&self, id: InodeId) {
+        self.retries.lock().push(id);
+    }
+
+    /// Publishes closed files until the volume stops. Several threads may do so.
+    pub fn run_publisher(&self) {
+        loop {
+            let id = {
+                let mut queue = self.queue.lock();
+                while queue.is_empty() && !self.stopping.load(Ordering::Acquire) {
+                    self.queued.wait_for(&mut queue, PUBLISHER_WAIT);
+                }
+                match queue.pop_front() {
+                    Some(id) => id,
+                    None => return,
+                }
+            };
+            self.settle_logged(id);
+        }
+    }
+
+    /// Makes `run_publisher` return once its queue is empty.
+    pub fn stop_publishers(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.queued.notify_all();
+    }
+
+    fn settle_logged(&self, id: InodeId) {
+        if let Err(error) = self.settle(id) {
+            tracing::error!(%error, inode = %id.0, "a file could not be published; its bytes are kept in staging");
+            self.enqueue_later(id);
+        }
+    }
+
+    pub(super) fn commit_journal(&self) -> Result<()> {
+        self.journal.commit(self.journal.appended()).map_err(|error| match error {
+            JournalError::Full => VolumeError::NoSpace("the journal cannot grow"),
+            JournalError::Barrier(source) => VolumeError::Store(source),
+            error => {
+                tracing::error!(%error, "the journal cannot be written; the volume is read-only");
+                VolumeError::ReadOnly
+            }
+        })
+    }
+
+    /// Makes what was done so far durable, publishes files that stay open, and tidies up. To be called about once a
+    /// second, at most: what no sync was asked for reaches the disk by this.
+    pub fn tick(&self) -> Result<()> {
+        self.check_room();
+        for id in std::mem::take(&mut *self.retries.lock()) {
+            self.enqueue(id);
+        }
+        let cells: Vec<_> = self.files.lock().values().cloned().collect();
+        for cell in cells {
+            self.publish_open(&cell)?;
+        }
+        if self.journal.appended() > self.journal.committed() {
+            self.commit_journal()?;
+        }
+        self.seal()?;
+        for id in self.staging_cache.excess(self.options.staging_cache_bytes) {
+            self.evict(id)?;
+        }
+        let busy = !self.handles.read().is_empty() || self.journal.bytes_since(self.checkpoint.lock().lsn) > 0;
+        let tidied = self.staging.maintain(self.journal.committed(), busy);
+        tidied.map_err(|source| VolumeError::Disk { doing: "tidying staging files", source })?;
+        self.store.flush_index();
+        if let Err(error) = self.journal.prepare() {
+            tracing::warn!(%error, "no spare journal file could be made");
+        }
+        Ok(())
+    }
+
+    /// Signs what is not in the oplog yet.
+    pub fn seal(&self) -> Result<()> {
+        let failed = |error: crate::oplog::OplogError| {
+            tracing::error!(%error, "the operation log cannot be written");
+            VolumeError::ReadOnly
+        };
+        // One at a time, so that groups reach the log in order.
+        let _sealing = self.sealing.lock();
+        let (ops, context) = {
+            let mut state = self.state.write();
+            (std::mem::take(&mut state.unsealed), state.context.clone())
+        };
+        let mut ops = ops.into_iter().peekable();
+        while let Some(first) = ops.peek() {
+            let id = first.dot.author;
+            let author = self.state.read().author_of(id);
+            let Some(author) = author.filter(|author| author.node == self.key.public()) else {
+                ops.next();
+                continue;
+            };
+            let head = self.oplog.head(id).unwrap_or_else(|| Head::start(&author));
+            if head.n + 1 != first.dot.n {
+                // The log lost its end; peers get these operations as state.
+                tracing::warn!(author = %id, from = head.n + 1, to = first.dot.n, "operations are missing in the log");
+                ops.next();
+                continue;
+            }
+            let mut builder = GroupBuilder::new(author, head);
+            let mut sealed = 0;
+            while let Some(op) = ops.next_if(|op| op.dot.author == id && !builder.is_full()) {
+                builder.push(op.dot.n, op.hlc, &op.bytes);
+                sealed += 1;
+            }
+            let group = builder
+                .seal(&self.key, context.clone())
+                .map_err(|error| VolumeError::Internal(error.to_string()))?;
+            self.oplog.append(&group).map_err(failed)?;
+            self.counters.sealed_ops.fetch_add(sealed, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Whether enough has changed for a checkpoint.
+    pub fn needs_checkpoint(&self) -> bool {
+        let since = self.checkpoint.lock().lsn;
+        let state = self.state.read();
+        state.meta.changed_rows() >= CHECKPOINT_ROWS
+            || state.meta.changed_bytes() >= CHECKPOINT_BYTES
+            || self.journal.bytes_since(since) >= CHECKPOINT_JOURNAL_BYTES
+    }
+
+    /// Writes the state of all tables to the store and points the superblock at it. Writers go on meanwhile.
+    pub fn make_checkpoint(&self, clean: bool) -> Result<()> {
+        let mut last = self.checkpoint.lock();
+        let _hold = self.store.hold();
+        let (job, mut next) = {
+            let mut state = self.state.write();
+            let job = state.meta.freeze();
+            let next = Checkpoint {
+                context: state.context.clone(),
+                hlc: state.hlc,
+                author: state.author,
+                clean,
+                lsn: self.journal.appended(),
+                roots: last.roots.clone(),
+            };
+            (job, next)
+        };
+        let mut done = None;
+        if let Some(job) = job {
+            let mut sink = |plain: &[u8]| self.store.write(GlyphKind::Node, plain);
+            match job.run(&mut sink) {
+                Ok(result) => {
+                    next.roots = result.roots().clone();
+                    done = Some(result);
+                }
+                Err(error) => {
+                    self.state.write().meta.abandon();
+                    return Err(StoreError::from(error).into());
+                }
+            }
+        }
+        // Glyphs, journal and oplog first: the superblock makes the journal up to here superfluous.
+        let durable = self.make_durable(next.lsn).and_then(|()| {
+            self.superblock.lock().write(&next.encode()).map_err(|error| {
+                tracing::error!(%error, "the superblock cannot be written");
+                VolumeError::ReadOnly
+            })
+        });
+        if let Some(done) = done {
+            // Even if the superblock failed the new maps are right and readable.
+            let superseded = self.state.write().meta.install(done);
+            drop(superseded);
+        }
+        durable?;
+        // Up to the checkpoint before this one, so that the other copy of the superblock can be started from too.
+        if let Err(error) = self.journal.recycle(last.lsn) {
+            tracing::warn!(%error, "journal files could not be recycled");
+        }
+        *last = next;
+        if let Err(error) = self.oplog.trim(self.options.oplog_bytes) {
+            tracing::warn!(%error, "the operation log could not be trimmed");
+        }
+        self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn make_durable(&self, lsn: Lsn) -> Result<()> {
+        debug_assert!(lsn <= self.journal.appended());
+        self.commit_journal()?;
+        self.seal()?;
+        self.oplog.sync().map_err(|error| {
+            tracing::error!(%error, "the operation log cannot be synced");
+            VolumeError::ReadOnly
+        })?;
+        Ok(self.store.sync()?)
+    }
+
+    /// Publishes everything and leaves the store as clean as can be. The volume must not be used afterwards.
+    pub fn shut_down(&self) -> Result<()> {
+        self.stop_publishers();
+        let cells: Vec<_> = self.files.lock().values().map(|cell| cell.id).collect();
+        for id in cells {
+            self.settle(id)?;
+        }
+        for id in self.staging_cache.excess(0) {
+            self.evict(id)?;
+        }
+        self.commit_journal()?;
+        self.staging.drain().map_err(|source| VolumeError::Disk { doing: "tidying staging files", source })?;
+        self.store.flush_index();
+        self.make_checkpoint(true)
+    }
+
+    pub(super) fn check_room(&self) {
+        // An unknown amount of space is no reason to refuse; the write itself will tell.
+        let room = self.disk.space().is_ok_and(|space| space.free_bytes <= self.store.reserve_bytes());
+        self.room.store(!room, Ordering::Relaxed);
+    }
+
+    pub(super) fn stat_fs(&self) -> Result<StatFs> {
+        const BLOCK_BYTES: u64 = 4096;
+        let space = self.disk.space().map_err(|source| VolumeError::Disk { doing: "asking for free space", source })?;
+        let reserve = self.store.reserve_bytes();
+        let free = space.free_bytes.saturating_sub(reserve) / BLOCK_BYTES;
+        let inodes = self.inode_count();
+        Ok(StatFs {
+            block_bytes: BLOCK_BYTES as u32,
+            blocks: space.total_bytes / BLOCK_BYTES,
+            blocks_free: free,
+            blocks_available: free,
+            inodes: inodes + free,
+            inodes_free: free,
+            name_bytes_max: NAME_BYTES_MAX as u32,
+        })
+    }
+
+    /// As of the last checkpoint.
+    fn inode_count(&self) -> u64 {
+        self.state.read().meta.roots().get(crate::meta::TableId(crate::namespace::Table::Inodes as u8)).rows
+    }
+
+    pub fn opening(&self) -> &super::Opening {
+        &self.opened
+    }
+
+    pub fn status(&self) -> Status {
+        let usage = self.store.usage();
+        let journal = self.journal.stats();
+        let dirty = self.files.lock().len() as u64;
+        let lsn = self.checkpoint.lock().lsn;
+        let inodes = self.inode_count();
+        let state = self.state.read();
+        Status {
+            store_id: self.store_id.to_string(),
+            author: state.author_id().to_string(),
+            operations: state.context.iter().map(|(_, n)| n).sum(),
+            inodes,
+            open_handles: self.handles.read().len() as u64,
+            dirty_files: dirty,
+            unsealed_operations: state.unsealed.len() as u64,
+            published_versions: self.counters.published.load(Ordering::Relaxed),
+            checkpoints: self.counters.checkpoints.load(Ordering::Relaxed),
+            journal_bytes: self.journal.bytes_since(lsn),
+            journal_syncs: journal.syncs,
+            oplog_bytes: self.oplog.size_bytes(),
+            pack_count: usage.packs,
+            data_stored_bytes: usage.data_stored_bytes,
+            node_stored_bytes: usage.node_stored_bytes,
+            read_only: self.journal.is_failed() || !self.store.is_writable(),
+            quarantined_glyphs: usage.quarantined,
+        }
+    }
+
+    /// The status as `.phi/status.json` shows it.
+    pub(super) fn status_json(&self) -> String {
+        let s = self.status();
+        format!(
+            concat!(
+                "{{\"format\":1,\"store\":\"{}\",\"author\":\"{}\",\"operations\":{},\"inodes\":{},",
+                "\"open_handles\":{},\"dirty_files\":{},\"read_only\":{},\"quarantined_glyphs\":{}}}\n"
+            ),
+            s.store_id, s.author, s.operations, s.inodes, s.open_handles, s.dirty_files, s.read_only, s.quarantined_glyphs
+        )
+    }
+
+    /// The latest operations, newest first.
+    pub fn recent_ops(&self, limit: usize) -> Result<Vec<RecentOp>> {
+        self.seal()?;
+        let mut recent = Vec::new();
+        for group in self.oplog.recent() {
+            let group = match group {
+                Ok(group) => group,
+                Err(error) => {
+                    tracing::warn!(%error, "a part of the operation log cannot be read");
+                    continue;
+                }
+            };
+            let ops: Vec<_> = group.ops().collect();
+            for (n, bytes) in ops.into_iter().rev() {
+                let dot = Dot { author: group.author_id(), n };
+                let op = Op::decode(dot, &bytes)
+                    .map_err(|source| StoreError::Malformed { what: format!("operation {dot}"), source })?;
+                recent.push(RecentOp { dot, hlc: op.hlc, time: op.time, effects: op.effects });
+                if recent.len() >= limit {
+                    return Ok(recent);
+                }
+            }
+        }
+        Ok(recent)
+    }
+}

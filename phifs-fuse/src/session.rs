@@ -1,0 +1,219 @@
+//! One mount from beginning to end: mounting, the threads that serve it, and unmounting.
+//!
+//! The session's thread owns fuser's loops. When the last of them ends, for whatever reason, the adapter releases and
+//! forgets what the kernel still held, notices stop, and only then is the mount finished.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use fuser::{Config, Session, SessionACL};
+use phifs_core::volume::{Invalidate, Volume};
+
+use crate::adapter::Adapter;
+use crate::error::MountError;
+use crate::init::{DataMode, DataPath, Features, Init, READ_AHEAD_BYTES};
+use crate::latch::Latch;
+use crate::mountpoint::{self, Mounted};
+use crate::notify::{Announcer, Line};
+use crate::pool::Pool;
+use crate::state::State;
+
+/// Enough for concurrent fsyncs to share a commit of the journal; a waiting thread costs next to nothing.
+const POOL_THREADS: usize = 16;
+
+/// How long a forced unmount waits for the threads when nobody has anything open.
+const FORCED_PATIENCE: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// What mount(8) and df(1) show as the device.
+    pub source: String,
+    pub data_mode: DataMode,
+    /// Whether other users may enter; the default is yes for root and no for everybody else, who need
+    /// `user_allow_other` in /etc/fuse.conf for it.
+    pub allow_other: bool,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            source: "phifs".to_owned(),
+            data_mode: DataMode::Auto,
+            allow_other: rustix::process::geteuid().is_root(),
+        }
+    }
+}
+
+/// A mounted filesystem. Dropping it unmounts by force.
+pub struct Mount {
+    path: PathBuf,
+    mounted: Mounted,
+    state: Arc<State>,
+    features: Features,
+    announcer: Arc<Announcer>,
+    finished: Arc<Latch>,
+}
+
+/// Mounts `volume` on the directory `mountpoint` and serves it from threads of its own.
+///
+/// # Errors
+/// Each variant of `MountError` says what to do; nothing stays mounted then.
+pub fn mount(volume: Arc<dyn Volume>, mountpoint: &Path, options: &MountOptions) -> Result<Mount, MountError> {
+    let path = mountpoint::check(mountpoint)?;
+    let state = Arc::new(State::new(volume));
+    let init = Arc::new(Init::new(options.data_mode));
+    let ended = Arc::new(Latch::default());
+    let pool = Pool::new(POOL_THREADS).map_err(MountError::system("starting threads"))?;
+    let adapter = Adapter { state: Arc::clone(&state), pool, init: Arc::clone(&init), ended: Arc::clone(&ended) };
+
+    let device = mountpoint::mount(&path, &options.source, options.allow_other)?;
+    let unmounted = |error: MountError| {
+        if let Err(also) = mountpoint::unmount(&path, true) {
+            tracing::warn!(path = %path.display(), error = %also, "could not take back a failed mount");
+        }
+        error
+    };
+    let line_device = device.as_fd().try_clone_to_owned().map_err(MountError::system("copying a descriptor"));
+    let line_device = line_device.map_err(unmounted)?;
+    let session = Session::from_fd(adapter, device, SessionACL::All, loop_config()).map_err(|error| {
+        unmounted(match error.kind() {
+            std::io::ErrorKind::Unsupported => MountError::Unavailable(options.data_mode),
+            _ => MountError::System { doing: "agreeing with the kernel", source: error },
+        })
+    })?;
+    let features = init.features().cloned().expect("the handshake is over");
+    let mounted = mountpoint::top_mount_at(&path).map_err(unmounted)?;
+    let mounted = mounted.ok_or_else(|| MountError::System {
+        doing: "looking for the new mount",
+        source: std::io::ErrorKind::NotFound.into(),
+    })?;
+
+    let announcer = Arc::new(Announcer::new(Arc::clone(&state)));
+    let line = Line { notifier: session.notifier(), device: line_device };
+    let finished = Arc::new(Latch::default());
+    let serve = Serve {
+        path: path.clone(),
+        mounted: mounted.clone(),
+        announcer: Arc::clone(&announcer),
+        ended,
+        finished: Arc::clone(&finished),
+    };
+    let thread = thread::Builder::new().name("phifs-session".to_owned());
+    thread
+        .spawn(move || serve.run(session, &line))
+        .map_err(MountError::system("starting threads"))
+        .map_err(unmounted)?;
+    raise_read_ahead(&mounted);
+    Ok(Mount { path, mounted, state, features, announcer, finished })
+}
+
+/// The kernel checks who may enter. fuser's own check would also turn away what the kernel does in its own name,
+/// such as writing back times as root on behalf of a user.
+fn loop_config() -> Config {
+    let mut config = Config::default();
+    let cores = thread::available_parallelism().map_or(2, usize::from);
+    config.n_threads = Some(cores.max(2));
+    config
+}
+
+/// The kernel reads ahead 128 KiB whatever INIT says, unless root raises it.
+fn raise_read_ahead(mounted: &Mounted) {
+    let setting = format!("/sys/class/bdi/{}/read_ahead_kb", mounted.device);
+    if let Err(error) = std::fs::write(&setting, (READ_AHEAD_BYTES / 1024).to_string()) {
+        tracing::debug!(setting, %error, "read-ahead stays as it is");
+    }
+}
+
+/// What the session's thread needs.
+struct Serve {
+    path: PathBuf,
+    mounted: Mounted,
+    announcer: Arc<Announcer>,
+    ended: Arc<Latch>,
+    finished: Arc<Latch>,
+}
+
+impl Serve {
+    fn run(self, session: Session<Adapter>, line: &Line) {
+        thread::scope(|scope| {
+            scope.spawn(|| self.announcer.run(line));
+            if let Err(error) = session.run() {
+                tracing::error!(path = %self.path.display(), %error, "a thread that reads requests ended");
+            }
+            // The other loops may still be at work when one of them failed.
+            self.ended.wait();
+            self.announcer.close();
+        });
+        // Nobody reads requests any more; what is still mounted would hang its users.
+        if is_at(&self.path, &self.mounted) {
+            tracing::error!(path = %self.path.display(), "unmounting, as no thread reads requests any more");
+            if let Err(error) = mountpoint::unmount(&self.path, true) {
+                tracing::error!(path = %self.path.display(), %error, "could not unmount");
+            }
+        }
+        self.finished.open();
+    }
+}
+
+fn is_at(path: &Path, mounted: &Mounted) -> bool {
+    mountpoint::top_mount_at(path).is_ok_and(|top| top.is_some_and(|top| top.id == mounted.id))
+}
+
+impl Mount {
+    /// Unmounts and waits until the volume has been told of every close.
+    ///
+    /// With `force` the filesystem disappears from view at once even when it is in use; it goes on serving what is
+    /// open, and `wait` returns after the last close.
+    ///
+    /// # Errors
+    /// `Busy` without `force` when something is in use; the filesystem then stays mounted.
+    pub fn unmount(&self, force: bool) -> Result<(), MountError> {
+        if !self.is_finished() && is_at(&self.path, &self.mounted) {
+            mountpoint::unmount(&self.path, force)?;
+        }
+        if force {
+            self.finished.wait_for(FORCED_PATIENCE);
+        } else {
+            self.wait();
+        }
+        Ok(())
+    }
+
+    /// Waits until the filesystem is unmounted, by whomever, and the volume has been told of every close.
+    pub fn wait(&self) {
+        self.finished.wait();
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.finished.is_open()
+    }
+
+    /// What the mount got from the kernel.
+    pub fn features(&self) -> Features {
+        let mut features = self.features.clone();
+        if features.data_path == DataPath::Passthrough && !self.state.backings.is_on() {
+            features.data_path = DataPath::Plain;
+        }
+        features
+    }
+
+    /// Where the volume reports changes that did not come through this mount.
+    pub fn invalidator(&self) -> Arc<dyn Invalidate> {
+        Arc::clone(&self.announcer) as Arc<dyn Invalidate>
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount(true) {
+            tracing::warn!(path = %self.path.display(), %error, "could not unmount");
+        }
+    }
+}

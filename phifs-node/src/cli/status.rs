@@ -1,0 +1,40 @@
+//! `phifs status`: whether a daemon serves the store, and how its volume is.
+
+use super::Context;
+use super::output::columns;
+use crate::control::Request;
+use crate::failure::Failure;
+use crate::report;
+use crate::show::{self, Name};
+
+/// Show how the volume is
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  phifs status\n  phifs status --json | jq .volume.read_only")]
+pub struct Status {}
+
+impl Status {
+    pub fn run(self, context: &Context) -> Result<(), Failure> {
+        let status: report::Status = context.ask(&Request::Status)?;
+        context.output.result(&status, describe);
+        Ok(())
+    }
+}
+
+fn describe(status: &report::Status) -> String {
+    let volume = &status.volume;
+    let mounts: Vec<String> = status.mounts.iter().map(Name::quoted).collect();
+    let state =
+        volume.read_only.as_ref().map_or_else(|| "reads and writes".to_owned(), |why| format!("read-only: {why}"));
+    columns(&[
+        ("volume", state),
+        ("mounted on", mounts.join(", ")),
+        ("store", status.store.quoted()),
+        ("process", format!("{}, up for {}, phifs {}", status.pid, show::span(status.uptime_secs), status.version)),
+        ("data path", status.features.data_path.clone()),
+        ("node", volume.node.clone()),
+        ("author", format!("{}, {} operations", volume.author, volume.operations)),
+        ("inodes", format!("{}, {} files open", volume.inodes, volume.open_files)),
+        ("files in use", volume.unpublished_files.to_string()),
+        ("journal", show::size(volume.journal_bytes)),
+    ])
+}

@@ -1,0 +1,165 @@
+//! `phifs up`: starts the daemon and waits until the volume is mounted.
+//!
+//! The daemon is this program again, as a session of its own, with `--background`: it answers over its standard output
+//! as it would over the control socket, and logs to its standard error, which is the log file.
+
+use std::fs;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use super::Context;
+use super::output::columns;
+use crate::config::{DataMode, LogFormat, LogLevel, Settings};
+use crate::control::{self, Client, Progress, Request};
+use crate::failure::{Failure, Kind};
+use crate::report::{Ready, Status};
+use crate::show::{self, Name};
+use crate::store_dir::StoreDir;
+use crate::{daemon, telemetry};
+
+/// Serve the volume and mount it
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  phifs up\n  phifs up --mount ~/phi --store ~/phi-store\n  \
+    phifs up --foreground     For systemd and containers")]
+pub struct Up {
+    /// Mount on this directory [default: /phi; env: PHIFS_MOUNT]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    mount: Option<PathBuf>,
+    /// Choose how file bytes travel [default: auto]
+    #[arg(long, value_name = "MODE")]
+    data_mode: Option<DataMode>,
+    /// Log what is at least this important [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<LogLevel>,
+    /// Log as text or JSON [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+    /// Stay in the foreground and log to standard error
+    #[arg(long)]
+    foreground: bool,
+    /// Serve as the daemon that `phifs up` started and waits for
+    #[arg(long, hide = true, conflicts_with = "foreground")]
+    background: bool,
+}
+
+impl Up {
+    pub fn run(self, context: &Context) -> Result<(), Failure> {
+        if self.background {
+            return self.serve_in_background(context);
+        }
+        let config = context.config(self.settings())?;
+        let store = StoreDir::create(&config.store)?;
+        if let Ok(client) = Client::connect(&store)
+            && let Ok(status) = client.call::<Status>(&Request::Status, &mut |_| {})
+        {
+            return already_up(context, &status, &Name::of_path(&config.mount));
+        }
+        if self.foreground {
+            telemetry::start(&config);
+            let mut line = context.output.progress();
+            return daemon::serve(&config, &mut |step| line.show(&step), |ready| {
+                context.output.result(ready, describe);
+                telemetry::tell_service_manager("READY=1");
+                Ok(())
+            });
+        }
+        let ready = start(context, &store)?;
+        context.output.result(&ready, describe);
+        Ok(())
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            mount: self.mount.clone(),
+            data_mode: self.data_mode,
+            log_level: self.log_level,
+            log_format: self.log_format,
+            ..Settings::default()
+        }
+    }
+
+    fn serve_in_background(&self, context: &Context) -> Result<(), Failure> {
+        // Fails only when this process leads a group, and then nothing of the terminal reaches it either.
+        let _ = rustix::process::setsid();
+        let mut told = false;
+        let result = context.config(self.settings()).and_then(|config| {
+            telemetry::start(&config);
+            // A daemon that stands in a directory would keep its filesystem from being unmounted.
+            std::env::set_current_dir("/").map_err(Failure::plain)?;
+            // A parent that has gone is noticed when the volume is ready.
+            let mut progress = |step| drop(control::write_progress(io::stdout(), step));
+            daemon::serve(&config, &mut progress, |ready| {
+                control::write_result(io::stdout(), Ok(serde_json::to_value(ready)?))?;
+                told = true;
+                // The parent has its answer; nothing that prints later may find a closed pipe.
+                let nothing = fs::OpenOptions::new().write(true).open("/dev/null")?;
+                Ok(rustix::stdio::dup2_stdout(nothing)?)
+            })
+        });
+        if let (Err(failure), false) = (&result, told) {
+            // Without a parent the log has it.
+            let _ = control::write_result(io::stdout(), Err(failure.clone()));
+        }
+        result
+    }
+}
+
+fn already_up(context: &Context, status: &Status, wanted: &Name) -> Result<(), Failure> {
+    if !status.mounts.contains(wanted) {
+        let at = status.mounts.first().map_or_else(|| "no directory".to_owned(), Name::quoted);
+        let message = format!("the volume is up already, mounted on {at} by process {}", status.pid);
+        let hint = format!("to mount it on {0} as well: phifs mount {0}", wanted.quoted());
+        return Err(Failure::new(Kind::InUse, message).hint(hint));
+    }
+    context.output.note("The volume is up already.");
+    let ready = Ready { pid: status.pid, mount: wanted.clone(), store: status.store.clone(), log: None };
+    context.output.result(&ready, describe);
+    Ok(())
+}
+
+fn start(context: &Context, store: &StoreDir) -> Result<Ready, Failure> {
+    let log_path = store.log_file();
+    let unlogged = |error| Failure::plain(format!("cannot open the log file {}: {error}", show::path(&log_path)));
+    let mut log = telemetry::open_log(&log_path).map_err(unlogged)?;
+    let log_start = log.seek(SeekFrom::End(0)).map_err(unlogged)?;
+    let unstarted = |error| Failure::plain(format!("cannot start the daemon: {error}"));
+    let mut command = Command::new(std::env::current_exe().map_err(unstarted)?);
+    command.args(std::env::args_os().skip(1)).arg("--background");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    let mut child = command.spawn().map_err(unstarted)?;
+
+    let broken = |_| {
+        // It ended without a word, so something went wrong that it did not foresee.
+        let said = fs::File::open(&log_path).and_then(|log| tail(log, log_start)).unwrap_or_default();
+        let said = if said.is_empty() { "nothing".to_owned() } else { format!("\n{said}") };
+        Failure::plain(format!("the daemon ended before it could serve; it logged {said}"))
+            .hint(format!("see {}", show::path(&log_path)))
+    };
+    let mut line = context.output.progress();
+    let answers = child.stdout.take().expect("it is piped");
+    let answer = control::read_answer::<Ready>(answers, &mut |step: Progress| line.show(&step), broken);
+    drop(line);
+    if answer.is_err() {
+        // It is about to end; only then is the store free for another try.
+        let _ = child.wait();
+    }
+    Ok(Ready { log: Some(Name::of_path(&log_path)), ..answer? })
+}
+
+/// What was logged since byte `from`, at most the last 4 KiB of it.
+fn tail(mut log: fs::File, from: u64) -> io::Result<String> {
+    const TAIL_BYTES_MAX: u64 = 4096;
+    let end = log.seek(SeekFrom::End(0))?;
+    log.seek(SeekFrom::Start(from.max(end.saturating_sub(TAIL_BYTES_MAX)).min(end)))?;
+    let mut bytes = Vec::new();
+    log.take(TAIL_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).trim_end().to_owned())
+}
+
+fn describe(ready: &Ready) -> String {
+    let mut rows = vec![("mounted on", ready.mount.quoted()), ("store", ready.store.quoted())];
+    rows.push(("process", ready.pid.to_string()));
+    rows.extend(ready.log.as_ref().map(|log| ("log file", log.quoted())));
+    columns(&rows)
+}

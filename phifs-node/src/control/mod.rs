@@ -1,0 +1,150 @@
+//! How the `phifs` command talks to the daemon: JSON lines over STORE/control.sock.
+//!
+//! ```text
+//! -> {"phifs":1,"request":{"kind":"gc"}}
+//! <- {"phifs":1,"reply":{"progress":{"doing":"marking","done":3,"total":10}}}     any number of these
+//! <- {"phifs":1,"reply":{"done":{..}}}                                            or {"failed":{..}}, then the end
+//! ```
+//!
+//! One connection carries one request. Every line begins with the version; a line of another version is refused before
+//! anything else in it is looked at. The socket belongs to the store's owner, and the peer's user id is checked as well.
+
+mod answer;
+mod client;
+mod server;
+
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub use answer::{read_answer, write_progress, write_result};
+pub use client::Client;
+pub use server::{Handler, Server};
+
+pub const VERSION: u32 = 1;
+
+/// What can be asked of a daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Answered with `report::Status`.
+    Status,
+    /// Answered with a list of `report::Operation`, the latest last.
+    Log { count: u32 },
+    /// Answered with `report::Usage`.
+    Usage,
+    /// Answered with `report::Collected`.
+    Gc,
+    /// Answered with `report::Checked`.
+    Scrub,
+    /// Answered with `report::Checked`.
+    Fsck { rebuild_index: bool, repair: bool },
+    /// Unmounts and stops. Answered with null when nothing is left to do but to end.
+    Down { force: bool },
+}
+
+impl Request {
+    /// Whether the answer may take long because of the work, rather than because the daemon hangs.
+    pub fn is_long(&self) -> bool {
+        match self {
+            Self::Status | Self::Log { .. } | Self::Usage => false,
+            Self::Gc | Self::Scrub | Self::Fsck { .. } | Self::Down { .. } => true,
+        }
+    }
+}
+
+/// How far long work has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// As in "`doing` 3 of 10 `unit`".
+    pub doing: String,
+    pub done: u64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub total: Option<u64>,
+    /// What is counted; empty when nothing is.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub unit: String,
+}
+
+impl Progress {
+    /// A step that is not counted.
+    pub fn step(doing: impl Into<String>) -> Self {
+        Self { doing: doing.into(), done: 0, total: None, unit: String::new() }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Reply {
+    Progress(Progress),
+    Done(serde_json::Value),
+    Failed(crate::failure::Failure),
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum LineError {
+    #[error("the line is not a message: {0}")]
+    Malformed(String),
+    #[error("the message is in version {0} of the control protocol; this program knows version {VERSION}")]
+    Version(u32),
+}
+
+/// One line, with the line end. `body` names what it carries.
+fn encode(body: &str, value: &impl Serialize) -> Vec<u8> {
+    let value = serde_json::to_string(value).expect("messages are plain data with text keys");
+    format!("{{\"phifs\":{VERSION},\"{body}\":{value}}}\n").into_bytes()
+}
+
+fn decode<T: DeserializeOwned>(body: &str, line: &[u8]) -> Result<T, LineError> {
+    #[derive(Deserialize)]
+    struct Version {
+        phifs: u32,
+    }
+    let malformed = |error: serde_json::Error| LineError::Malformed(error.to_string());
+    let Version { phifs } = serde_json::from_slice(line).map_err(malformed)?;
+    if phifs != VERSION {
+        return Err(LineError::Version(phifs));
+    }
+    let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(line).map_err(malformed)?;
+    let value = fields.remove(body).ok_or_else(|| LineError::Malformed(format!("there is no {body:?} in it")))?;
+    serde_json::from_value(value).map_err(malformed)
+}
+
+/// Calls `act` with a path of `socket` that fits into a socket address (108 bytes), however deep the store lies.
+fn with_short_path<T>(socket: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    use rustix::fs::{Mode, OFlags};
+    use std::os::fd::AsRawFd as _;
+    if socket.as_os_str().len() < 100 {
+        return act(socket);
+    }
+    let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else { return act(socket) };
+    let folder = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    act(&Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_have_the_documented_form() {
+        let line = encode("request", &Request::Log { count: 5 });
+        assert_eq!(line, b"{\"phifs\":1,\"request\":{\"kind\":\"log\",\"count\":5}}\n");
+        assert_eq!(decode::<Request>("request", &line), Ok(Request::Log { count: 5 }));
+    }
+
+    #[test]
+    fn other_versions_and_garbage_are_refused() {
+        let newer = br#"{"phifs":2,"request":{"kind":"self-destruct"}}"#;
+        assert_eq!(decode::<Request>("request", newer), Err(LineError::Version(2)));
+        let deep = [b"{\"phifs\":1,\"request\":".to_vec(), vec![b'['; 5000]].concat();
+        let lines: [&[u8]; 7] =
+            [b"", b"\n", b"\xff\xfe", b"[]", br#"{"phifs":-1}"#, br#"{"phifs":1,"request":{"kind":"x"}}"#, &deep];
+        for line in lines {
+            assert!(matches!(decode::<Request>("request", line), Err(LineError::Malformed(_))), "{line:?}");
+        }
+        let surplus = br#"{"phifs":1,"request":{"kind":"down","force":true,"really":1}}"#;
+        assert!(decode::<Request>("request", surplus).is_err());
+    }
+}

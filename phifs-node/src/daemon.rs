@@ -1,0 +1,447 @@
+//! The process that serves a volume: brings it up in the right order, keeps its background work going, answers the
+//! control socket, and takes it down in the reverse order.
+//!
+//! What always holds:
+//! - The store is locked before anything in it is read, and until after the engine closed.
+//! - The engine is closed only when no mount can reach it any more, or by force.
+//! - However this ends, the /dev/fuse descriptor closes with the process, so a user of the mount gets ENOTCONN and
+//!   never hangs.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use phifs_fuse::{Mount, MountError, MountOptions};
+use rustix::process::Resource;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::config::{Config, DataMode};
+use crate::control::{Handler, Progress, Request, Server};
+use crate::engine::{Engine, Options};
+use crate::env::SystemEnv;
+use crate::failure::{Failure, Kind};
+use crate::file_disk::FileDisk;
+use crate::mounts::{self, MountPoint};
+use crate::report::{Features, Ready, Status};
+use crate::show::{self, Name};
+use crate::sled_index::SledIndex;
+use crate::store_dir::{StoreDir, StoreLock};
+use crate::{env, node_key};
+
+/// Two, so that a long file does not hold up the short ones.
+const PUBLISHERS: usize = 2;
+/// How often what no sync was asked for is made durable: the promise is a second.
+const TICK: Duration = Duration::from_millis(700);
+/// How often it is looked at whether a checkpoint is due.
+const CHECKPOINT_LOOK: Duration = Duration::from_millis(200);
+
+/// How long background work rests after it failed.
+const FAILURE_REST: Duration = Duration::from_secs(1);
+
+/// Serves until told to stop, by request, by signal or by an unmount from outside. `ready` is called once, when the
+/// volume is mounted; when it fails, nobody waits for the volume any more, and it goes down again.
+pub fn serve(
+    config: &Config,
+    progress: &mut dyn FnMut(Progress),
+    ready: impl FnOnce(&Ready) -> std::io::Result<()>,
+) -> Result<(), Failure> {
+    raise_file_limit();
+    be_spared();
+    // The index library makes files with default permissions; nothing in a store is for others.
+    rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
+
+    let store = StoreDir::create(&config.store)?;
+    let (lock, engine) = open(config, &store, Role { name: "daemon", repair: false, rebuild_index: false }, progress)?;
+    let engine = Arc::new(engine);
+    progress(Progress::step(format!("mounting on {}", show::path(&config.mount))));
+    let mount = mount(config, &engine)?;
+    engine.set_invalidate(mount.invalidator());
+
+    let (events, arrivals) = mpsc::channel();
+    watch_signals(&events)?;
+    let background = Background::start(&engine)?;
+    let daemon = Arc::new(Daemon {
+        store: store.clone(),
+        engine,
+        mount: Arc::new(mount),
+        background,
+        started: Instant::now(),
+        events,
+        stopped: Mutex::new(false),
+    });
+    daemon.watch_mount()?;
+    let socket = store.control_socket();
+    let server = Server::start(socket.clone(), daemon.clone())
+        .map_err(|error| Failure::plain(format!("cannot listen at {}: {error}", show::path(&socket))))?;
+    lock.publish_pid()?;
+    let (pid, mount) = (std::process::id(), Name::of_path(&config.mount));
+    tracing::info!(pid, mount = %mount.quoted(), store = %show::path(store.path()), "serving");
+    let event = match ready(&Ready { pid, mount, store: Name::of_path(store.path()), log: None }) {
+        Ok(()) => arrivals.recv().map_err(|_| Failure::plain("internal error: nobody can stop the daemon"))?,
+        Err(error) => {
+            tracing::warn!(%error, "whoever started this has gone");
+            Event::Signal
+        }
+    };
+    tracing::info!(?event, "stopping");
+    let result = daemon.end(event);
+    drop(server);
+    drop(lock);
+    tracing::info!("stopped");
+    result
+}
+
+/// What a store is opened for.
+#[derive(Clone, Copy, Debug)]
+pub struct Role {
+    /// As others are told when they find it locked.
+    pub name: &'static str,
+    pub repair: bool,
+    pub rebuild_index: bool,
+}
+
+/// Locks and opens a store. Drop the engine before the lock.
+pub fn open(
+    config: &Config,
+    store: &StoreDir,
+    role: Role,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(StoreLock, Engine), Failure> {
+    let lock = store.lock(role.name)?;
+    lock.clear_leftovers()?;
+    let seed = node_key::load_or_create(store.path(), env::random)?;
+    let at = || show::path(store.path());
+    let disk = FileDisk::open(store.path())
+        .map_err(|error| Failure::plain(format!("cannot open the files of the store {}: {error}", at())))?;
+    let index = SledIndex::open(&store.index()).map_err(|error| {
+        let index = show::path(&store.index());
+        Failure::plain(format!("cannot open the glyph index {index}: {error}")).hint("delete it; it will be rebuilt")
+    })?;
+    let options = Options {
+        cache_bytes: u64::from(config.cache_mib) << 20,
+        staging_cache_bytes: u64::from(config.staging_cache_mib) << 20,
+        publish_interval: config.publish_interval,
+        repair: role.repair,
+        rebuild_index: role.rebuild_index,
+    };
+    let engine = Engine::open(Arc::new(disk), Arc::new(index), Arc::new(SystemEnv), &seed, &options, progress)?;
+    Ok((lock, engine))
+}
+
+fn mount(config: &Config, engine: &Engine) -> Result<Mount, Failure> {
+    let at = show::path(&config.mount);
+    clear_dead_mounts(config)?;
+    if !config.mount.exists() {
+        std::fs::create_dir_all(&config.mount).map_err(|error| {
+            Failure::plain(format!("cannot make the mountpoint {at}: {error}"))
+                .hint("give a directory that you may write with --mount DIR, or make it as root")
+        })?;
+    }
+    let free = mounts::at(&config.mount).is_ok_and(|mount| mount.is_none());
+    if free && std::fs::read_dir(&config.mount).is_ok_and(|mut entries| entries.next().is_some()) {
+        tracing::warn!(mount = %at, "the mountpoint is not empty; what is in it is hidden while the volume is mounted");
+    }
+    let options = MountOptions {
+        source: source(config),
+        data_mode: match config.data_mode {
+            DataMode::Auto => phifs_fuse::DataMode::Auto,
+            DataMode::Passthrough => phifs_fuse::DataMode::Passthrough,
+            DataMode::Writeback => phifs_fuse::DataMode::Writeback,
+            DataMode::Plain => phifs_fuse::DataMode::Plain,
+        },
+        allow_other: config.allow_other,
+    };
+    phifs_fuse::mount(engine.volume(), &config.mount, &options).map_err(explain)
+}
+
+/// What mount(8) shows as the device: which store it is, where its path can be written there.
+pub fn source(config: &Config) -> String {
+    let store = config.store.to_str().filter(|path| !path.contains([',', '\\']) && !path.contains(char::is_control));
+    store.map_or_else(|| "phifs".to_owned(), |store| format!("phifs:{store}"))
+}
+
+/// Takes away the mounts of this store that a dead daemon left, further ones included. Says whether there were any.
+/// To be called with the store locked: nobody serves it then.
+pub fn clear_dead_mounts(config: &Config) -> Result<bool, Failure> {
+    let source = source(config);
+    let unlisted = |error| Failure::plain(format!("cannot read the mount table: {error}"));
+    let mut dead = mounts::list().map_err(unlisted)?;
+    dead.retain(|mount| (mount.source == source || mount.path == config.mount) && mount.is_dead());
+    for mount in dead.iter().rev() {
+        let at = show::path(&mount.path);
+        mounts::detach(&mount.path).map_err(|error| Failure::plain(format!("cannot unmount {at}: {error}")))?;
+        tracing::warn!(mount = %at, "cleared a mount that a dead daemon had left");
+    }
+    Ok(!dead.is_empty())
+}
+
+fn explain(error: MountError) -> Failure {
+    let (kind, hint) = match &error {
+        MountError::Busy(_) | MountError::AlreadyMounted { .. } => {
+            (Kind::InUse, "choose another mountpoint with --mount DIR, or unmount what is there")
+        }
+        MountError::NoPermission { .. } => {
+            (Kind::Failed, "run as root, or install fusermount3 (package fuse3) to mount as a user")
+        }
+        MountError::Unavailable(_) => (Kind::Failed, "use data_mode \"auto\""),
+        _ => (Kind::Failed, "see the log for what came before"),
+    };
+    Failure::new(kind, error).hint(hint)
+}
+
+/// What ends a daemon.
+#[derive(Debug)]
+enum Event {
+    Signal,
+    /// Somebody unmounted it.
+    Unmounted,
+    /// `phifs down` has done all but the end.
+    Down,
+}
+
+struct Daemon {
+    store: StoreDir,
+    engine: Arc<Engine>,
+    mount: Arc<Mount>,
+    background: Background,
+    started: Instant,
+    events: Sender<Event>,
+    /// Whether the engine is closed. Held while stopping, so that two who stop it take turns.
+    stopped: Mutex<bool>,
+}
+
+impl Daemon {
+    /// Turns an unmount, by whomever, into an event.
+    fn watch_mount(&self) -> Result<(), Failure> {
+        let (mount, events) = (self.mount.clone(), self.events.clone());
+        let watch = move || {
+            mount.wait();
+            // The daemon may be stopping already, for this reason or another.
+            let _ = events.send(Event::Unmounted);
+        };
+        spawn("mount-watch", watch).map(drop)
+    }
+
+    fn end(&self, event: Event) -> Result<(), Failure> {
+        let mut log = |step: Progress| tracing::info!("{}", step.doing);
+        match event {
+            Event::Signal => self.stop(false, &mut log).or_else(|failure| match failure.kind {
+                Kind::InUse => {
+                    tracing::warn!("{failure}; unmounting by force, as a signal asked for the end");
+                    self.stop(true, &mut log)
+                }
+                _ => Err(failure),
+            }),
+            Event::Unmounted | Event::Down => self.stop(false, &mut log),
+        }
+    }
+
+    /// Unmounts and closes the engine. Without `force` a mount in use stays, and so does everything else.
+    fn stop(&self, force: bool, progress: &mut dyn FnMut(Progress)) -> Result<(), Failure> {
+        let mut stopped = self.stopped.lock();
+        if *stopped {
+            return Ok(());
+        }
+        progress(Progress::step("unmounting"));
+        self.unmount(force)?;
+        progress(Progress::step("waiting for background work"));
+        self.background.stop();
+        *stopped = true;
+        self.engine.shutdown(progress)
+    }
+
+    fn unmount(&self, force: bool) -> Result<(), Failure> {
+        let ours = self.mounts();
+        // Further mounts go first: as long as one is left, the filesystem is.
+        for further in ours.iter().filter(|mount| mount.path != self.mount.path()) {
+            let result = if force { mounts::detach(&further.path) } else { mounts::unmount(&further.path) };
+            result.map_err(|error| match error.kind() {
+                std::io::ErrorKind::ResourceBusy => busy(std::slice::from_ref(further)),
+                _ => Failure::plain(format!("cannot unmount {}: {error}", show::path(&further.path))),
+            })?;
+        }
+        self.mount.unmount(force).map_err(|error| match error {
+            MountError::Busy(_) => busy(&ours),
+            error => explain(error),
+        })
+    }
+
+    /// The served mount first, then those made of it.
+    fn mounts(&self) -> Vec<MountPoint> {
+        let served = mounts::at(self.mount.path()).ok().flatten().filter(MountPoint::is_phifs);
+        let device = served.map(|mount| mount.device);
+        let mut all = device.and_then(|device| mounts::of_device(&device).ok()).unwrap_or_default();
+        all.sort_by_key(|mount| mount.path != self.mount.path());
+        all
+    }
+
+    fn status(&self) -> Status {
+        let features = self.mount.features();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_secs: self.started.elapsed().as_secs(),
+            store: Name::of_path(self.store.path()),
+            mounts: self.mounts().iter().map(|mount| Name::of_path(&mount.path)).collect(),
+            features: Features {
+                data_path: features.data_path.to_string(),
+                protocol: format!("{}.{}", features.protocol.0, features.protocol.1),
+                write_bytes_max: features.write_bytes_max,
+                read_ahead_bytes: features.read_ahead_bytes,
+                options: features.options.iter().map(|(name, on)| ((*name).to_owned(), *on)).collect(),
+            },
+            volume: self.engine.status(),
+        }
+    }
+}
+
+/// Says who keeps these mounts busy.
+fn busy(mounts: &[MountPoint]) -> Failure {
+    let paths: Vec<String> = mounts.iter().map(|mount| show::path(&mount.path)).collect();
+    let users: String = mounts::users(mounts).iter().map(|user| format!("\n  {user}")).collect();
+    let users = if users.is_empty() { "\n  (no process that we may look into)".to_owned() } else { users };
+    Failure::new(Kind::InUse, format!("the volume on {} is in use by{users}", paths.join(", ")))
+        .hint("end these processes, or: phifs down --force")
+}
+
+impl Handler for Daemon {
+    fn handle(&self, request: Request, progress: &mut dyn FnMut(Progress)) -> Result<serde_json::Value, Failure> {
+        tracing::debug!(?request, "asked over the control socket");
+        let json = |value: serde_json::Result<serde_json::Value>| value.map_err(Failure::plain);
+        match request {
+            Request::Status => json(serde_json::to_value(self.status())),
+            Request::Log { count } => json(serde_json::to_value(self.engine.recent_ops(count)?)),
+            Request::Usage => json(serde_json::to_value(self.engine.usage()?)),
+            Request::Gc => json(serde_json::to_value(self.engine.gc(progress)?)),
+            Request::Scrub => json(serde_json::to_value(self.engine.scrub(progress)?)),
+            Request::Fsck { rebuild_index, repair } => {
+                json(serde_json::to_value(self.engine.fsck(rebuild_index, repair, progress)?))
+            }
+            Request::Down { force } => {
+                let result = self.stop(force, progress);
+                if *self.stopped.lock() {
+                    // A send fails only when the end has begun.
+                    let _ = self.events.send(Event::Down);
+                }
+                result.map(|()| serde_json::Value::Null)
+            }
+        }
+    }
+}
+
+/// The threads that do the engine's background work.
+struct Background {
+    engine: Arc<Engine>,
+    ending: Arc<(Mutex<bool>, Condvar)>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Background {
+    fn start(engine: &Arc<Engine>) -> Result<Self, Failure> {
+        let ending = Arc::new((Mutex::new(false), Condvar::new()));
+        let repeat = |name, period, work: fn(&Engine) -> Result<(), Failure>| {
+            let (engine, ending) = (engine.clone(), ending.clone());
+            spawn(name, move || repeat_until(&ending, period, || work(&engine)))
+        };
+        let mut threads = vec![
+            repeat("tick", TICK, Engine::tick)?,
+            repeat("checkpoint", CHECKPOINT_LOOK, Engine::checkpoint_if_due)?,
+        ];
+        for _ in 0..PUBLISHERS {
+            let engine = engine.clone();
+            threads.push(spawn("publish", move || publish(&engine))?);
+        }
+        Ok(Self { engine: engine.clone(), ending, threads: Mutex::new(threads) })
+    }
+
+    /// Waits for what runs.
+    fn stop(&self) {
+        *self.ending.0.lock() = true;
+        self.ending.1.notify_all();
+        self.engine.stop_publishers();
+        for thread in self.threads.lock().drain(..) {
+            // Panics are caught inside.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Publishes closed files until the engine is told to stop.
+fn publish(engine: &Engine) {
+    while catch_unwind(AssertUnwindSafe(|| engine.run_publisher())).is_err() {
+        tracing::error!("publishing panicked; it goes on with the next file");
+    }
+}
+
+fn repeat_until(
+    (ending, changed): &(Mutex<bool>, Condvar),
+    period: Duration,
+    work: impl Fn() -> Result<(), Failure>,
+) {
+    let mut ended = ending.lock();
+    while !*ended {
+        drop(ended);
+        let rest = match catch_unwind(AssertUnwindSafe(&work)) {
+            Ok(Ok(())) => period,
+            Ok(Err(failure)) => {
+                tracing::error!("background work failed: {failure}");
+                FAILURE_REST
+            }
+            Err(_) => {
+                tracing::error!("background work panicked; it is tried again");
+                FAILURE_REST
+            }
+        };
+        ended = ending.lock();
+        if !*ended {
+            changed.wait_for(&mut ended, rest);
+        }
+    }
+}
+
+/// The first signal asks for a clean end; a second one ends the process at once, which costs nothing but a replay.
+fn watch_signals(events: &Sender<Event>) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::plain(format!("cannot watch for signals: {error}"));
+    let signals = [SIGTERM, SIGINT, SIGHUP];
+    let asked = Arc::new(AtomicBool::new(false));
+    for signal in signals {
+        signal_hook::flag::register_conditional_shutdown(signal, 1, asked.clone()).map_err(failed)?;
+    }
+    let mut arrivals = signal_hook::iterator::Signals::new(signals).map_err(failed)?;
+    let events = events.clone();
+    let watch = move || {
+        for signal in arrivals.forever() {
+            tracing::info!(signal, "asked to stop by a signal");
+            asked.store(true, Ordering::SeqCst);
+            // Fails only when the end has begun.
+            let _ = events.send(Event::Signal);
+        }
+    };
+    spawn("signals", watch).map(drop)
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Failure> {
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(work);
+    thread.map_err(|error| Failure::plain(format!("cannot start a thread: {error}")))
+}
+
+/// Every open file of the volume may need a descriptor here.
+fn raise_file_limit() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+}
+
+/// Programs lose their files when this process is killed for want of memory, so others go first; but not all others,
+/// as a daemon that eats the memory must not survive the machine.
+fn be_spared() {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-250") {
+        tracing::debug!(%error, "the kernel may choose this process when memory runs out");
+    }
+}

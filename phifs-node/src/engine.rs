@@ -1,0 +1,289 @@
+//! The seam between the daemon and core's engine: opens it over real files, turns its results into reports and its
+//! errors into failures. Nothing else in this crate knows the engine's types.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use phifs_core::disk::{Disk, Space};
+use phifs_core::namespace::Effect;
+use phifs_core::store::{GlyphIndex, Progress as PackProgress, Stage};
+use phifs_core::time::Env;
+use phifs_core::volume::local::{LocalVolume, OpenError, Opening, Options as VolumeOptions, Progress as OpenProgress};
+use phifs_core::volume::{Invalidate, Volume};
+
+use crate::control::Progress;
+use crate::failure::{Failure, Kind};
+use crate::node_key::NodeSeed;
+use crate::report::{Checked, Collected, Operation, Problem, Usage, UsagePart, VolumeStatus};
+use crate::show::Name;
+
+/// A collection rewrites packs of which less than this share is live.
+const LIVE_RATIO_MIN: f64 = 0.9;
+
+/// How to open the engine.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Memory for metadata that was read.
+    pub cache_bytes: u64,
+    /// Disk space for staging files whose bytes are published.
+    pub staging_cache_bytes: u64,
+    /// A file that stays open is published at most this often.
+    pub publish_interval: Duration,
+    /// Drop what cannot be read in the middle of the journal, instead of refusing to open.
+    pub repair: bool,
+    /// Begin with an empty glyph index.
+    pub rebuild_index: bool,
+}
+
+/// An open volume. Shared by the mount, the background threads and the control socket.
+pub struct Engine {
+    disk: Arc<dyn Disk>,
+    volume: Arc<LocalVolume>,
+}
+
+impl Engine {
+    /// Recovers the store on `disk` and opens its volume; `progress` hears of replay and rebuild.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        index: Arc<dyn GlyphIndex>,
+        env: Arc<dyn Env>,
+        seed: &NodeSeed,
+        options: &Options,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, Failure> {
+        progress(Progress::step("opening the volume"));
+        if options.rebuild_index {
+            index.clear().map_err(|error| Failure::plain(format!("cannot clear the glyph index: {error}")))?;
+        }
+        let volume_options = VolumeOptions {
+            node_cache_bytes: options.cache_bytes,
+            staging_cache_bytes: options.staging_cache_bytes,
+            root_owner: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+            publish_interval: options.publish_interval,
+            repair: options.repair,
+            ..VolumeOptions::default()
+        };
+        let progress = Mutex::new(progress);
+        let tell = |step: OpenProgress| (progress.lock())(describe(step));
+        let volume = LocalVolume::open(disk.clone(), index, env, &seed.0, volume_options, &tell)
+            .map_err(explain_open)?;
+        report_opening(volume.opening());
+        Ok(Self { disk, volume: Arc::new(volume) })
+    }
+
+    pub fn volume(&self) -> Arc<dyn Volume> {
+        self.volume.clone()
+    }
+
+    /// Where changes that the kernel may have cached are told.
+    pub fn set_invalidate(&self, sink: Arc<dyn Invalidate>) {
+        self.volume.set_invalidate(sink);
+    }
+
+    pub fn status(&self) -> VolumeStatus {
+        let status = self.volume.status();
+        VolumeStatus {
+            node: status.store_id,
+            author: status.author,
+            operations: status.operations,
+            inodes: status.inodes,
+            open_files: status.open_handles,
+            unpublished_files: status.dirty_files,
+            journal_bytes: status.journal_bytes,
+            journal_syncs: status.journal_syncs,
+            read_only: status.read_only.then(|| "bytes could not be made durable; see the log".to_owned()),
+        }
+    }
+
+    /// The last `count` operations, the latest last.
+    pub fn recent_ops(&self, count: u32) -> Result<Vec<Operation>, Failure> {
+        let recent = self.volume.recent_ops(count as usize).map_err(Failure::plain)?;
+        let operation = |op: &phifs_core::volume::local::RecentOp| {
+            let (what, inode) = phrase(&op.effects);
+            let path = inode.and_then(|inode| self.volume.path_of(inode).ok());
+            Operation {
+                dot: op.dot.to_string(),
+                millis: op.time.millis(),
+                what: what.to_owned(),
+                path: path.filter(|path| path.starts_with(b"/")).map(|path| Name::new(&path)),
+            }
+        };
+        Ok(recent.iter().rev().map(operation).collect())
+    }
+
+    pub fn usage(&self) -> Result<Usage, Failure> {
+        let Space { total_bytes, free_bytes } = self.disk.space().map_err(Failure::plain)?;
+        let status = self.volume.status();
+        let part = |what: &str, bytes, why: &str| UsagePart { what: what.into(), bytes, why: why.into() };
+        let parts = vec![
+            part(
+                "data",
+                status.data_stored_bytes,
+                "bytes of files, compressed and shared; `phifs gc` frees what no file needs",
+            ),
+            part("metadata", status.node_stored_bytes, "names and attributes; `phifs gc` frees what was superseded"),
+            part("oplog", status.oplog_bytes, "signed operations for `phifs log` and other nodes; bounded"),
+            part("journal", status.journal_bytes, "changes since the last checkpoint; bounded"),
+        ];
+        let logical_bytes = self.volume.logical_bytes().map_err(Failure::plain)?;
+        Ok(Usage { logical_bytes, disk_total_bytes: total_bytes, disk_free_bytes: free_bytes, parts })
+    }
+
+    pub fn gc(&self, progress: &mut dyn FnMut(Progress)) -> Result<Collected, Failure> {
+        let progress = Mutex::new(progress);
+        let tell = |inodes| (progress.lock())(counted("looking at", inodes, None, "inodes"));
+        let report = self.volume.collect(LIVE_RATIO_MIN, &tell).map_err(Failure::plain)?;
+        Ok(Collected {
+            live_glyphs: report.live_glyphs,
+            packs_removed: report.sweep.packs_removed,
+            packs_rewritten: report.sweep.packs_rewritten,
+            freed_bytes: report.sweep.bytes_removed.saturating_sub(report.sweep.bytes_copied),
+            rewritten_bytes: report.sweep.bytes_copied,
+        })
+    }
+
+    /// Reads and verifies every glyph.
+    pub fn scrub(&self, progress: &mut dyn FnMut(Progress)) -> Result<Checked, Failure> {
+        let progress = Mutex::new(progress);
+        let tell = |bytes: u64| (progress.lock())(counted("reading", bytes >> 20, None, "MiB"));
+        let report = self.volume.scrub(&tell).map_err(Failure::plain)?;
+        let mut problems: Vec<Problem> = report
+            .damage
+            .iter()
+            .map(|damage| Problem {
+                what: format!("damaged bytes in pack {} at {}", damage.pack, damage.offset_bytes),
+                paths: Vec::new(),
+                repaired: false,
+            })
+            .collect();
+        if !report.damaged_paths.is_empty() {
+            let paths = report.damaged_paths.iter().map(|path| Name::new(path)).collect();
+            problems.push(Problem { what: "files with damaged parts".into(), paths, repaired: false });
+        }
+        Ok(Checked { checked_glyphs: report.glyphs, checked_bytes: report.bytes, problems })
+    }
+
+    /// Checks that maps, glyphs and index agree; `repair` mends what can be.
+    /// `rebuild_index` builds the glyph index anew first.
+    pub fn fsck(
+        &self,
+        rebuild_index: bool,
+        repair: bool,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Checked, Failure> {
+        if rebuild_index {
+            let progress = Mutex::new(&mut *progress);
+            let tell = |step| (progress.lock())(describe(OpenProgress::Packs(step)));
+            self.volume.rebuild_index(&tell).map_err(Failure::plain)?;
+        }
+        let progress = Mutex::new(progress);
+        let tell = |inodes| (progress.lock())(counted("checking", inodes, None, "inodes"));
+        let report = self.volume.fsck(repair, &tell).map_err(Failure::plain)?;
+        let problem = |problem: phifs_core::volume::local::Problem| Problem {
+            what: problem.what,
+            paths: problem.path.iter().map(|path| Name::new(path)).collect(),
+            repaired: false,
+        };
+        let mut problems: Vec<Problem> = report.problems.into_iter().map(problem).collect();
+        if report.repaired > 0 {
+            let what = format!("{} derived rows were wrong", report.repaired);
+            problems.push(Problem { what, paths: Vec::new(), repaired: true });
+        }
+        Ok(Checked { checked_glyphs: report.nodes, checked_bytes: 0, problems })
+    }
+
+    /// Publishes closed files until `stop_publishers`.
+    pub fn run_publisher(&self) {
+        self.volume.run_publisher();
+    }
+
+    pub fn stop_publishers(&self) {
+        self.volume.stop_publishers();
+    }
+
+    /// Makes durable what no sync was asked for, and tidies up.
+    pub fn tick(&self) -> Result<(), Failure> {
+        self.volume.tick().map_err(Failure::plain)
+    }
+
+    pub fn checkpoint_if_due(&self) -> Result<(), Failure> {
+        if self.volume.needs_checkpoint() { self.volume.make_checkpoint(false).map_err(Failure::plain) } else { Ok(()) }
+    }
+
+    /// Publishes, checkpoints and closes; nothing is accepted afterwards. Called once.
+    pub fn shutdown(&self, progress: &mut dyn FnMut(Progress)) -> Result<(), Failure> {
+        progress(Progress::step("closing the volume"));
+        self.volume.shut_down().map_err(Failure::plain)
+    }
+}
+
+fn counted(doing: &str, done: u64, total: Option<u64>, unit: &str) -> Progress {
+    Progress { doing: doing.into(), done, total, unit: unit.into() }
+}
+
+fn describe(step: OpenProgress) -> Progress {
+    match step {
+        OpenProgress::Packs(PackProgress { stage, done, total }) => {
+            let doing = match stage {
+                Stage::OpeningPacks => "opening",
+                Stage::BuildingIndex => "rebuilding the glyph index from",
+            };
+            counted(doing, done, Some(total), "packs")
+        }
+        OpenProgress::Replaying(records) => counted("replaying", records, None, "journal records"),
+        OpenProgress::Recovering(files) => counted("recovering", files, None, "files"),
+    }
+}
+
+fn report_opening(opening: &Opening) {
+    tracing::info!(
+        clean = opening.clean,
+        replayed = opening.replayed,
+        recovered_files = opening.recovered_files,
+        index_rebuilt = opening.store.index_rebuilt,
+        "the volume is open"
+    );
+    for damage in &opening.store.damage {
+        tracing::error!(pack = damage.pack, offset = damage.offset_bytes, "a pack is damaged; run phifs scrub");
+    }
+    if opening.oplog_damaged {
+        tracing::warn!("the operation log is damaged; older operations are missing from `phifs log`");
+    }
+}
+
+fn explain_open(error: OpenError) -> Failure {
+    let failure = Failure::new(Kind::Failed, &error);
+    match error {
+        OpenError::Journal(_) => {
+            failure.hint("`phifs fsck --repair` drops what follows the damage; make a copy of the store first")
+        }
+        _ => failure,
+    }
+}
+
+/// What an operation did, in a word, and to which inode.
+fn phrase(effects: &[Effect]) -> (&'static str, Option<phifs_core::id::InodeId>) {
+    use phifs_core::id::InodeId;
+    let mut removed = None;
+    for effect in effects {
+        match effect {
+            Effect::Inode(inode) if inode.birth.is_some() => return ("create", Some(inode.inode)),
+            Effect::Move { dir, .. } => return ("rename", Some(InodeId(dir.0))),
+            Effect::Link(link) if link.place.as_ref().is_some_and(|place| place.since.is_none()) => {
+                return (if link.drops.is_empty() { "link" } else { "rename" }, Some(link.inode));
+            }
+            Effect::Link(link) if link.place.is_none() => removed = Some(link.inode),
+            Effect::Inode(inode) if inode.version.is_some() => return ("write", Some(inode.inode)),
+            Effect::Xattr { inode, .. } => return ("setxattr", Some(*inode)),
+            Effect::Purge { inode, .. } => removed = removed.or(Some(*inode)),
+            Effect::Inode(_) | Effect::Link(_) => {}
+        }
+    }
+    if removed.is_some() {
+        return ("remove", removed);
+    }
+    let changed = effects.iter().find_map(|effect| if let Effect::Inode(inode) = effect { Some(inode.inode) } else { None });
+    ("setattr", changed)
+}
+

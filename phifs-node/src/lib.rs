@@ -1,0 +1,18 @@
+//! The daemon behind the `phifs` command, and the command itself.
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod engine;
+pub mod env;
+pub mod failure;
+pub mod file_disk;
+pub mod hex;
+pub mod mounts;
+pub mod node_key;
+pub mod report;
+pub mod show;
+pub mod sled_index;
+pub mod store_dir;
+pub mod telemetry;

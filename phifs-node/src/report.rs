@@ -1,0 +1,126 @@
+//! What the daemon tells about itself and its volume: plain data, the same over the control socket and under `--json`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::show::Name;
+
+/// Answer to `status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    pub uptime_secs: u64,
+    pub store: Name,
+    /// The served mountpoint first, then further mounts of it.
+    pub mounts: Vec<Name>,
+    pub features: Features,
+    pub volume: VolumeStatus,
+}
+
+/// What the mount got from the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Features {
+    pub data_path: String,
+    pub protocol: String,
+    pub write_bytes_max: u32,
+    pub read_ahead_bytes: u32,
+    /// What was asked for by name, and whether the kernel has it.
+    pub options: Vec<(String, bool)>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// The node's public key and its current author, in hexadecimal.
+    pub node: String,
+    pub author: String,
+    /// Operations of this author so far.
+    pub operations: u64,
+    pub inodes: u64,
+    pub open_files: u64,
+    /// Files that are open, or written and not yet published.
+    pub unpublished_files: u64,
+    /// Journal behind the last checkpoint: what a start after a crash would replay.
+    pub journal_bytes: u64,
+    /// Syncs of the journal since the start; one serves all who wait for it.
+    #[serde(default)]
+    pub journal_syncs: u64,
+    /// Why nothing more is accepted, if that is so.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub read_only: Option<String>,
+}
+
+/// One operation of the volume, for `log`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Author and number.
+    pub dot: String,
+    pub millis: u64,
+    /// As in "rename".
+    pub what: String,
+    /// Where it happened, as the path is now; absent when it has none any more.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub path: Option<Name>,
+}
+
+/// Answer to `df`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Sum of all file sizes.
+    pub logical_bytes: u64,
+    /// The filesystem below the store.
+    pub disk_total_bytes: u64,
+    pub disk_free_bytes: u64,
+    /// What the store's own files take, by purpose.
+    pub parts: Vec<UsagePart>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsagePart {
+    pub what: String,
+    pub bytes: u64,
+    /// Why this space is used and how it gets free again.
+    pub why: String,
+}
+
+/// Answer to `gc`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    pub live_glyphs: u64,
+    pub packs_removed: u64,
+    pub packs_rewritten: u64,
+    pub freed_bytes: u64,
+    pub rewritten_bytes: u64,
+}
+
+/// Answer to `scrub` and `fsck`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    pub checked_glyphs: u64,
+    pub checked_bytes: u64,
+    pub problems: Vec<Problem>,
+}
+
+impl Checked {
+    pub fn unrepaired(&self) -> usize {
+        self.problems.iter().filter(|problem| !problem.repaired).count()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    pub what: String,
+    /// The files that it concerns.
+    pub paths: Vec<Name>,
+    pub repaired: bool,
+}
+
+/// Answer of a starting daemon once it serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    pub pid: u32,
+    pub mount: Name,
+    pub store: Name,
+    /// Absent in the foreground, where the log goes to standard error.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub log: Option<Name>,
+}
