@@ -377,11 +377,7 @@ fn publish(engine: &Engine) {
     }
 }
 
-fn repeat_until(
-    (ending, changed): &(Mutex<bool>, Condvar),
-    period: Duration,
-    work: impl Fn() -> Result<(), Failure>,
-) {
+fn repeat_until((ending, changed): &(Mutex<bool>, Condvar), period: Duration, work: impl Fn() -> Result<(), Failure>) {
     let mut ended = ending.lock();
     while !*ended {
         drop(ended);

@@ -66,8 +66,8 @@ impl Engine {
         };
         let progress = Mutex::new(progress);
         let tell = |step: OpenProgress| (progress.lock())(describe(step));
-        let volume = LocalVolume::open(disk.clone(), index, env, &seed.0, volume_options, &tell)
-            .map_err(explain_open)?;
+        let volume =
+            LocalVolume::open(disk.clone(), index, env, &seed.0, volume_options, &tell).map_err(explain_open)?;
         report_opening(volume.opening());
         Ok(Self { disk, volume: Arc::new(volume) })
     }
@@ -283,7 +283,7 @@ fn phrase(effects: &[Effect]) -> (&'static str, Option<phifs_core::id::InodeId>)
     if removed.is_some() {
         return ("remove", removed);
     }
-    let changed = effects.iter().find_map(|effect| if let Effect::Inode(inode) = effect { Some(inode.inode) } else { None });
+    let changed =
+        effects.iter().find_map(|effect| if let Effect::Inode(inode) = effect { Some(inode.inode) } else { None });
     ("setattr", changed)
 }
-

@@ -82,7 +82,8 @@ impl LocalVolume {
             // The rebuilt rows are in no journal, so they must be in a checkpoint.
             return self.make_checkpoint(false);
         }
-        let problem = |row| Problem { path: None, what: format!("a derived row does not follow from the others: {row}") };
+        let problem =
+            |row| Problem { path: None, what: format!("a derived row does not follow from the others: {row}") };
         report.problems.extend(differences.into_iter().map(problem));
         Ok(())
     }
@@ -142,4 +143,3 @@ impl LocalVolume {
         Ok(if path.is_empty() { b"/".to_vec() } else { path })
     }
 }
-

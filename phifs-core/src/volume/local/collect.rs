@@ -6,8 +6,8 @@
 
 use std::collections::HashSet;
 
-use crate::content::manifest::{Part, visit_glyphs};
 use crate::content::Content;
+use crate::content::manifest::{Part, visit_glyphs};
 use crate::id::{GlyphId, InodeId};
 use crate::merkle;
 use crate::namespace::derive::dot_of;
@@ -107,11 +107,7 @@ impl LocalVolume {
             let mut batch = Vec::with_capacity(BATCH);
             self.state.read().scan(Table::Inodes, &from, &mut |key, value| {
                 batch.push((key.to_vec(), value.clone()));
-                if batch.len() < BATCH {
-                    std::ops::ControlFlow::Continue(())
-                } else {
-                    std::ops::ControlFlow::Break(())
-                }
+                if batch.len() < BATCH { std::ops::ControlFlow::Continue(()) } else { std::ops::ControlFlow::Break(()) }
             })?;
             for (key, value) in &batch {
                 let dot = dot_of(key)?;

@@ -18,12 +18,12 @@ use crate::content::reader::ContentReader;
 use crate::content::{Content, ContentError};
 use crate::id::{Dot, InodeId};
 use crate::meta::Lsn;
+use crate::namespace::Effect;
 use crate::namespace::derive;
 use crate::namespace::op::{Field, InodeEffect, LinkEffect, MoveId, PlaceEffect};
 use crate::namespace::row::{Closure, Version};
 use crate::namespace::tables::{Rows, Table, Tables, content_key};
 use crate::namespace::view::{self, Stat};
-use crate::namespace::Effect;
 use crate::time::Timestamp;
 use crate::volume::{
     Allocate, Attr, Caller, FileKind, Handle, Ino, NewNode, OpenHow, Opened, Path, Result, Seek, VolumeError,
@@ -452,11 +452,7 @@ impl LocalVolume {
     }
 
     /// Changes bytes: makes sure that there is a staging file and room, and notes the change.
-    fn change(
-        &self,
-        cell: &FileCell,
-        change: impl FnOnce(&mut Staging) -> Result<()>,
-    ) -> Result<()> {
+    fn change(&self, cell: &FileCell, change: impl FnOnce(&mut Staging) -> Result<()>) -> Result<()> {
         self.check_writable()?;
         if !self.has_room() {
             return Err(VolumeError::NoSpace("the disk is full up to the reserve"));
@@ -890,9 +886,7 @@ impl LocalVolume {
             return Ok(Publication::Changing);
         }
         let (mtime, changed) = (staging.mtime, staging.changed);
-        let Some(mut draft) =
-            self.draft_version(&state, cell.id, &published, (mtime, changed), closure)?
-        else {
+        let Some(mut draft) = self.draft_version(&state, cell.id, &published, (mtime, changed), closure)? else {
             return Ok(Publication::Gone);
         };
         // An older record must not bring back older bytes after a crash.
@@ -926,8 +920,7 @@ impl LocalVolume {
     ) -> Result<Option<Draft>> {
         let Some(row) = state.inode(id)? else { return Ok(None) };
         let mut draft = state.draft(self.env.now());
-        let version =
-            Version { content: published.content, mtime, closure, bases: row.versions.dots().collect() };
+        let version = Version { content: published.content, mtime, closure, bases: row.versions.dots().collect() };
         let inline = matches!(published.content, Content::Inline { .. }).then(|| published.inline.to_vec());
         let touched = Stat::of(&row).ctime.max(changed);
         draft.effects.push(Effect::Inode(InodeEffect {

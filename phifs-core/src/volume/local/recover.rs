@@ -40,6 +40,9 @@ use super::state::{RECORD_TRANSACTION, State, local_key};
 use super::upkeep::{Cache, Checkpoint, Counters};
 use super::{LocalVolume, Options, TABLES, names};
 
+/// The journal keeps what two checkpoints cover, and grows while one is made. (One MiB each.)
+const JOURNAL_SEGMENTS_MAX: u32 = 128;
+
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error(transparent)]
@@ -97,8 +100,7 @@ impl LocalVolume {
         opened.clean = checkpoint.clean;
 
         let store_options = StoreOptions { reserve_bytes: options.reserve_bytes, ..StoreOptions::new(store_id.0) };
-        let (store, report) =
-            GlyphStore::open(disk.clone(), index, &store_options, &|p| progress(Progress::Packs(p)))?;
+        let (store, report) = GlyphStore::open(disk.clone(), index, &store_options, &|p| progress(Progress::Packs(p)))?;
         let store = Arc::new(store);
         opened.store = report;
         let nodes = Arc::new(NodeCache::new(store.clone(), options.node_cache_bytes));
@@ -119,7 +121,7 @@ impl LocalVolume {
             let journal_options = journal::Options {
                 store: store_id,
                 after: checkpoint.lsn,
-                geometry: journal::Geometry::default(),
+                geometry: journal::Geometry { segments_max: JOURNAL_SEGMENTS_MAX, ..journal::Geometry::default() },
                 repair: if options.repair { Repair::DropAfterDamage } else { Repair::Refuse },
             };
             Journal::open(disk.clone(), journal_options, Box::new(move || store.sync()), &mut |lsn, kind, payload| {
@@ -199,9 +201,10 @@ impl LocalVolume {
         let mut recovered = 0;
         let mut kept = Vec::new();
         for (key, value) in records {
-            let bytes: [u8; 24] = key.as_slice().try_into().map_err(|_| {
-                malformed("dirty file", &key, crate::codec::DecodeError::Truncated)
-            })?;
+            let bytes: [u8; 24] = key
+                .as_slice()
+                .try_into()
+                .map_err(|_| malformed("dirty file", &key, crate::codec::DecodeError::Truncated))?;
             let id = InodeId(crate::id::Dot::from_bytes(&bytes));
             let staged = Staged::decode(&value).map_err(|e| malformed("dirty file", &key, e))?;
             if let Some(number) = self.recover_file(id, staged)? {
@@ -362,4 +365,3 @@ fn next_staging_number(disk: &dyn Disk) -> Result<u64, OpenError> {
     let numbers = names.iter().filter_map(|name| if let FileName::Staging(n) = name { Some(*n) } else { None });
     Ok(numbers.max().map_or(1, |n| n + 1))
 }
-

@@ -88,7 +88,13 @@ pub struct Staging {
 }
 
 impl Staging {
-    pub fn new(number: u64, file: Arc<dyn File>, overlay: Overlay, now: Timestamp, mtime: Timestamp) -> std::io::Result<Self> {
+    pub fn new(
+        number: u64,
+        file: Arc<dyn File>,
+        overlay: Overlay,
+        now: Timestamp,
+        mtime: Timestamp,
+    ) -> std::io::Result<Self> {
         let stamp = file.stamp()?;
         Ok(Self {
             number,

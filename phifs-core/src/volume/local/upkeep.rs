@@ -28,7 +28,7 @@ const CHECKPOINT_VERSION: u8 = 1;
 /// changes cost three times less when a hundred thousand are written together.
 const CHECKPOINT_ROWS: usize = 200_000;
 const CHECKPOINT_BYTES: usize = 48 << 20;
-const CHECKPOINT_JOURNAL_BYTES: u64 = 40 << 20;
+const CHECKPOINT_JOURNAL_BYTES: u64 = 20 << 20;
 /// How often the free space of the host is looked at, at the most.
 const PUBLISHER_WAIT: Duration = Duration::from_secs(5);
 
@@ -172,7 +172,9 @@ impl LocalVolume {
                 }
             };
             self.settle_logged(id);
-            if self.staging.is_low() && let Err(error) = self.staging.refill() {
+            if self.staging.is_low()
+                && let Err(error) = self.staging.refill()
+            {
                 tracing::warn!(%error, "no staging files could be made ready");
             }
         }
@@ -262,9 +264,8 @@ impl LocalVolume {
                 builder.push(op.dot.n, op.hlc, &op.bytes);
                 sealed += 1;
             }
-            let group = builder
-                .seal(&self.key, context.clone())
-                .map_err(|error| VolumeError::Internal(error.to_string()))?;
+            let group =
+                builder.seal(&self.key, context.clone()).map_err(|error| VolumeError::Internal(error.to_string()))?;
             self.oplog.append(&group).map_err(failed)?;
             self.counters.sealed_ops.fetch_add(sealed, Ordering::Relaxed);
         }
@@ -360,6 +361,8 @@ impl LocalVolume {
         self.commit_journal()?;
         self.staging.drain().map_err(|source| VolumeError::Disk { doing: "tidying staging files", source })?;
         self.store.flush_index();
+        // The second one makes both copies of the superblock alike, so that the whole journal can be given back.
+        self.make_checkpoint(true)?;
         self.make_checkpoint(true)
     }
 
@@ -431,7 +434,14 @@ impl LocalVolume {
                 "{{\"format\":1,\"store\":\"{}\",\"author\":\"{}\",\"operations\":{},\"inodes\":{},",
                 "\"open_handles\":{},\"dirty_files\":{},\"read_only\":{},\"quarantined_glyphs\":{}}}\n"
             ),
-            s.store_id, s.author, s.operations, s.inodes, s.open_handles, s.dirty_files, s.read_only, s.quarantined_glyphs
+            s.store_id,
+            s.author,
+            s.operations,
+            s.inodes,
+            s.open_handles,
+            s.dirty_files,
+            s.read_only,
+            s.quarantined_glyphs
         )
     }
 
