@@ -175,9 +175,9 @@ impl Node {
         Ok(())
     }
 
-    /// Mounted, and by a living daemon: a dead mount left from before answers `ENOTCONN`.
-    fn serves(&self) -> bool {
-        is_mounted(&self.mount) && fs::metadata(&self.mount).is_ok()
+    /// Mounted, and by a living daemon. Only what the kernel does not cache tells a dead mount: `statfs` does.
+    pub fn serves(&self) -> bool {
+        is_mounted(&self.mount) && rustix::fs::statfs(&self.mount).is_ok()
     }
 
     /// The serving daemon's process.
