@@ -345,10 +345,10 @@ fn check_xattr_name(name: &[u8]) -> Result<()> {
         return Err(VolumeError::Range);
     }
     let known: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    if name == acl::ACCESS
-        || name == acl::DEFAULT
-        || known.iter().any(|prefix| name.starts_with(prefix) && name.len() > prefix.len())
-    {
+    if known.contains(&name) {
+        return Err(VolumeError::Invalid("an extended attribute without a name"));
+    }
+    if name == acl::ACCESS || name == acl::DEFAULT || known.iter().any(|prefix| name.starts_with(prefix)) {
         return Ok(());
     }
     Err(VolumeError::NotSupported("an extended attribute outside user, trusted, security and POSIX ACLs"))

@@ -51,7 +51,7 @@ impl LocalVolume {
 
     fn check_nodes(&self, report: &mut FsckReport) -> Result<()> {
         let checkpoint = self.checkpoint.lock();
-        for (table, root) in checkpoint.roots.iter() {
+        for (table, root) in checkpoint.last.roots.iter() {
             let mut nodes = Vec::new();
             let walked = merkle::walk(&*self.nodes, &root, &mut |id, _| {
                 nodes.push(*id);

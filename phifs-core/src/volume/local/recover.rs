@@ -37,7 +37,7 @@ use crate::volume::VolumeError;
 use super::files::FileCell;
 use super::staged::{Staged, Staging, StagingPool};
 use super::state::{RECORD_TRANSACTION, State, local_key};
-use super::upkeep::{Cache, Checkpoint, Counters};
+use super::upkeep::{Cache, Checkpoint, Checkpoints, Counters};
 use super::{LocalVolume, Options, TABLES, names};
 
 /// The journal keeps what two checkpoints cover, and grows while one is made. (One MiB each.)
@@ -170,7 +170,8 @@ impl LocalVolume {
             oplog,
             superblock: Mutex::new(superblock),
             sealing: Mutex::new(()),
-            checkpoint: Mutex::new(checkpoint),
+            // Saying that the store is in use has just made both copies alike.
+            checkpoint: Mutex::new(Checkpoints { previous_roots: checkpoint.roots.clone(), last: checkpoint }),
             state: RwLock::new(state),
             files: Mutex::new(HashMap::new()),
             handles: RwLock::new(HashMap::new()),

@@ -72,6 +72,12 @@ impl Checkpoint {
     }
 }
 
+/// What the two copies of the superblock stand for.
+pub struct Checkpoints {
+    pub last: Checkpoint,
+    pub previous_roots: Roots,
+}
+
 #[derive(Default)]
 pub struct Counters {
     pub published: AtomicU64,
@@ -274,7 +280,7 @@ impl LocalVolume {
 
     /// Whether enough has changed for a checkpoint.
     pub fn needs_checkpoint(&self) -> bool {
-        let since = self.checkpoint.lock().lsn;
+        let since = self.checkpoint.lock().last.lsn;
         let state = self.state.read();
         state.meta.changed_rows() >= CHECKPOINT_ROWS
             || state.meta.changed_bytes() >= CHECKPOINT_BYTES
@@ -283,7 +289,8 @@ impl LocalVolume {
 
     /// Writes the state of all tables to the store and points the superblock at it. Writers go on meanwhile.
     pub fn make_checkpoint(&self, clean: bool) -> Result<()> {
-        let mut last = self.checkpoint.lock();
+        let mut checkpoints = self.checkpoint.lock();
+        let last = &mut checkpoints.last;
         let _hold = self.store.hold();
         let (job, mut next) = {
             let mut state = self.state.write();
@@ -329,7 +336,8 @@ impl LocalVolume {
         if let Err(error) = self.journal.recycle(last.lsn) {
             tracing::warn!(%error, "journal files could not be recycled");
         }
-        *last = next;
+        let previous = std::mem::replace(last, next);
+        checkpoints.previous_roots = previous.roots;
         if let Err(error) = self.oplog.trim(self.options.oplog_bytes) {
             tracing::warn!(%error, "the operation log could not be trimmed");
         }
@@ -402,7 +410,7 @@ impl LocalVolume {
         let usage = self.store.usage();
         let journal = self.journal.stats();
         let dirty = self.files.lock().len() as u64;
-        let lsn = self.checkpoint.lock().lsn;
+        let lsn = self.checkpoint.lock().last.lsn;
         let inodes = self.inode_count();
         let state = self.state.read();
         Status {
