@@ -19,7 +19,7 @@ fn run(ops: &[Op], kernel: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 3000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn calls_through_the_volume_do_what_posix_says(ops in prop::collection::vec(any_op(), 1..120)) {
@@ -33,5 +33,5 @@ proptest! {
 }
 
 fn cases() -> u32 {
-    if std::env::var_os("PHIFS_LONG").is_some() { 5000 } else { 60 }
+    if std::env::var_os("PHIFS_LONG").is_some() { 20_000 } else { 300 }
 }

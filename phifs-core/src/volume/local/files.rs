@@ -574,6 +574,10 @@ impl LocalVolume {
             }
             self.write_file(to.0, to.1 + copied, &bytes, false)?;
             copied += bytes.len() as u64;
+            // The source ended here, even if it is the target and has just grown.
+            if bytes.len() < step as usize {
+                break;
+            }
         }
         Ok(copied)
     }
