@@ -29,7 +29,7 @@ use crate::volume::{
     Allocate, Attr, Caller, FileKind, Handle, Ino, NewNode, OpenHow, Opened, Path, Result, Seek, VolumeError,
 };
 
-use super::staged::Staging;
+use super::staged::{Staged, Staging};
 use super::state::{Draft, State, local_key};
 use super::{LocalVolume, names, reserved};
 
@@ -257,10 +257,15 @@ impl LocalVolume {
         }
         let (number, file) = self.staging.take().map_err(staging_io("making a staging file"))?;
         let now = self.env.now();
-        let overlay = Overlay::over(*data.reader.content(), &*file)?;
-        let staging = Staging::new(number, file, overlay, now, now).map_err(staging_io("looking at a staging file"))?;
-        let change = (local_key(b's', &cell.id.0.to_bytes()), Some(staging.record().encode()));
-        state.commit_local(vec![change], now, &self.journal)?;
+        let mut begin = || -> Result<Staging> {
+            let overlay = Overlay::over(*data.reader.content(), &*file)?;
+            let staging =
+                Staging::new(number, file, overlay, now, now).map_err(staging_io("looking at a staging file"))?;
+            let change = (local_key(b's', &cell.id.0.to_bytes()), Some(staging.record().encode()));
+            state.commit_local(vec![change], now, &self.journal)?;
+            Ok(staging)
+        };
+        let staging = begin().inspect_err(|_| self.staging.retire(number, Lsn::default()))?;
         data.staging = Some(staging);
         Ok(())
     }
@@ -482,7 +487,9 @@ impl LocalVolume {
         drop(gate);
         self.truncate_cell(&user.cell, len)?;
         if !open {
-            self.publish(&user.cell, Closure::Close)?;
+            let published = self.publish(&user.cell, Closure::Close);
+            self.enqueue(id);
+            published?;
         }
         Ok(())
     }
@@ -649,7 +656,7 @@ impl LocalVolume {
             return Ok(());
         }
         if !open {
-            self.cache_or_drop(&user.cell)?;
+            self.cache_or_drop(&user.cell, true)?;
         }
         Ok(())
     }
@@ -689,8 +696,8 @@ impl LocalVolume {
         Ok(())
     }
 
-    /// A closed and clean file keeps a long staging file as a cache, and loses a short one.
-    fn cache_or_drop(&self, cell: &FileCell) -> Result<()> {
+    /// A closed and clean file loses its staging file; a long one is kept as a cache if it `may_stay`.
+    fn cache_or_drop(&self, cell: &FileCell, may_stay: bool) -> Result<()> {
         let gate = cell.gate.lock();
         if gate.cached + gate.kernel > 0 {
             return Ok(());
@@ -704,20 +711,24 @@ impl LocalVolume {
             return Ok(());
         }
         let len = staging.overlay.len_bytes();
-        if len >= CACHE_BYTES_MIN && staging.overlay.is_whole() && self.staging_cache.admit(cell.id, len) {
+        let is_worth = len >= CACHE_BYTES_MIN && staging.overlay.is_whole();
+        if may_stay && is_worth && self.staging_cache.admit(cell.id, len) {
             return Ok(());
         }
-        let number = staging.number;
+        let lsn = if staging.has_record {
+            let change = (local_key(b's', &cell.id.0.to_bytes()), None);
+            state.commit_local(vec![change], self.env.now(), &self.journal)?
+        } else {
+            self.journal.appended()
+        };
+        self.staging.retire(staging.number, lsn);
         loaded.staging = None;
-        let change = (local_key(b's', &cell.id.0.to_bytes()), None);
-        let lsn = state.commit_local(vec![change], self.env.now(), &self.journal)?;
-        self.staging.retire(number, lsn);
         Ok(())
     }
 
     /// Drops the cached staging file of a file that nobody has open.
     pub(super) fn evict(&self, id: InodeId) -> Result<()> {
-        self.known(id).map_or(Ok(()), |user| self.cache_or_drop(&user.cell))
+        self.known(id).map_or(Ok(()), |user| self.cache_or_drop(&user.cell, false))
     }
 
     /// What stat(2) shows of a file that was changed and not published.
@@ -769,7 +780,7 @@ impl LocalVolume {
 
     /// Makes sure that the journal, once committed, stands for the bytes of the file as they are now.
     pub(super) fn record_bytes(&self, cell: &FileCell) -> Result<()> {
-        let (file, generation, small) = {
+        let (file, generation, synced, small) = {
             let mut data = cell.data.lock();
             let Some(data) = data.as_mut() else { return Ok(()) };
             if data.failed {
@@ -781,7 +792,7 @@ impl LocalVolume {
                 return Ok(());
             }
             let small = staging.overlay.len_bytes() <= JOURNAL_BYTES_MAX && staging.overlay.is_whole();
-            (staging.file.clone(), staging.generation, small)
+            (staging.file.clone(), staging.generation, staging.record(), small)
         };
         if !small && let Err(source) = file.sync() {
             if let Some(data) = cell.data.lock().as_mut() {
@@ -792,6 +803,9 @@ impl LocalVolume {
         let mut state = self.state.write();
         let mut data = cell.data.lock();
         let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(()) };
+        if staging.published >= Some(generation) {
+            return Ok(());
+        }
         let record = if small {
             let mut bytes = vec![0; JOURNAL_BYTES_MAX as usize + 1];
             // The length may have changed since; the kernel writes on its own.
@@ -802,12 +816,14 @@ impl LocalVolume {
                 return self.record_bytes(cell);
             }
             bytes.truncate(got);
-            super::staged::Staged::Bytes { bytes, mtime: staging.mtime }
+            Staged::Bytes { bytes, mtime: staging.mtime }
         } else {
-            staging.record()
+            // As it was before the sync: what was written during it may not be on the disk.
+            synced
         };
         let change = (local_key(b's', &cell.id.0.to_bytes()), Some(record.encode()));
         state.commit_local(vec![change], self.env.now(), &self.journal)?;
+        staging.has_record = true;
         staging.recorded = Some(generation);
         Ok(())
     }
@@ -886,20 +902,22 @@ impl LocalVolume {
         if staging.generation != generation {
             return Ok(Publication::Changing);
         }
+        if !staging.dirty {
+            // Somebody else published it meanwhile.
+            return Ok(Publication::Clean);
+        }
         let (mtime, changed) = (staging.mtime, staging.changed);
-        let Some(draft) =
-            self.draft_version(&state, cell.id, &published, (mtime, changed), closure)?
-        else {
+        let Some(mut draft) = self.draft_version(&state, cell.id, &published, (mtime, changed), closure)? else {
             return Ok(Publication::Gone);
         };
+        // A record that outlived this version would bring back older bytes after a crash.
+        draft.local.push((local_key(b's', &cell.id.0.to_bytes()), None));
         let dot = draft.dot;
         state.commit(draft, &self.journal)?;
         loaded.version = Some(dot);
         loaded.inline = published.inline;
         loaded.reader = ContentReader::new(published.content, loaded.inline.clone())?;
-        staging.overlay.published(published.content);
-        staging.dirty = false;
-        staging.published_at = self.env.now();
+        staging.published(published.content, self.env.now());
         self.counters.published.fetch_add(1, Ordering::Relaxed);
         drop(gate);
         Ok(Publication::Published)

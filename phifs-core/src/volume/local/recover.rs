@@ -237,6 +237,12 @@ impl LocalVolume {
                 (number, file, Overlay::whole(bytes.len() as u64), Some(mtime))
             }
             Staged::File { number, overlay } => match self.disk.open(FileName::Staging(number)) {
+                // Only made ready for writing; or a newer version was published, which removes the record, so that
+                // this one cannot have been written by us.
+                Ok(_) if !overlay.is_whole() && (!overlay.is_dirty() || *overlay.base() != content) => {
+                    state.commit_local(vec![(record, None)], self.env.now(), &self.journal)?;
+                    return Ok(None);
+                }
                 Ok(file) => {
                     let overlay = if overlay.is_whole() {
                         // The kernel may have written to it until the very end.

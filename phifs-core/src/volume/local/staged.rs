@@ -4,8 +4,10 @@
 //! What always holds:
 //! - A staging file has a number of its own, never used again. It is removed only after the transaction that made it
 //!   superfluous is durable. So a record in the journal can never name a file that meanwhile serves another inode.
-//! - The local table has a record for every inode with a staging file from before the first byte is written, so a
-//!   killed daemon finds them all. After fsync the record describes exactly what was synced.
+//! - The local table has a record for an inode from before its first byte is written until it is published; the
+//!   operation that publishes it removes the record in the same transaction. So what a crash leaves is either newer
+//!   than the version, or not there.
+//! - A record made for an fsync describes what had been synced before it was made, never what was written since.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::codec::{self, DecodeError, Encode, Reader};
+use crate::content::Content;
 use crate::content::overlay::Overlay;
 use crate::disk::{Disk, File, FileName, Stamp};
 use crate::meta::Lsn;
@@ -79,8 +82,12 @@ pub struct Staging {
     pub published_at: Timestamp,
     /// Goes up with every change of the bytes.
     pub generation: u64,
-    /// The generation that the record in the journal stands for.
+    /// Whether the local table has a record.
+    pub has_record: bool,
+    /// The generation that the record stands for, if it was made after a sync.
     pub recorded: Option<u64>,
+    /// The generation that was published last.
+    pub published: Option<u64>,
     stamp: Stamp,
 }
 
@@ -97,7 +104,9 @@ impl Staging {
             dirty: false,
             published_at: now,
             generation: 0,
+            has_record: true,
             recorded: None,
+            published: None,
             stamp,
         })
     }
@@ -130,6 +139,16 @@ impl Staging {
     pub fn restamp(&mut self) -> std::io::Result<()> {
         self.stamp = self.file.stamp()?;
         Ok(())
+    }
+
+    /// Notes that all bytes are in this version, and that the record was removed together with its publication.
+    pub fn published(&mut self, content: Content, now: Timestamp) {
+        self.overlay.published(content);
+        self.dirty = false;
+        self.published_at = now;
+        self.has_record = false;
+        self.recorded = None;
+        self.published = Some(self.generation);
     }
 
     pub fn record(&self) -> Staged {
