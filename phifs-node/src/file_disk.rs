@@ -268,7 +268,7 @@ impl File for RealFile {
 impl RealFile {
     /// What a hole reads as, without the hole. Nothing behind the end is touched, so the length stays.
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
-        const ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+        static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
         let end = offset_bytes.saturating_add(len_bytes).min(self.file.metadata()?.len());
         let mut at = offset_bytes;
         while at < end {

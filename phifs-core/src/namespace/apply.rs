@@ -22,11 +22,7 @@ pub fn apply<T: Tables + ?Sized>(tables: &mut T, op: &Op) -> Result<()> {
         Effect::Link(effect) => apply_link(tables, op, effect),
         Effect::Move { dir, parent, name, folds } => {
             let id = MoveId { hlc: op.hlc, author: op.dot.author };
-            tables.put(
-                Table::Moves,
-                &move_key(id.hlc, id.author, *dir),
-                &derive::encode_move(op.dot, *parent, name),
-            );
+            tables.put(Table::Moves, &move_key(id.hlc, id.author, *dir), &derive::encode_move(op.dot, *parent, name));
             derive::move_added(tables, id, *dir, *parent, name)?;
             fold_moves(tables, *dir, folds)
         }
@@ -115,8 +111,7 @@ fn apply_link<T: Tables + ?Sized>(tables: &mut T, op: &Op, effect: &LinkEffect) 
     effect.drops.iter().for_each(|dot| after.places.remove(*dot));
     if let Some(place) = &effect.place {
         let since = place.since.unwrap_or(MoveId { hlc: op.hlc, author: op.dot.author });
-        let value =
-            Place { hlc: since.hlc, author: since.author, parent: place.parent, name: place.name.clone() };
+        let value = Place { hlc: since.hlc, author: since.author, parent: place.parent, name: place.name.clone() };
         after.places.insert(Entry { dot: op.dot, hlc: op.hlc, value });
     }
     store_link(tables, effect.link, before.as_ref(), &after)

@@ -109,9 +109,7 @@ impl Children {
             children.push(match tag & 0xf {
                 1 => Child::Dir(DirId(dot)),
                 2 => Child::Link { link: LinkId(dot), inode: InodeId(dot), kind: kind_from_byte(tag >> 4)? },
-                3 => {
-                    Child::Link { link: LinkId(dot), inode: InodeId(reader.dot()?), kind: kind_from_byte(tag >> 4)? }
-                }
+                3 => Child::Link { link: LinkId(dot), inode: InodeId(reader.dot()?), kind: kind_from_byte(tag >> 4)? },
                 value => return Err(DecodeError::Unknown { what: "a kind of child", value: u64::from(value) }),
             });
         }
@@ -227,7 +225,11 @@ pub fn link_changed<T: Tables + ?Sized>(
         let fresh = old.is_none() && id.0 == row.inode.0 && tables.get(Table::LinksOf, &key)?.is_none();
         if !fresh {
             let mut links = links_of(tables, row.inode)?;
-            if new.is_some() { links.insert(id) } else { links.remove(&id) };
+            if new.is_some() {
+                links.insert(id)
+            } else {
+                links.remove(&id)
+            };
             if links.len() == 1 && links.contains(&LinkId(row.inode.0)) {
                 tables.delete(Table::LinksOf, &key);
             } else {

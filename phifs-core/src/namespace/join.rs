@@ -22,11 +22,7 @@ pub struct Side<'a, T: ?Sized> {
 }
 
 /// Joins `theirs` into `mine`, and derives anew what follows.
-pub fn join<T: Tables, U: Tables>(
-    mine: &mut T,
-    covers: &dyn Fn(Dot) -> bool,
-    theirs: &Side<'_, U>,
-) -> Result<()> {
+pub fn join<T: Tables, U: Tables>(mine: &mut T, covers: &dyn Fn(Dot) -> bool, theirs: &Side<'_, U>) -> Result<()> {
     for table in REPLICATED {
         let mut keys: BTreeSet<Vec<u8>> = BTreeSet::new();
         keys.extend(mine.with_prefix(table, &[])?.into_iter().map(|(key, _)| key));
@@ -38,8 +34,7 @@ pub fn join<T: Tables, U: Tables>(
                 Table::Xattrs => {
                     let (dot, name) = key.split_at(Dot::LEN.min(key.len()));
                     let id = InodeId(derive::dot_of(dot)?);
-                    let joined =
-                        mine.xattr(id, name)?.join(covers, theirs.tables.xattr(id, name)?, theirs.covers);
+                    let joined = mine.xattr(id, name)?.join(covers, theirs.tables.xattr(id, name)?, theirs.covers);
                     mine.set_xattr(id, name, &joined);
                 }
                 _ => join_dotted_row(mine, covers, theirs, table, &key)?,

@@ -27,11 +27,25 @@ pub enum Effect {
     Inode(InodeEffect),
     Link(LinkEffect),
     /// A directory is created or moved. `folds` are its earlier moves, dropped because everybody has seen them.
-    Move { dir: DirId, parent: DirId, name: Vec<u8>, folds: Vec<MoveId> },
+    Move {
+        dir: DirId,
+        parent: DirId,
+        name: Vec<u8>,
+        folds: Vec<MoveId>,
+    },
     /// `None` removes the attribute.
-    Xattr { inode: InodeId, name: Vec<u8>, value: Option<Vec<u8>>, drops: Vec<Dot> },
+    Xattr {
+        inode: InodeId,
+        name: Vec<u8>,
+        value: Option<Vec<u8>>,
+        drops: Vec<Dot>,
+    },
     /// Forgets an inode that nothing names any more: what the author saw of its rows.
-    Purge { inode: InodeId, dots: Vec<Dot>, folds: Vec<MoveId> },
+    Purge {
+        inode: InodeId,
+        dots: Vec<Dot>,
+        folds: Vec<MoveId>,
+    },
 }
 
 /// Names one entry of the moves of a directory.

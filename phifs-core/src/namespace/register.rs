@@ -109,9 +109,8 @@ mod tests {
         }
 
         fn join(&mut self, other: &Self) {
-            let covers = |context: &BTreeMap<AuthorId, u64>, dot: Dot| {
-                context.get(&dot.author).is_some_and(|n| *n >= dot.n)
-            };
+            let covers =
+                |context: &BTreeMap<AuthorId, u64>, dot: Dot| context.get(&dot.author).is_some_and(|n| *n >= dot.n);
             self.register = std::mem::take(&mut self.register).join(
                 |dot| covers(&self.context, dot),
                 other.register.clone(),

@@ -1,20 +1,20 @@
 //! Giving space back, and looking for decay.
 //!
 //! Live is what the tables name: the nodes of their maps, the glyphs of every version, and the glyphs under files that
-//! are being changed. Before marking, two checkpoints make both copies of the superblock name the same roots, so that
-//! nothing is live that is not in the current state.
+//! are being changed. The nodes of both copies of the superblock are kept. Data needs only the current state, as the
+//! journal that leads to it from either copy is durable; two checkpoints before marking make the copies the same.
 
 use std::collections::HashSet;
 
-use crate::content::manifest::{Part, visit_glyphs};
 use crate::content::Content;
+use crate::content::manifest::{Part, visit_glyphs};
 use crate::id::{GlyphId, InodeId};
 use crate::merkle;
 use crate::namespace::derive::dot_of;
 use crate::namespace::row::InodeRow;
 use crate::namespace::tables::{Table, Tables, malformed};
 use crate::store::{Damage, GlyphKind, Mark, ScrubCursor, StoreError, SweepReport};
-use crate::volume::Result;
+use crate::volume::{Result, VolumeError};
 
 use super::LocalVolume;
 
@@ -41,13 +41,18 @@ impl LocalVolume {
     /// Removes packs without live glyphs, and rewrites those whose live share is below `min_live_ratio` (0 to 1).
     /// `progress` gets the number of inodes looked at.
     pub fn collect(&self, min_live_ratio: f64, progress: &dyn Fn(u64)) -> Result<CollectReport> {
-        self.make_checkpoint(false)?;
-        self.make_checkpoint(false)?;
+        for _ in 0..2 {
+            match self.make_checkpoint(false) {
+                // A full disk has no room for a checkpoint, and collecting is what makes room.
+                Err(VolumeError::Store(StoreError::Full) | VolumeError::NoSpace(_)) => self.commit_journal()?,
+                other => other?,
+            }
+        }
         // While it is held no checkpoint replaces the roots that are walked here.
         let checkpoint = self.checkpoint.lock();
         let mut mark = self.store.begin_mark(&[GlyphKind::Data, GlyphKind::Node]);
         let mut live = 0;
-        for (_, root) in checkpoint.roots.iter() {
+        for (_, root) in checkpoint.last.roots.iter().chain(checkpoint.previous_roots.iter()) {
             merkle::walk(&*self.nodes, &root, &mut |id, _| {
                 let new = mark.keep(GlyphKind::Node, id);
                 live += u64::from(new);
@@ -107,11 +112,7 @@ impl LocalVolume {
             let mut batch = Vec::with_capacity(BATCH);
             self.state.read().scan(Table::Inodes, &from, &mut |key, value| {
                 batch.push((key.to_vec(), value.clone()));
-                if batch.len() < BATCH {
-                    std::ops::ControlFlow::Continue(())
-                } else {
-                    std::ops::ControlFlow::Break(())
-                }
+                if batch.len() < BATCH { std::ops::ControlFlow::Continue(()) } else { std::ops::ControlFlow::Break(()) }
             })?;
             for (key, value) in &batch {
                 let dot = dot_of(key)?;

@@ -18,12 +18,12 @@ use crate::content::reader::ContentReader;
 use crate::content::{Content, ContentError};
 use crate::id::{Dot, InodeId};
 use crate::meta::Lsn;
+use crate::namespace::Effect;
 use crate::namespace::derive;
 use crate::namespace::op::{Field, InodeEffect, LinkEffect, MoveId, PlaceEffect};
 use crate::namespace::row::{Closure, Version};
 use crate::namespace::tables::{Rows, Table, Tables, content_key};
 use crate::namespace::view::{self, Stat};
-use crate::namespace::Effect;
 use crate::time::Timestamp;
 use crate::volume::{
     Allocate, Attr, Caller, FileKind, Handle, Ino, NewNode, OpenHow, Opened, Path, Result, Seek, VolumeError,
@@ -280,8 +280,9 @@ impl LocalVolume {
     ) -> Result<(Attr, Opened)> {
         let (number, file) = self.staging.take().map_err(staging_io("making a staging file"))?;
         let now = self.env.now();
-        let staging = Staging::new(number, file.clone(), Overlay::whole(0), now, now)
+        let mut staging = Staging::new(number, file.clone(), Overlay::whole(0), now, now)
             .map_err(staging_io("looking at a staging file"))?;
+        staging.recorded_whole = true;
         let record = staging.record().encode();
         let made = self.make_node(caller, parent, name, node, |draft: &mut Draft, id| {
             draft.local.push((local_key(b's', &id.0.to_bytes()), Some(record)));
@@ -456,11 +457,7 @@ impl LocalVolume {
     }
 
     /// Changes bytes: makes sure that there is a staging file and room, and notes the change.
-    fn change(
-        &self,
-        cell: &FileCell,
-        change: impl FnOnce(&mut Staging) -> Result<()>,
-    ) -> Result<()> {
+    fn change(&self, cell: &FileCell, change: impl FnOnce(&mut Staging) -> Result<()>) -> Result<()> {
         self.check_writable()?;
         if !self.has_room() {
             return Err(VolumeError::NoSpace("the disk is full up to the reserve"));
@@ -780,7 +777,7 @@ impl LocalVolume {
 
     /// Makes sure that the journal, once committed, stands for the bytes of the file as they are now.
     pub(super) fn record_bytes(&self, cell: &FileCell) -> Result<()> {
-        let (file, generation, synced, small) = {
+        let (file, number, generation, synced, small) = {
             let mut data = cell.data.lock();
             let Some(data) = data.as_mut() else { return Ok(()) };
             if data.failed {
@@ -792,9 +789,9 @@ impl LocalVolume {
                 return Ok(());
             }
             let small = staging.overlay.len_bytes() <= JOURNAL_BYTES_MAX && staging.overlay.is_whole();
-            (staging.file.clone(), staging.generation, staging.record(), small)
+            (staging.file.clone(), staging.number, staging.generation, staging.record(), small)
         };
-        if !small && let Err(source) = file.sync() {
+        if !small && let Err(source) = self.staging.name_is_durable(number).and_then(|()| file.sync()) {
             if let Some(data) = cell.data.lock().as_mut() {
                 data.failed = true;
             }
@@ -804,6 +801,11 @@ impl LocalVolume {
         let mut data = cell.data.lock();
         let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(()) };
         if staging.published >= Some(generation) {
+            return Ok(());
+        }
+        // The kernel's writes to a whole file change nothing that the record says.
+        if !small && staging.recorded_whole && staging.is_all_there_is() {
+            staging.recorded = Some(generation);
             return Ok(());
         }
         let record = if small {
@@ -825,6 +827,7 @@ impl LocalVolume {
         state.commit_local(vec![change], self.env.now(), &self.journal)?;
         staging.has_record = true;
         staging.recorded = Some(generation);
+        staging.recorded_whole = !small && staging.is_all_there_is();
         Ok(())
     }
 
@@ -936,8 +939,7 @@ impl LocalVolume {
     ) -> Result<Option<Draft>> {
         let Some(row) = state.inode(id)? else { return Ok(None) };
         let mut draft = state.draft(self.env.now());
-        let version =
-            Version { content: published.content, mtime, closure, bases: row.versions.dots().collect() };
+        let version = Version { content: published.content, mtime, closure, bases: row.versions.dots().collect() };
         let inline = matches!(published.content, Content::Inline { .. }).then(|| published.inline.to_vec());
         let touched = Stat::of(&row).ctime.max(changed);
         draft.effects.push(Effect::Inode(InodeEffect {

@@ -55,7 +55,7 @@ pub use upkeep::{RecentOp, Status};
 use files::{FileCell, OpenFile};
 use staged::StagingPool;
 use state::State;
-use upkeep::{Cache, Checkpoint};
+use upkeep::{Cache, Checkpoints};
 
 /// What may differ from one volume to the next.
 #[derive(Clone, Debug)]
@@ -121,7 +121,7 @@ pub struct LocalVolume {
     superblock: Mutex<Superblock>,
     sealing: Mutex<()>,
     /// The last checkpoint; held while the next one is made.
-    checkpoint: Mutex<Checkpoint>,
+    checkpoint: Mutex<Checkpoints>,
     state: RwLock<State>,
     files: Mutex<HashMap<InodeId, Arc<FileCell>>>,
     handles: RwLock<HashMap<u64, Arc<OpenFile>>>,

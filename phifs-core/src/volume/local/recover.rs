@@ -37,8 +37,11 @@ use crate::volume::VolumeError;
 use super::files::FileCell;
 use super::staged::{Staged, Staging, StagingPool};
 use super::state::{RECORD_TRANSACTION, State, local_key};
-use super::upkeep::{Cache, Checkpoint, Counters};
+use super::upkeep::{Cache, Checkpoint, Checkpoints, Counters};
 use super::{LocalVolume, Options, TABLES, names};
+
+/// The journal keeps what two checkpoints cover, and grows while one is made. (One MiB each.)
+const JOURNAL_SEGMENTS_MAX: u32 = 128;
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -97,8 +100,7 @@ impl LocalVolume {
         opened.clean = checkpoint.clean;
 
         let store_options = StoreOptions { reserve_bytes: options.reserve_bytes, ..StoreOptions::new(store_id.0) };
-        let (store, report) =
-            GlyphStore::open(disk.clone(), index, &store_options, &|p| progress(Progress::Packs(p)))?;
+        let (store, report) = GlyphStore::open(disk.clone(), index, &store_options, &|p| progress(Progress::Packs(p)))?;
         let store = Arc::new(store);
         opened.store = report;
         let nodes = Arc::new(NodeCache::new(store.clone(), options.node_cache_bytes));
@@ -119,7 +121,7 @@ impl LocalVolume {
             let journal_options = journal::Options {
                 store: store_id,
                 after: checkpoint.lsn,
-                geometry: journal::Geometry::default(),
+                geometry: journal::Geometry { segments_max: JOURNAL_SEGMENTS_MAX, ..journal::Geometry::default() },
                 repair: if options.repair { Repair::DropAfterDamage } else { Repair::Refuse },
             };
             Journal::open(disk.clone(), journal_options, Box::new(move || store.sync()), &mut |lsn, kind, payload| {
@@ -168,7 +170,8 @@ impl LocalVolume {
             oplog,
             superblock: Mutex::new(superblock),
             sealing: Mutex::new(()),
-            checkpoint: Mutex::new(checkpoint),
+            // Saying that the store is in use has just made both copies alike.
+            checkpoint: Mutex::new(Checkpoints { previous_roots: checkpoint.roots.clone(), last: checkpoint }),
             state: RwLock::new(state),
             files: Mutex::new(HashMap::new()),
             handles: RwLock::new(HashMap::new()),
@@ -186,6 +189,10 @@ impl LocalVolume {
         volume.forget_orphans()?;
         volume.commit_journal()?;
         volume.check_room();
+        if replayed > 0 {
+            // The page cache may show journal bytes that a failed sync never brought to the disk.
+            volume.make_checkpoint(false)?;
+        }
         Ok(Self { opened, ..volume })
     }
 
@@ -195,9 +202,10 @@ impl LocalVolume {
         let mut recovered = 0;
         let mut kept = Vec::new();
         for (key, value) in records {
-            let bytes: [u8; 24] = key.as_slice().try_into().map_err(|_| {
-                malformed("dirty file", &key, crate::codec::DecodeError::Truncated)
-            })?;
+            let bytes: [u8; 24] = key
+                .as_slice()
+                .try_into()
+                .map_err(|_| malformed("dirty file", &key, crate::codec::DecodeError::Truncated))?;
             let id = InodeId(crate::id::Dot::from_bytes(&bytes));
             let staged = Staged::decode(&value).map_err(|e| malformed("dirty file", &key, e))?;
             if let Some(number) = self.recover_file(id, staged)? {
@@ -236,31 +244,31 @@ impl LocalVolume {
                 file.write_at(&bytes, 0).map_err(failed("writing a staging file"))?;
                 (number, file, Overlay::whole(bytes.len() as u64), Some(mtime))
             }
-            Staged::File { number, overlay } => match self.disk.open(FileName::Staging(number)) {
-                // Only made ready for writing; or a newer version was published, which removes the record, so that
-                // this one cannot have been written by us.
-                Ok(_) if !overlay.is_whole() && (!overlay.is_dirty() || *overlay.base() != content) => {
+            Staged::File { number, overlay } => {
+                let file = match self.disk.open(FileName::Staging(number)) {
+                    Ok(file) => Some(file),
+                    // It was never synced, so nothing was promised about it.
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+                    Err(e) => return Err(failed("opening a staging file")(e)),
+                };
+                // A file that started empty is what is in its staging file: the kernel wrote to it until the end.
+                // Of one that started as a version, only what was recorded after a sync is known to be there; and the
+                // record of an older version is none of ours, as publishing removes the record.
+                let new = *overlay.base() == Content::Empty;
+                let wanted = new || overlay.is_dirty() && *overlay.base() == content;
+                let Some(file) = file.filter(|_| wanted) else {
                     state.commit_local(vec![(record, None)], self.env.now(), &self.journal)?;
                     return Ok(None);
-                }
-                Ok(file) => {
-                    let overlay = if overlay.is_whole() {
-                        // The kernel may have written to it until the very end.
-                        let stamp = file.stamp().map_err(failed("looking at a staging file"))?;
-                        Overlay::whole(stamp.len_bytes)
-                    } else {
-                        file.set_len(overlay.len_bytes()).map_err(failed("trimming a staging file"))?;
-                        overlay
-                    };
-                    (number, file, overlay, None)
-                }
-                // It was never synced, so nothing was promised about it.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    state.commit_local(vec![(record, None)], self.env.now(), &self.journal)?;
-                    return Ok(None);
-                }
-                Err(e) => return Err(failed("opening a staging file")(e)),
-            },
+                };
+                let overlay = if new {
+                    let stamp = file.stamp().map_err(failed("looking at a staging file"))?;
+                    Overlay::whole(stamp.len_bytes)
+                } else {
+                    file.set_len(overlay.len_bytes()).map_err(failed("trimming a staging file"))?;
+                    overlay
+                };
+                (number, file, overlay, None)
+            }
         };
         let stamp = file.stamp().map_err(failed("looking at a staging file"))?;
         let mut staging = Staging::new(number, file, overlay, self.env.now(), mtime.unwrap_or(stamp.mtime))
@@ -360,4 +368,3 @@ fn next_staging_number(disk: &dyn Disk) -> Result<u64, OpenError> {
     let numbers = names.iter().filter_map(|name| if let FileName::Staging(n) = name { Some(*n) } else { None });
     Ok(numbers.max().map_or(1, |n| n + 1))
 }
-

@@ -88,11 +88,19 @@ pub struct Staging {
     pub recorded: Option<u64>,
     /// The generation that was published last.
     pub published: Option<u64>,
+    /// That record names the whole staging file, whatever is in it.
+    pub recorded_whole: bool,
     stamp: Stamp,
 }
 
 impl Staging {
-    pub fn new(number: u64, file: Arc<dyn File>, overlay: Overlay, now: Timestamp, mtime: Timestamp) -> std::io::Result<Self> {
+    pub fn new(
+        number: u64,
+        file: Arc<dyn File>,
+        overlay: Overlay,
+        now: Timestamp,
+        mtime: Timestamp,
+    ) -> std::io::Result<Self> {
         let stamp = file.stamp()?;
         Ok(Self {
             number,
@@ -107,6 +115,7 @@ impl Staging {
             has_record: true,
             recorded: None,
             published: None,
+            recorded_whole: false,
             stamp,
         })
     }
@@ -148,7 +157,14 @@ impl Staging {
         self.published_at = now;
         self.has_record = false;
         self.recorded = None;
+        self.recorded_whole = false;
         self.published = Some(self.generation);
+    }
+
+    /// Whether the file is what the staging file holds, whatever that is: it started empty, or the kernel wrote to it.
+    pub fn is_all_there_is(&self) -> bool {
+        *self.overlay.base() == Content::Empty
+    }
     }
 
     pub fn record(&self) -> Staged {
@@ -157,7 +173,7 @@ impl Staging {
 }
 
 /// How many staging files are kept ready, so that making a file does not wait for the host to make one.
-const POOL: usize = 64;
+const POOL: usize = 128;
 
 /// Hands out staging files and takes them back.
 pub struct StagingPool {
@@ -167,6 +183,8 @@ pub struct StagingPool {
 
 struct Pool {
     next: u64,
+    /// Names of files with a smaller number are durable.
+    named: u64,
     ready: VecDeque<(u64, Arc<dyn File>)>,
     /// To be removed once the journal is durable up to the LSN.
     retired: VecDeque<(Lsn, u64)>,
@@ -175,17 +193,33 @@ struct Pool {
 impl StagingPool {
     /// `next` is larger than the number of any staging file there is.
     pub fn new(disk: Arc<dyn Disk>, next: u64) -> Self {
-        Self { disk, inner: Mutex::new(Pool { next, ready: VecDeque::new(), retired: VecDeque::new() }) }
+        Self { disk, inner: Mutex::new(Pool { next, named: next, ready: VecDeque::new(), retired: VecDeque::new() }) }
     }
 
-    /// An empty file whose name is durable.
+    /// An empty file. Its name is durable only after `name_is_durable`.
     pub fn take(&self) -> std::io::Result<(u64, Arc<dyn File>)> {
-        if let Some(ready) = self.inner.lock().ready.pop_front() {
-            return Ok(ready);
-        }
-        let made = self.make()?;
+        let ready = self.inner.lock().ready.pop_front();
+        ready.map_or_else(|| self.make(), Ok)
+    }
+
+    /// Whether few files are ready.
+    pub fn is_low(&self) -> bool {
+        self.inner.lock().ready.len() < POOL / 2
+    }
+
+    /// Makes the name of a staging file durable, if it is not yet.
+    pub fn name_is_durable(&self, number: u64) -> std::io::Result<()> {
+        let next = {
+            let inner = self.inner.lock();
+            if number < inner.named {
+                return Ok(());
+            }
+            inner.next
+        };
         self.disk.sync_names()?;
-        Ok(made)
+        let mut inner = self.inner.lock();
+        inner.named = inner.named.max(next);
+        Ok(())
     }
 
     fn make(&self) -> std::io::Result<(u64, Arc<dyn File>)> {
@@ -201,27 +235,26 @@ impl StagingPool {
         self.inner.lock().retired.push_back((after, number));
     }
 
-    /// Background work: removes what is superfluous and makes files ready. Says whether anything was done.
-    pub fn maintain(&self, committed: Lsn, wanted: bool) -> std::io::Result<bool> {
-        let mut worked = false;
+    /// Background work: removes what is superfluous.
+    pub fn maintain(&self, committed: Lsn) -> std::io::Result<()> {
         loop {
             let next = self.inner.lock().retired.front().copied().filter(|(lsn, _)| *lsn <= committed);
-            let Some((_, number)) = next else { break };
+            let Some((_, number)) = next else { return Ok(()) };
             match self.disk.remove(FileName::Staging(number)) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
                 _ => {}
             }
             self.inner.lock().retired.pop_front();
-            worked = true;
         }
-        let missing = POOL - self.inner.lock().ready.len().min(POOL);
-        if wanted && missing > POOL / 2 {
-            let made = (0..missing).map(|_| self.make()).collect::<std::io::Result<Vec<_>>>()?;
-            self.disk.sync_names()?;
-            self.inner.lock().ready.extend(made);
-            worked = true;
+    }
+
+    /// Background work: makes files ready, a few at a time.
+    pub fn refill(&self) -> std::io::Result<()> {
+        for _ in 0..POOL / 4 {
+            let made = self.make()?;
+            self.inner.lock().ready.push_back(made);
         }
-        Ok(worked)
+        Ok(())
     }
 
     /// Gives back what was kept ready, for a clean stop.

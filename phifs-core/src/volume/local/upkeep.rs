@@ -28,7 +28,7 @@ const CHECKPOINT_VERSION: u8 = 1;
 /// changes cost three times less when a hundred thousand are written together.
 const CHECKPOINT_ROWS: usize = 200_000;
 const CHECKPOINT_BYTES: usize = 48 << 20;
-const CHECKPOINT_JOURNAL_BYTES: u64 = 40 << 20;
+const CHECKPOINT_JOURNAL_BYTES: u64 = 20 << 20;
 /// How often the free space of the host is looked at, at the most.
 const PUBLISHER_WAIT: Duration = Duration::from_secs(5);
 
@@ -70,6 +70,12 @@ impl Checkpoint {
         let roots = Roots::decode(reader)?;
         Ok(Self { context, hlc, author, clean, lsn, roots })
     }
+}
+
+/// What the two copies of the superblock stand for.
+pub struct Checkpoints {
+    pub last: Checkpoint,
+    pub previous_roots: Roots,
 }
 
 #[derive(Default)]
@@ -172,6 +178,11 @@ impl LocalVolume {
                 }
             };
             self.settle_logged(id);
+            if self.staging.is_low()
+                && let Err(error) = self.staging.refill()
+            {
+                tracing::warn!(%error, "no staging files could be made ready");
+            }
         }
     }
 
@@ -217,8 +228,7 @@ impl LocalVolume {
         for id in self.staging_cache.excess(self.options.staging_cache_bytes) {
             self.evict(id)?;
         }
-        let busy = !self.handles.read().is_empty() || self.journal.bytes_since(self.checkpoint.lock().lsn) > 0;
-        let tidied = self.staging.maintain(self.journal.committed(), busy);
+        let tidied = self.staging.maintain(self.journal.committed());
         tidied.map_err(|source| VolumeError::Disk { doing: "tidying staging files", source })?;
         self.store.flush_index();
         if let Err(error) = self.journal.prepare() {
@@ -260,9 +270,8 @@ impl LocalVolume {
                 builder.push(op.dot.n, op.hlc, &op.bytes);
                 sealed += 1;
             }
-            let group = builder
-                .seal(&self.key, context.clone())
-                .map_err(|error| VolumeError::Internal(error.to_string()))?;
+            let group =
+                builder.seal(&self.key, context.clone()).map_err(|error| VolumeError::Internal(error.to_string()))?;
             self.oplog.append(&group).map_err(failed)?;
             self.counters.sealed_ops.fetch_add(sealed, Ordering::Relaxed);
         }
@@ -271,7 +280,7 @@ impl LocalVolume {
 
     /// Whether enough has changed for a checkpoint.
     pub fn needs_checkpoint(&self) -> bool {
-        let since = self.checkpoint.lock().lsn;
+        let since = self.checkpoint.lock().last.lsn;
         let state = self.state.read();
         state.meta.changed_rows() >= CHECKPOINT_ROWS
             || state.meta.changed_bytes() >= CHECKPOINT_BYTES
@@ -280,7 +289,8 @@ impl LocalVolume {
 
     /// Writes the state of all tables to the store and points the superblock at it. Writers go on meanwhile.
     pub fn make_checkpoint(&self, clean: bool) -> Result<()> {
-        let mut last = self.checkpoint.lock();
+        let mut checkpoints = self.checkpoint.lock();
+        let last = &mut checkpoints.last;
         let _hold = self.store.hold();
         let (job, mut next) = {
             let mut state = self.state.write();
@@ -327,7 +337,8 @@ impl LocalVolume {
         if let Err(error) = self.journal.recycle(last.lsn) {
             tracing::warn!(%error, "journal files could not be recycled");
         }
-        *last = next;
+        let previous = std::mem::replace(last, next);
+        checkpoints.previous_roots = previous.roots;
         if let Err(error) = self.oplog.trim(self.options.oplog_bytes) {
             tracing::warn!(%error, "the operation log could not be trimmed");
         }
@@ -359,6 +370,8 @@ impl LocalVolume {
         self.commit_journal()?;
         self.staging.drain().map_err(|source| VolumeError::Disk { doing: "tidying staging files", source })?;
         self.store.flush_index();
+        // The second one makes both copies of the superblock alike, so that the whole journal can be given back.
+        self.make_checkpoint(true)?;
         self.make_checkpoint(true)
     }
 
@@ -398,7 +411,7 @@ impl LocalVolume {
         let usage = self.store.usage();
         let journal = self.journal.stats();
         let dirty = self.files.lock().len() as u64;
-        let lsn = self.checkpoint.lock().lsn;
+        let lsn = self.checkpoint.lock().last.lsn;
         let inodes = self.inode_count();
         let state = self.state.read();
         Status {
@@ -430,7 +443,14 @@ impl LocalVolume {
                 "{{\"format\":1,\"store\":\"{}\",\"author\":\"{}\",\"operations\":{},\"inodes\":{},",
                 "\"open_handles\":{},\"dirty_files\":{},\"read_only\":{},\"quarantined_glyphs\":{}}}\n"
             ),
-            s.store_id, s.author, s.operations, s.inodes, s.open_handles, s.dirty_files, s.read_only, s.quarantined_glyphs
+            s.store_id,
+            s.author,
+            s.operations,
+            s.inodes,
+            s.open_handles,
+            s.dirty_files,
+            s.read_only,
+            s.quarantined_glyphs
         )
     }
 
