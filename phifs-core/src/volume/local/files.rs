@@ -257,10 +257,15 @@ impl LocalVolume {
         }
         let (number, file) = self.staging.take().map_err(staging_io("making a staging file"))?;
         let now = self.env.now();
-        let overlay = Overlay::over(*data.reader.content(), &*file)?;
-        let staging = Staging::new(number, file, overlay, now, now).map_err(staging_io("looking at a staging file"))?;
-        let change = (local_key(b's', &cell.id.0.to_bytes()), Some(staging.record().encode()));
-        state.commit_local(vec![change], now, &self.journal)?;
+        let mut begin = || -> Result<Staging> {
+            let overlay = Overlay::over(*data.reader.content(), &*file)?;
+            let staging =
+                Staging::new(number, file, overlay, now, now).map_err(staging_io("looking at a staging file"))?;
+            let change = (local_key(b's', &cell.id.0.to_bytes()), Some(staging.record().encode()));
+            state.commit_local(vec![change], now, &self.journal)?;
+            Ok(staging)
+        };
+        let staging = begin().inspect_err(|_| self.staging.retire(number, Lsn::default()))?;
         data.staging = Some(staging);
         Ok(())
     }
@@ -479,7 +484,9 @@ impl LocalVolume {
         drop(gate);
         self.truncate_cell(&user.cell, len)?;
         if !open {
-            self.publish(&user.cell, Closure::Close)?;
+            let published = self.publish(&user.cell, Closure::Close);
+            self.enqueue(id);
+            published?;
         }
         Ok(())
     }
@@ -571,6 +578,10 @@ impl LocalVolume {
             }
             self.write_file(to.0, to.1 + copied, &bytes, false)?;
             copied += bytes.len() as u64;
+            // The source ended here, even if it is the target and has just grown.
+            if bytes.len() < step as usize {
+                break;
+            }
         }
         Ok(copied)
     }
@@ -642,7 +653,7 @@ impl LocalVolume {
             return Ok(());
         }
         if !open {
-            self.cache_or_drop(&user.cell)?;
+            self.cache_or_drop(&user.cell, true)?;
         }
         Ok(())
     }
@@ -682,8 +693,8 @@ impl LocalVolume {
         Ok(())
     }
 
-    /// A closed and clean file keeps a long staging file as a cache, and loses a short one.
-    fn cache_or_drop(&self, cell: &FileCell) -> Result<()> {
+    /// A closed and clean file loses its staging file; a long one is kept as a cache if it `may_stay`.
+    fn cache_or_drop(&self, cell: &FileCell, may_stay: bool) -> Result<()> {
         let gate = cell.gate.lock();
         if gate.cached + gate.kernel > 0 {
             return Ok(());
@@ -697,20 +708,24 @@ impl LocalVolume {
             return Ok(());
         }
         let len = staging.overlay.len_bytes();
-        if len >= CACHE_BYTES_MIN && staging.overlay.is_whole() && self.staging_cache.admit(cell.id, len) {
+        let is_worth = len >= CACHE_BYTES_MIN && staging.overlay.is_whole();
+        if may_stay && is_worth && self.staging_cache.admit(cell.id, len) {
             return Ok(());
         }
-        let number = staging.number;
+        let lsn = if staging.has_record {
+            let change = (local_key(b's', &cell.id.0.to_bytes()), None);
+            state.commit_local(vec![change], self.env.now(), &self.journal)?
+        } else {
+            self.journal.appended()
+        };
+        self.staging.retire(staging.number, lsn);
         loaded.staging = None;
-        let change = (local_key(b's', &cell.id.0.to_bytes()), None);
-        let lsn = state.commit_local(vec![change], self.env.now(), &self.journal)?;
-        self.staging.retire(number, lsn);
         Ok(())
     }
 
     /// Drops the cached staging file of a file that nobody has open.
     pub(super) fn evict(&self, id: InodeId) -> Result<()> {
-        self.known(id).map_or(Ok(()), |user| self.cache_or_drop(&user.cell))
+        self.known(id).map_or(Ok(()), |user| self.cache_or_drop(&user.cell, false))
     }
 
     /// What stat(2) shows of a file that was changed and not published.
@@ -762,7 +777,7 @@ impl LocalVolume {
 
     /// Makes sure that the journal, once committed, stands for the bytes of the file as they are now.
     pub(super) fn record_bytes(&self, cell: &FileCell) -> Result<()> {
-        let (file, number, generation, small) = {
+        let (file, number, generation, synced, small) = {
             let mut data = cell.data.lock();
             let Some(data) = data.as_mut() else { return Ok(()) };
             if data.failed {
@@ -774,7 +789,7 @@ impl LocalVolume {
                 return Ok(());
             }
             let small = staging.overlay.len_bytes() <= JOURNAL_BYTES_MAX && staging.overlay.is_whole();
-            (staging.file.clone(), staging.number, staging.generation, small)
+            (staging.file.clone(), staging.number, staging.generation, staging.record(), small)
         };
         if !small && let Err(source) = self.staging.name_is_durable(number).and_then(|()| file.sync()) {
             if let Some(data) = cell.data.lock().as_mut() {
@@ -785,6 +800,9 @@ impl LocalVolume {
         let mut state = self.state.write();
         let mut data = cell.data.lock();
         let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(()) };
+        if staging.published >= Some(generation) {
+            return Ok(());
+        }
         // The kernel's writes to a whole file change nothing that the record says.
         if !small && staging.recorded_whole && staging.is_all_there_is() {
             staging.recorded = Some(generation);
@@ -802,10 +820,12 @@ impl LocalVolume {
             bytes.truncate(got);
             Staged::Bytes { bytes, mtime: staging.mtime }
         } else {
-            staging.record()
+            // As it was before the sync: what was written during it may not be on the disk.
+            synced
         };
         let change = (local_key(b's', &cell.id.0.to_bytes()), Some(record.encode()));
         state.commit_local(vec![change], self.env.now(), &self.journal)?;
+        staging.has_record = true;
         staging.recorded = Some(generation);
         staging.recorded_whole = !small && staging.is_all_there_is();
         Ok(())
@@ -885,23 +905,22 @@ impl LocalVolume {
         if staging.generation != generation {
             return Ok(Publication::Changing);
         }
+        if !staging.dirty {
+            // Somebody else published it meanwhile.
+            return Ok(Publication::Clean);
+        }
         let (mtime, changed) = (staging.mtime, staging.changed);
         let Some(mut draft) = self.draft_version(&state, cell.id, &published, (mtime, changed), closure)? else {
             return Ok(Publication::Gone);
         };
-        // An older record must not bring back older bytes after a crash.
-        let record = Staged::File { number: staging.number, overlay: Overlay::unchanged(published.content) };
-        draft.local.push((local_key(b's', &cell.id.0.to_bytes()), Some(record.encode())));
+        // A record that outlived this version would bring back older bytes after a crash.
+        draft.local.push((local_key(b's', &cell.id.0.to_bytes()), None));
         let dot = draft.dot;
         state.commit(draft, &self.journal)?;
-        staging.recorded = None;
-        staging.recorded_whole = false;
         loaded.version = Some(dot);
         loaded.inline = published.inline;
         loaded.reader = ContentReader::new(published.content, loaded.inline.clone())?;
-        staging.overlay.published(published.content);
-        staging.dirty = false;
-        staging.published_at = self.env.now();
+        staging.published(published.content, self.env.now());
         self.counters.published.fetch_add(1, Ordering::Relaxed);
         drop(gate);
         Ok(Publication::Published)

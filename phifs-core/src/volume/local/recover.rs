@@ -252,9 +252,11 @@ impl LocalVolume {
                     Err(e) => return Err(failed("opening a staging file")(e)),
                 };
                 // A file that started empty is what is in its staging file: the kernel wrote to it until the end.
-                // Of one that started as a version, only what was recorded after a sync is known to be there.
+                // Of one that started as a version, only what was recorded after a sync is known to be there; and the
+                // record of an older version is none of ours, as publishing removes the record.
                 let new = *overlay.base() == Content::Empty;
-                let Some(file) = file.filter(|_| new || overlay.is_dirty()) else {
+                let wanted = new || overlay.is_dirty() && *overlay.base() == content;
+                let Some(file) = file.filter(|_| wanted) else {
                     state.commit_local(vec![(record, None)], self.env.now(), &self.journal)?;
                     return Ok(None);
                 };

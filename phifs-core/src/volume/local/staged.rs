@@ -4,8 +4,10 @@
 //! What always holds:
 //! - A staging file has a number of its own, never used again. It is removed only after the transaction that made it
 //!   superfluous is durable. So a record in the journal can never name a file that meanwhile serves another inode.
-//! - The local table has a record for every inode with a staging file from before the first byte is written, so a
-//!   killed daemon finds them all. After fsync the record describes exactly what was synced.
+//! - The local table has a record for an inode from before its first byte is written until it is published; the
+//!   operation that publishes it removes the record in the same transaction. So what a crash leaves is either newer
+//!   than the version, or not there.
+//! - A record made for an fsync describes what had been synced before it was made, never what was written since.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -80,8 +82,12 @@ pub struct Staging {
     pub published_at: Timestamp,
     /// Goes up with every change of the bytes.
     pub generation: u64,
-    /// The generation that the record in the journal stands for.
+    /// Whether the local table has a record.
+    pub has_record: bool,
+    /// The generation that the record stands for, if it was made after a sync.
     pub recorded: Option<u64>,
+    /// The generation that was published last.
+    pub published: Option<u64>,
     /// That record names the whole staging file, whatever is in it.
     pub recorded_whole: bool,
     stamp: Stamp,
@@ -106,7 +112,9 @@ impl Staging {
             dirty: false,
             published_at: now,
             generation: 0,
+            has_record: true,
             recorded: None,
+            published: None,
             recorded_whole: false,
             stamp,
         })
@@ -142,9 +150,21 @@ impl Staging {
         Ok(())
     }
 
+    /// Notes that all bytes are in this version, and that the record was removed together with its publication.
+    pub fn published(&mut self, content: Content, now: Timestamp) {
+        self.overlay.published(content);
+        self.dirty = false;
+        self.published_at = now;
+        self.has_record = false;
+        self.recorded = None;
+        self.recorded_whole = false;
+        self.published = Some(self.generation);
+    }
+
     /// Whether the file is what the staging file holds, whatever that is: it started empty, or the kernel wrote to it.
     pub fn is_all_there_is(&self) -> bool {
         *self.overlay.base() == Content::Empty
+    }
     }
 
     pub fn record(&self) -> Staged {

@@ -301,7 +301,8 @@ impl LocalVolume {
                 author: state.author,
                 clean,
                 lsn: self.journal.appended(),
-                roots: last.roots.clone(),
+                // Not those of the last checkpoint: if its superblock failed, the tables are ahead of it.
+                roots: state.meta.roots().clone(),
             };
             (job, next)
         };
