@@ -157,6 +157,7 @@ fn place(name: FileName) -> (usize, String) {
         FileName::Journal(n) => (1, format!("{n:06}.log")),
         FileName::Pack(n) => (2, format!("{n:08}.pack")),
         FileName::Oplog(n) => (3, format!("{n:06}.log")),
+        FileName::Ballast => (0, "ballast".to_owned()),
         FileName::Staging(n) => (4, format!("{n:04}")),
     }
 }
@@ -166,6 +167,7 @@ fn parse(folder: usize, text: &str) -> Option<FileName> {
     let number = |suffix: &str| text.strip_suffix(suffix)?.parse::<u64>().ok();
     let small = |suffix: &str| u32::try_from(number(suffix)?).ok();
     let name = match folder {
+        0 if text == "ballast" => FileName::Ballast,
         0 => FileName::Superblock,
         1 => FileName::Journal(small(".log")?),
         2 => FileName::Pack(small(".pack")?),
@@ -296,11 +298,12 @@ mod tests {
         (dir, disk)
     }
 
-    const ONE_OF_EACH: [FileName; 5] = [
+    const ONE_OF_EACH: [FileName; 6] = [
         FileName::Superblock,
         FileName::Journal(1_234_567),
         FileName::Pack(7),
         FileName::Oplog(0),
+        FileName::Ballast,
         FileName::Staging(u64::MAX),
     ];
 

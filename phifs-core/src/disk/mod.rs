@@ -26,6 +26,8 @@ pub enum FileName {
     Journal(u32),
     Pack(u32),
     Oplog(u32),
+    /// Space held back on a disk that is getting full, given up when making room itself needs room.
+    Ballast,
     /// A mutable file with the bytes of one inode ("materialised"), numbered in order of creation.
     Staging(u64),
 }

@@ -212,7 +212,15 @@ impl Player {
     pub fn new(disk: Arc<dyn Disk>, kernel: bool, seed: u64) -> Result<Self, OpenError> {
         let env = TestEnv::new(seed);
         let volume = open(&disk, &env)?;
-        let mut player = Self { disk, env, volume, model: Model::new(Timestamp::default()), handles: Vec::new(), kernel, synced: None };
+        let mut player = Self {
+            disk,
+            env,
+            volume,
+            model: Model::new(Timestamp::default()),
+            handles: Vec::new(),
+            kernel,
+            synced: None,
+        };
         player.adopt_root();
         Ok(player)
     }
@@ -331,9 +339,12 @@ impl Player {
                 let len = if len % 4 == 0 { 0 } else { pick(&OFFSETS, len) as u64 };
                 self.setattr(op, self.file(file), SetAttr { size_bytes: Some(len), ..SetAttr::default() }, now)
             }
-            Op::Chmod { file, bits } => {
-                self.setattr(op, self.id(file), SetAttr { permissions: Some(u32::from(bits)), ..SetAttr::default() }, now)
-            }
+            Op::Chmod { file, bits } => self.setattr(
+                op,
+                self.id(file),
+                SetAttr { permissions: Some(u32::from(bits)), ..SetAttr::default() },
+                now,
+            ),
             Op::Chown { file, uid } => {
                 let change = SetAttr { uid: Some(u32::from(uid)), gid: Some(9), ..SetAttr::default() };
                 self.setattr(op, self.id(file), change, now)
@@ -362,8 +373,10 @@ impl Player {
                 self.same(op, real, wanted).map(drop)
             }
             Op::Rename { dir, name, to_dir, to_name, mode } => {
-                let mode =
-                    pick(&[RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange], mode);
+                let mode = pick(
+                    &[RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange],
+                    mode,
+                );
                 let (from, to) = ((self.dir(dir), pick(&NAMES, name)), (self.dir(to_dir), pick(&NAMES, to_name)));
                 let real = self.volume.rename(self.ino(from.0), from.1, self.ino(to.0), to.1, mode);
                 let wanted = self.model.rename(from, to, mode, now);

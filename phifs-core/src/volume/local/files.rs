@@ -257,7 +257,7 @@ impl LocalVolume {
         }
         let (number, file) = self.staging.take().map_err(staging_io("making a staging file"))?;
         let now = self.env.now();
-        let mut begin = || -> Result<Staging> {
+        let begin = || -> Result<Staging> {
             let overlay = Overlay::over(*data.reader.content(), &*file)?;
             let staging =
                 Staging::new(number, file, overlay, now, now).map_err(staging_io("looking at a staging file"))?;

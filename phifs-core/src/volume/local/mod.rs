@@ -8,6 +8,7 @@
 //! | `files`, `staged` | open files, their bytes before and while they are published |
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
 //! | `collect`, `check` | garbage collection, scrub and fsck |
+//! | `ballast` | room for making room on a full disk |
 //! | `reserved` | `.phi` |
 //!
 //! Locks, in the order in which they are taken: checkpoint, a file's gate, the state, a file's data, and the small ones
@@ -37,6 +38,7 @@ use crate::volume::{
 
 mod acl;
 mod attrs;
+mod ballast;
 mod check;
 mod collect;
 mod files;
@@ -52,6 +54,7 @@ pub use collect::{CollectReport, ScrubReport};
 pub use recover::{OpenError, Opening, Progress};
 pub use upkeep::{RecentOp, Status};
 
+use ballast::Ballast;
 use files::{FileCell, OpenFile};
 use staged::StagingPool;
 use state::State;
@@ -135,7 +138,11 @@ pub struct LocalVolume {
     queued: Condvar,
     /// Files whose publication has to wait for the next tick.
     retries: Mutex<Vec<InodeId>>,
+    /// Whether the disk has room for data.
     room: AtomicBool,
+    /// Whether it is about to run out: caches are given up, and some space is held back.
+    tight: AtomicBool,
+    ballast: Ballast,
     stopping: AtomicBool,
     invalidate: RwLock<Option<Arc<dyn Invalidate>>>,
     counters: upkeep::Counters,

@@ -181,6 +181,8 @@ impl LocalVolume {
             queued: Condvar::new(),
             retries: Mutex::default(),
             room: AtomicBool::new(true),
+            tight: AtomicBool::new(false),
+            ballast: super::ballast::Ballast::default(),
             stopping: AtomicBool::new(false),
             invalidate: RwLock::new(None),
             counters: Counters::default(),

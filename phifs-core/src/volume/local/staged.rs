@@ -165,7 +165,6 @@ impl Staging {
     pub fn is_all_there_is(&self) -> bool {
         *self.overlay.base() == Content::Empty
     }
-    }
 
     pub fn record(&self) -> Staged {
         Staged::File { number: self.number, overlay: self.overlay.clone() }

@@ -21,6 +21,7 @@ use crate::time::{Hlc, Timestamp};
 use crate::volume::{Result, StatFs, VolumeError};
 
 use super::LocalVolume;
+use super::ballast::BALLAST_BYTES;
 use super::names::NAME_BYTES_MAX;
 
 const CHECKPOINT_VERSION: u8 = 1;
@@ -200,7 +201,13 @@ impl LocalVolume {
     }
 
     pub(super) fn commit_journal(&self) -> Result<()> {
-        self.journal.commit(self.journal.appended()).map_err(|error| match error {
+        let commit = || self.journal.commit(self.journal.appended());
+        let full = |error: &JournalError| matches!(error, JournalError::Full | JournalError::Barrier(StoreError::Full));
+        let committed = match commit() {
+            Err(error) if full(&error) && self.ballast.release(&*self.disk) => commit(),
+            committed => committed,
+        };
+        committed.map_err(|error| match error {
             JournalError::Full => VolumeError::NoSpace("the journal cannot grow"),
             JournalError::Barrier(source) => VolumeError::Store(source),
             error => {
@@ -225,7 +232,8 @@ impl LocalVolume {
             self.commit_journal()?;
         }
         self.seal()?;
-        for id in self.staging_cache.excess(self.options.staging_cache_bytes) {
+        let cache_bytes = if self.tight.load(Ordering::Relaxed) { 0 } else { self.options.staging_cache_bytes };
+        for id in self.staging_cache.excess(cache_bytes) {
             self.evict(id)?;
         }
         let tidied = self.staging.maintain(self.journal.committed());
@@ -354,7 +362,10 @@ impl LocalVolume {
             tracing::error!(%error, "the operation log cannot be synced");
             VolumeError::ReadOnly
         })?;
-        Ok(self.store.sync()?)
+        match self.store.sync() {
+            Err(StoreError::Full) if self.ballast.release(&*self.disk) => Ok(self.store.sync()?),
+            synced => Ok(synced?),
+        }
     }
 
     /// Publishes everything and leaves the store as clean as can be. The volume must not be used afterwards.
@@ -375,10 +386,19 @@ impl LocalVolume {
         self.make_checkpoint(true)
     }
 
+    /// Looks how full the disk is, and holds space back or gives it up accordingly.
     pub(super) fn check_room(&self) {
         // An unknown amount of space is no reason to refuse; the write itself will tell.
-        let room = self.disk.space().is_ok_and(|space| space.free_bytes <= self.store.reserve_bytes());
-        self.room.store(!room, Ordering::Relaxed);
+        let Ok(space) = self.disk.space() else { return };
+        let reserve = self.store.reserve_bytes();
+        let tight = space.free_bytes < 2 * reserve + BALLAST_BYTES;
+        self.room.store(space.free_bytes > reserve, Ordering::Relaxed);
+        self.tight.store(tight, Ordering::Relaxed);
+        if tight {
+            self.ballast.hold(&*self.disk);
+        } else {
+            self.ballast.release(&*self.disk);
+        }
     }
 
     pub(super) fn stat_fs(&self) -> Result<StatFs> {
