@@ -15,7 +15,7 @@
 //! that are held for a moment (the map of files, handles, queues). Nobody waits for the disk under the state lock but
 //! for the reading of rows that are not cached.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -137,7 +137,7 @@ pub struct LocalVolume {
     queue: Mutex<VecDeque<InodeId>>,
     queued: Condvar,
     /// Files whose publication has to wait for the next tick.
-    retries: Mutex<Vec<InodeId>>,
+    retries: Mutex<BTreeSet<InodeId>>,
     /// Whether the disk has room for data.
     room: AtomicBool,
     /// Whether it is about to run out: caches are given up, and some space is held back.

@@ -162,7 +162,7 @@ impl LocalVolume {
     }
 
     pub(super) fn enqueue_later(&self, id: InodeId) {
-        self.retries.lock().push(id);
+        self.retries.lock().insert(id);
     }
 
     /// Publishes closed files until the volume stops. Several threads may do so.
@@ -198,6 +198,20 @@ impl LocalVolume {
             tracing::error!(%error, inode = %id.0, "a file could not be published; its bytes are kept in staging");
             self.enqueue_later(id);
         }
+    }
+
+    /// Gives up every staging file that is only a cache, and its space on the host with it.
+    pub(super) fn evict_all(&self) -> Result<()> {
+        for id in self.staging_cache.excess(0) {
+            self.evict(id)?;
+        }
+        self.commit_journal()?;
+        self.remove_retired()
+    }
+
+    fn remove_retired(&self) -> Result<()> {
+        let removed = self.staging.maintain(self.journal.committed());
+        removed.map_err(|source| VolumeError::Disk { doing: "removing staging files", source })
     }
 
     pub(super) fn commit_journal(&self) -> Result<()> {
@@ -236,8 +250,7 @@ impl LocalVolume {
         for id in self.staging_cache.excess(cache_bytes) {
             self.evict(id)?;
         }
-        let tidied = self.staging.maintain(self.journal.committed());
-        tidied.map_err(|source| VolumeError::Disk { doing: "tidying staging files", source })?;
+        self.remove_retired()?;
         self.store.flush_index();
         if let Err(error) = self.journal.prepare() {
             tracing::warn!(%error, "no spare journal file could be made");
