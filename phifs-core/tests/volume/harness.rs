@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use phifs_core::disk::{Disk, File};
+use phifs_core::disk::{Disk, File, FileName};
 use phifs_core::store::MemIndex;
 use phifs_core::time::{Env, Timestamp};
 use phifs_core::volume::local::{LocalVolume, OpenError, Options};
@@ -66,6 +66,10 @@ pub fn open(disk: &Arc<dyn Disk>, env: &Arc<TestEnv>) -> Result<LocalVolume, Ope
 pub fn settle(volume: &LocalVolume) {
     volume.stop_publishers();
     volume.run_publisher();
+}
+
+pub fn staging_files(disk: &dyn Disk) -> usize {
+    disk.list().unwrap().into_iter().filter(|name| matches!(name, FileName::Staging(_))).count()
 }
 
 pub fn errno(error: &VolumeError) -> Errno {
@@ -579,6 +583,7 @@ impl Player {
             Died
         })?;
         self.alive()?;
+        assert_eq!(staging_files(&*self.disk), 0, "a clean stop leaves no staging file");
         let author = self.volume.status().author;
         match open(&self.disk, &self.env) {
             Ok(volume) => self.volume = volume,

@@ -257,7 +257,7 @@ impl LocalVolume {
         }
         let (number, file) = self.staging.take().map_err(staging_io("making a staging file"))?;
         let now = self.env.now();
-        let mut begin = || -> Result<Staging> {
+        let begin = || -> Result<Staging> {
             let overlay = Overlay::over(*data.reader.content(), &*file)?;
             let staging =
                 Staging::new(number, file, overlay, now, now).map_err(staging_io("looking at a staging file"))?;
@@ -284,22 +284,28 @@ impl LocalVolume {
             .map_err(staging_io("looking at a staging file"))?;
         staging.recorded_whole = true;
         let record = staging.record().encode();
+        let reader = ContentReader::new(Content::Empty, Bytes::new())?;
+        let data = Data { version: None, inline: Bytes::new(), reader, staging: Some(staging), failed: false };
+        let mut entered = None;
         let made = self.make_node(caller, parent, name, node, |draft: &mut Draft, id| {
             draft.local.push((local_key(b's', &id.0.to_bytes()), Some(record)));
+            // Before others can see the name and open the file on their own.
+            let user = self.enter(id);
+            *user.cell.data.lock() = Some(data);
+            let opening = Opening::new(&user.cell);
+            entered = Some((user, opening));
             Ok(())
         });
-        let id = match made {
-            Ok(id) => id,
-            Err(e) => {
+        let (id, (user, opening)) = match (made, entered) {
+            (Ok(id), Some(entered)) => (id, entered),
+            (made, entered) => {
+                if let Some((user, _)) = &entered {
+                    *user.cell.data.lock() = None;
+                }
                 self.staging.retire(number, Lsn::default());
-                return Err(e);
+                return Err(made.err().unwrap_or_else(|| VolumeError::Internal("a file made without a cell".into())));
             }
         };
-        let user = self.enter(id);
-        let opening = Opening::new(&user.cell);
-        let reader = ContentReader::new(Content::Empty, Bytes::new())?;
-        *user.cell.data.lock() =
-            Some(Data { version: None, inline: Bytes::new(), reader, staging: Some(staging), failed: false });
         let mut gate = user.cell.gate.lock();
         let path = if how.passthrough && self.has_room() {
             gate.kernel += 1;
@@ -723,6 +729,18 @@ impl LocalVolume {
         Ok(())
     }
 
+    /// Publishes a file whose users will not come back, or else makes its bytes durable in staging.
+    pub(super) fn close_down(&self, id: InodeId) -> Result<()> {
+        let settled = self.settle(id);
+        let Some(user) = self.known(id) else { return settled };
+        let published = settled.and_then(|()| self.publish(&user.cell, Closure::IdleFlush));
+        match published {
+            Ok(Publication::Clean | Publication::Published | Publication::Gone) => Ok(()),
+            Ok(Publication::Changing) => self.record_bytes(&user.cell),
+            Err(error) => self.record_bytes(&user.cell).and(Err(error)),
+        }
+    }
+
     /// Drops the cached staging file of a file that nobody has open.
     pub(super) fn evict(&self, id: InodeId) -> Result<()> {
         self.known(id).map_or(Ok(()), |user| self.cache_or_drop(&user.cell, false))
@@ -752,6 +770,9 @@ impl LocalVolume {
         if let Some(staging) = data.as_mut().and_then(|data| data.staging.as_mut()) {
             staging.observe().map_err(staging_io("looking at a staging file"))?;
             staging.mtime = mtime;
+            // The next fsync makes this time durable too.
+            staging.recorded = None;
+            staging.recorded_whole = false;
         }
         Ok(())
     }
