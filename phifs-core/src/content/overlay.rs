@@ -59,13 +59,6 @@ impl Overlay {
         Self { base: Content::Empty, visible: 0, local: RangeSet::new(), dirty: RangeSet::new(), len }
     }
 
-    /// A file that is exactly this version: what to journal about a staging file whose bytes were published, as
-    /// nothing of it needs to survive.
-    pub fn unchanged(base: Content) -> Self {
-        let len = base.len_bytes();
-        Self { base, visible: len, local: RangeSet::new(), dirty: RangeSet::new(), len }
-    }
-
     pub fn len_bytes(&self) -> u64 {
         self.len
     }

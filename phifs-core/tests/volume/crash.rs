@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::harness::{CALLER, Op, Player, any_op, open, read_tree, settle};
+use crate::harness::{CALLER, Op, Player, any_op, open, read_tree, settle, staging_files};
 use crate::model::{Id, Model, Tree};
 
 /// What could be seen at some moment.
@@ -182,6 +182,7 @@ fn works_on(volume: LocalVolume, disk: &Arc<dyn Disk>, env: &Arc<crate::harness:
     settle(&volume);
     volume.shut_down().unwrap_or_else(|error| panic!("{what}: stopping failed: {error}"));
     drop(volume);
+    assert_eq!(staging_files(&**disk), 0, "{what}: a clean stop leaves no staging file");
     let volume = open(disk, env).unwrap_or_else(|error| panic!("{what}: the second opening failed: {error}"));
     let opening = volume.opening();
     assert!(opening.clean && !opening.oplog_damaged && opening.recovered_files == 0, "{what}: {opening:?}");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use phifs_core::disk::{Disk, File};
+use phifs_core::disk::{Disk, File, FileName};
 use phifs_core::store::MemIndex;
 use phifs_core::time::{Env, Timestamp};
 use phifs_core::volume::local::{LocalVolume, OpenError, Options};
@@ -66,6 +66,10 @@ pub fn open(disk: &Arc<dyn Disk>, env: &Arc<TestEnv>) -> Result<LocalVolume, Ope
 pub fn settle(volume: &LocalVolume) {
     volume.stop_publishers();
     volume.run_publisher();
+}
+
+pub fn staging_files(disk: &dyn Disk) -> usize {
+    disk.list().unwrap().into_iter().filter(|name| matches!(name, FileName::Staging(_))).count()
 }
 
 pub fn errno(error: &VolumeError) -> Errno {
@@ -308,7 +312,7 @@ impl Player {
                 );
                 let (id, fd, offset, len) =
                     (self.handles[index].id, self.handles[index].handle, pick(&OFFSETS, at), pick(&LENGTHS, len));
-                let real = self.volume.fallocate(self.ino(id), fd, offset as u64, len as u64, mode);
+                let real = self.volume.fallocate(&CALLER, self.ino(id), fd, offset as u64, len as u64, mode);
                 let wanted = if self.handles[index].write { Ok(()) } else { Err("BadHandle") };
                 if wanted.is_ok() {
                     self.model.allocate(id, offset, len, mode, now);
@@ -561,6 +565,7 @@ impl Player {
         let bytes = &self.model.get(source.id).bytes;
         let bytes = bytes[from.1.min(bytes.len())..(from.1 + len).min(bytes.len())].to_vec();
         let real = self.volume.copy_range(
+            &CALLER,
             (self.ino(source.id), source.handle, from.1 as u64),
             (self.ino(target.id), target.handle, to.1 as u64),
             len as u64,
@@ -592,6 +597,7 @@ impl Player {
             Died
         })?;
         self.alive()?;
+        assert_eq!(staging_files(&*self.disk), 0, "a clean stop leaves no staging file");
         let author = self.volume.status().author;
         match open(&self.disk, &self.env) {
             Ok(volume) => self.volume = volume,

@@ -54,7 +54,9 @@ impl LocalVolume {
         let checkpoint = self.checkpoint.lock();
         let mut mark = self.store.begin_mark(&[GlyphKind::Data, GlyphKind::Node]);
         let mut live = 0;
-        for (_, root) in checkpoint.last.roots.iter().chain(checkpoint.previous_roots.iter()) {
+        // The tables are ahead of both copies if the last checkpoint failed at its end.
+        let current = self.state.read().meta.roots().clone();
+        for (_, root) in current.iter().chain(checkpoint.last.roots.iter()).chain(checkpoint.previous_roots.iter()) {
             merkle::walk(&*self.nodes, &root, &mut |id, _| {
                 let new = mark.keep(GlyphKind::Node, id);
                 live += u64::from(new);
@@ -77,6 +79,8 @@ impl LocalVolume {
         for content in self.contents_in_use() {
             self.keep_content(&mut mark, &mut pages, &content, &mut live)?;
         }
+        // A crash must not bring back a version that was replaced while marking and so was not marked.
+        self.commit_journal()?;
         let sweep = self.store.sweep(mark, min_live_ratio)?;
         Ok(CollectReport { live_glyphs: live, sweep })
     }

@@ -262,16 +262,30 @@ impl Volume for LocalVolume {
         self.sync_file(ino)
     }
 
-    fn fallocate(&self, _: Ino, handle: Handle, offset_bytes: u64, len_bytes: u64, mode: Allocate) -> Result<()> {
-        self.allocate(handle, offset_bytes, len_bytes, mode)
+    fn fallocate(
+        &self,
+        caller: &Caller,
+        _: Ino,
+        handle: Handle,
+        offset_bytes: u64,
+        len_bytes: u64,
+        mode: Allocate,
+    ) -> Result<()> {
+        self.allocate(caller, handle, offset_bytes, len_bytes, mode)
     }
 
     fn seek(&self, _: Ino, handle: Handle, offset_bytes: u64, seek: Seek) -> Result<u64> {
         self.seek_file(handle, offset_bytes, seek)
     }
 
-    fn copy_range(&self, from: (Ino, Handle, u64), to: (Ino, Handle, u64), len_bytes: u64) -> Result<u64> {
-        self.copy_bytes(from, (to.1, to.2), len_bytes)
+    fn copy_range(
+        &self,
+        caller: &Caller,
+        from: (Ino, Handle, u64),
+        to: (Ino, Handle, u64),
+        len_bytes: u64,
+    ) -> Result<u64> {
+        self.copy_bytes(caller, from, (to.1, to.2), len_bytes)
     }
 
     fn readdir(&self, ino: Ino, after: u64, each: &mut dyn FnMut(&Entry) -> bool) -> Result<()> {

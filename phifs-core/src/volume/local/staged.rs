@@ -26,8 +26,9 @@ const VERSION: u8 = 1;
 /// What the journal knows about the unpublished bytes of an inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Staged {
-    /// They are in this staging file, as the overlay says.
-    File { number: u64, overlay: Overlay },
+    /// They are in this staging file, as the overlay says. The file's time is `mtime` for as long as the host's for
+    /// the staging file is `host_mtime`; after that the kernel wrote to it.
+    File { number: u64, overlay: Overlay, mtime: Timestamp, host_mtime: Timestamp },
     /// They are these: a small file that was synced by writing it to the journal.
     Bytes { bytes: Vec<u8>, mtime: Timestamp },
 }
@@ -36,9 +37,11 @@ impl Staged {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![VERSION];
         match self {
-            Self::File { number, overlay } => {
+            Self::File { number, overlay, mtime, host_mtime } => {
                 out.put_u8(1);
                 out.put_varint(*number);
+                out.put_time(*mtime);
+                out.put_time(*host_mtime);
                 overlay.encode(&mut out);
             }
             Self::Bytes { bytes, mtime } => {
@@ -58,7 +61,12 @@ impl Staged {
             return Err(DecodeError::NewerVersion { what: "a record about a dirty file", found, known });
         }
         let staged = match reader.u8()? {
-            1 => Self::File { number: reader.varint()?, overlay: Overlay::decode(&mut reader)? },
+            1 => Self::File {
+                number: reader.varint()?,
+                mtime: reader.time()?,
+                host_mtime: reader.time()?,
+                overlay: Overlay::decode(&mut reader)?,
+            },
             2 => Self::Bytes { mtime: reader.time()?, bytes: reader.blob()?.to_vec() },
             value => return Err(DecodeError::Unknown { what: "a record about a dirty file", value: u64::from(value) }),
         };
@@ -84,6 +92,8 @@ pub struct Staging {
     pub generation: u64,
     /// Whether the local table has a record.
     pub has_record: bool,
+    /// Its bytes were found when the volume was opened; a crash had kept them from being published.
+    pub recovered: bool,
     /// The generation that the record stands for, if it was made after a sync.
     pub recorded: Option<u64>,
     /// The generation that was published last.
@@ -113,6 +123,7 @@ impl Staging {
             published_at: now,
             generation: 0,
             has_record: true,
+            recovered: false,
             recorded: None,
             published: None,
             recorded_whole: false,
@@ -150,14 +161,16 @@ impl Staging {
         Ok(())
     }
 
-    /// Notes that all bytes are in this version, and that the record was removed together with its publication.
-    pub fn published(&mut self, content: Content, now: Timestamp) {
+    /// Notes that all bytes are in this version. Its publication removed the record, or (`kept`) made it name the whole
+    /// staging file.
+    pub fn published(&mut self, content: Content, now: Timestamp, kept: bool) {
         self.overlay.published(content);
         self.dirty = false;
         self.published_at = now;
-        self.has_record = false;
+        self.has_record = kept;
+        self.recovered = false;
         self.recorded = None;
-        self.recorded_whole = false;
+        self.recorded_whole = kept;
         self.published = Some(self.generation);
     }
 
@@ -167,7 +180,22 @@ impl Staging {
     }
 
     pub fn record(&self) -> Staged {
-        Staged::File { number: self.number, overlay: self.overlay.clone() }
+        Staged::File {
+            number: self.number,
+            overlay: self.overlay.clone(),
+            mtime: self.mtime,
+            host_mtime: self.stamp.mtime,
+        }
+    }
+
+    /// A record that names the whole staging file, whatever the kernel makes of it.
+    pub fn record_of_all(&self) -> Staged {
+        Staged::File {
+            number: self.number,
+            overlay: Overlay::whole(self.overlay.len_bytes()),
+            mtime: self.mtime,
+            host_mtime: self.stamp.mtime,
+        }
     }
 }
 
@@ -222,11 +250,10 @@ impl StagingPool {
     }
 
     fn make(&self) -> std::io::Result<(u64, Arc<dyn File>)> {
-        let number = {
-            let mut inner = self.inner.lock();
-            inner.next += 1;
-            inner.next - 1
-        };
+        // Made under the lock, so that all below `next` are there when `name_is_durable` syncs their names.
+        let mut inner = self.inner.lock();
+        inner.next += 1;
+        let number = inner.next - 1;
         Ok((number, self.disk.create(FileName::Staging(number))?))
     }
 

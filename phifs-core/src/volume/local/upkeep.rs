@@ -84,6 +84,8 @@ pub struct Counters {
     pub published: AtomicU64,
     pub checkpoints: AtomicU64,
     pub sealed_ops: AtomicU64,
+    /// Where the last checkpoint is in the journal: to be read while the next one is made, which takes a while.
+    pub checkpoint_lsn: AtomicU64,
 }
 
 /// Which closed files keep their staging file, the latest last.
@@ -202,9 +204,7 @@ impl LocalVolume {
 
     /// Gives up every staging file that is only a cache, and its space on the host with it.
     pub(super) fn evict_all(&self) -> Result<()> {
-        for id in self.staging_cache.excess(0) {
-            self.evict(id)?;
-        }
+        self.evict_excess(0)?;
         self.commit_journal()?;
         self.remove_retired()
     }
@@ -238,24 +238,31 @@ impl LocalVolume {
         for id in std::mem::take(&mut *self.retries.lock()) {
             self.enqueue(id);
         }
+        // One file's trouble is no reason to neglect the others, nor is one step's for the next.
         let cells: Vec<_> = self.files.lock().values().cloned().collect();
         for cell in cells {
-            self.publish_open(&cell)?;
+            match self.publish_open(&cell) {
+                // Its writer is told by fsync and close.
+                Ok(()) | Err(VolumeError::LostWrite) => {}
+                Err(error) => tracing::error!(%error, inode = %cell.id.0, "a file's bytes could not be made durable"),
+            }
         }
-        if self.journal.appended() > self.journal.committed() {
-            self.commit_journal()?;
-        }
-        self.seal()?;
+        let committed = if self.journal.appended() > self.journal.committed() { self.commit_journal() } else { Ok(()) };
+        let sealed = self.seal();
         let cache_bytes = if self.tight.load(Ordering::Relaxed) { 0 } else { self.options.staging_cache_bytes };
-        for id in self.staging_cache.excess(cache_bytes) {
-            self.evict(id)?;
-        }
-        self.remove_retired()?;
+        let evicted = self.evict_excess(cache_bytes);
+        let tidied = self.remove_retired();
         self.store.flush_index();
         if let Err(error) = self.journal.prepare() {
             tracing::warn!(%error, "no spare journal file could be made");
         }
-        Ok(())
+        committed.and(sealed).and(evicted).and(tidied)
+    }
+
+    /// Gives back the staging files of closed files, the oldest first, until they take no more than this.
+    fn evict_excess(&self, bytes_max: u64) -> Result<()> {
+        let evicted = self.staging_cache.excess(bytes_max).into_iter().map(|id| self.evict(id));
+        evicted.fold(Ok(()), Result::and)
     }
 
     /// Signs what is not in the oplog yet.
@@ -271,6 +278,7 @@ impl LocalVolume {
             (std::mem::take(&mut state.unsealed), state.context.clone())
         };
         let mut ops = ops.into_iter().peekable();
+        let mut sealed = Ok(());
         while let Some(first) = ops.peek() {
             let id = first.dot.author;
             let author = self.state.read().author_of(id);
@@ -286,22 +294,30 @@ impl LocalVolume {
                 continue;
             }
             let mut builder = GroupBuilder::new(author, head);
-            let mut sealed = 0;
+            let mut members = Vec::new();
             while let Some(op) = ops.next_if(|op| op.dot.author == id && !builder.is_full()) {
                 builder.push(op.dot.n, op.hlc, &op.bytes);
-                sealed += 1;
+                members.push(op);
             }
-            let group =
-                builder.seal(&self.key, context.clone()).map_err(|error| VolumeError::Internal(error.to_string()))?;
-            self.oplog.append(&group).map_err(failed)?;
-            self.counters.sealed_ops.fetch_add(sealed, Ordering::Relaxed);
+            let group = builder.seal(&self.key, context.clone());
+            let group = group.map_err(|error| VolumeError::Internal(error.to_string()));
+            sealed = group.and_then(|group| self.oplog.append(&group).map(drop).map_err(failed));
+            if sealed.is_err() {
+                // They come first next time: without them the chain could never go on.
+                let unsealed = &mut self.state.write().unsealed;
+                for op in members.into_iter().chain(ops).rev() {
+                    unsealed.push_front(op);
+                }
+                break;
+            }
+            self.counters.sealed_ops.fetch_add(members.len() as u64, Ordering::Relaxed);
         }
-        Ok(())
+        sealed
     }
 
     /// Whether enough has changed for a checkpoint.
     pub fn needs_checkpoint(&self) -> bool {
-        let since = self.checkpoint.lock().last.lsn;
+        let since = Lsn(self.counters.checkpoint_lsn.load(Ordering::Relaxed));
         let state = self.state.read();
         state.meta.changed_rows() >= CHECKPOINT_ROWS
             || state.meta.changed_bytes() >= CHECKPOINT_BYTES
@@ -358,6 +374,7 @@ impl LocalVolume {
         if let Err(error) = self.journal.recycle(last.lsn) {
             tracing::warn!(%error, "journal files could not be recycled");
         }
+        self.counters.checkpoint_lsn.store(next.lsn.0, Ordering::Relaxed);
         let previous = std::mem::replace(last, next);
         checkpoints.previous_roots = previous.roots;
         if let Err(error) = self.oplog.trim(self.options.oplog_bytes) {
@@ -382,15 +399,25 @@ impl LocalVolume {
     }
 
     /// Publishes everything and leaves the store as clean as can be. The volume must not be used afterwards.
+    ///
+    /// # Errors
+    /// What could not be published is kept in staging; the store is closed cleanly all the same, if it can be.
     pub fn shut_down(&self) -> Result<()> {
         self.stop_publishers();
-        let cells: Vec<_> = self.files.lock().values().map(|cell| cell.id).collect();
-        for id in cells {
-            self.settle(id)?;
+        let files: Vec<_> = self.files.lock().keys().copied().collect();
+        let mut published = Ok(());
+        for id in files {
+            let closed = self.close_down(id).inspect_err(|error| {
+                tracing::error!(%error, inode = %id.0, "a file could not be published; its bytes are kept in staging");
+            });
+            published = published.and(closed);
         }
-        for id in self.staging_cache.excess(0) {
-            self.evict(id)?;
-        }
+        let closed = self.close_store();
+        published.and(closed)
+    }
+
+    fn close_store(&self) -> Result<()> {
+        self.evict_excess(0)?;
         self.commit_journal()?;
         self.staging.drain().map_err(|source| VolumeError::Disk { doing: "tidying staging files", source })?;
         self.store.flush_index();
@@ -444,7 +471,7 @@ impl LocalVolume {
         let usage = self.store.usage();
         let journal = self.journal.stats();
         let dirty = self.files.lock().len() as u64;
-        let lsn = self.checkpoint.lock().last.lsn;
+        let lsn = Lsn(self.counters.checkpoint_lsn.load(Ordering::Relaxed));
         let inodes = self.inode_count();
         let state = self.state.read();
         Status {
