@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use phifs_core::disk::{Disk, FileName, MemDisk};
+use phifs_core::meta::journal::JournalError;
 use phifs_core::volume::local::{OpenError, Options};
 use phifs_core::volume::{Ino, NewKind, NewNode, OpenHow, RenameMode, Volume, XattrMode};
 
@@ -189,15 +190,19 @@ fn a_file_cut_short_never_gives_wrong_bytes() {
 #[test]
 fn damage_in_the_middle_of_the_journal_is_refused_and_can_be_repaired() {
     let store = build(false);
-    let journal = store.disk.list().unwrap().into_iter().find(|name| matches!(name, FileName::Journal(_))).unwrap();
-    let full = store.disk.bytes_of(journal).unwrap().iter().rposition(|byte| *byte != 0).unwrap() as u64;
-    let refused = (0..full).step_by(211).find(|place| {
+    let journals = || store.disk.list().unwrap().into_iter().filter(|name| matches!(name, FileName::Journal(_)));
+    let full = |name| store.disk.bytes_of(name).unwrap().iter().rposition(|byte| *byte != 0).unwrap_or(0) as u64;
+    let places = journals().flat_map(|name| (0..full(name)).step_by(211).map(move |place| (name, place)));
+    let flipped = |(name, place)| {
         let disk = store.disk.snapshot();
-        disk.flip(journal, *place, 1).unwrap();
-        store.read(disk, false, "damaged").is_err()
+        disk.flip(name, place, 1).unwrap();
+        disk
+    };
+    let refused = places.into_iter().find(|place| match store.read(flipped(*place), false, "damaged") {
+        Err(OpenError::Journal(JournalError::DamagedMiddle { .. })) => true,
+        Ok(()) | Err(_) => false,
     });
-    let disk = store.disk.snapshot();
-    disk.flip(journal, refused.expect("some damage is found"), 1).unwrap();
+    let disk = flipped(refused.expect("damage is told from a torn end"));
     let repaired: Arc<dyn Disk> = Arc::new(disk.clone());
     let volume = open_with(&repaired, &TestEnv::new(2), Options { repair: true, ..options() }).unwrap();
     assert!(volume.fsck(false, &|_| {}).unwrap().problems.is_empty());

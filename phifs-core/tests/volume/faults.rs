@@ -280,3 +280,41 @@ fn on_a_full_disk_files_can_be_removed_and_then_there_is_room_again() {
     settle(&volume);
     volume.shut_down().unwrap();
 }
+
+#[test]
+fn a_checkpoint_after_a_failed_one_loses_neither_tables_nor_operations() {
+    let mut failures = 0;
+    for access in [Access::Write, Access::Sync] {
+        for call in 0..30 {
+            let memory = MemDisk::new();
+            let faulty = FaultDisk::new(Arc::new(memory.clone()));
+            let disk: Arc<dyn Disk> = Arc::new(faulty.clone());
+            let volume = open(&disk, &TestEnv::new(1)).unwrap();
+            for file in 0..3 {
+                write_new(&volume, format!("file {file}").as_bytes(), &bytes_of(file, 0)).unwrap();
+            }
+            settle(&volume);
+            faulty.fail_once(access, call, FaultDisk::EIO);
+            failures += u32::from(volume.make_checkpoint(false).is_err());
+            faulty.heal();
+            let again = volume.make_checkpoint(false);
+            if again.is_ok() {
+                volume.seal().unwrap();
+                let ops = volume.recent_ops(1000).unwrap();
+                assert!(ops.windows(2).all(|pair| pair[0].dot.n == pair[1].dot.n + 1), "{access:?} {call}: a gap");
+                assert_eq!(volume.status().unsealed_operations, 0);
+            }
+            if let Err(error) = volume.collect(0.9, &|_| {}) {
+                assert_clear(&error);
+            }
+            drop(volume);
+            let volume = open(&(Arc::new(memory) as Arc<dyn Disk>), &TestEnv::new(2)).unwrap();
+            for file in 0..3 {
+                let bytes = read(&volume, format!("file {file}").as_bytes()).unwrap();
+                assert!(bytes == bytes_of(file, 0), "{access:?} {call}");
+            }
+            assert!(volume.fsck(false, &|_| {}).unwrap().problems.is_empty());
+        }
+    }
+    assert!(failures > 4, "the disk failed in the middle of {failures} checkpoints");
+}
