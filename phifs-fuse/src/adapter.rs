@@ -401,6 +401,11 @@ impl Filesystem for Adapter {
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        if self.state.is_writeback() {
+            // The kernel holds bytes and a length that the volume has not seen. Told that there is no such call, it
+            // takes everything up to the end for data.
+            return reply.error(Errno::ENOSYS);
+        }
         self.at_once("lseek", ino, reply, |state, _| {
             let offset = u64::try_from(offset).map_err(|_| VolumeError::NoData)?;
             let found = state.volume.seek(Ino(ino.0), Handle(handle.0), offset, seek_kind(whence)?)?;

@@ -244,6 +244,27 @@ fn power_loss_in_the_middle_of_any_change_tears_nothing() {
 }
 
 #[test]
+fn power_loss_around_collections_leaves_every_version_readable() {
+    for (seed, kernel) in [(400, false), (401, true)] {
+        let mut ops = Vec::new();
+        for (at, op) in workload(seed, 120).into_iter().enumerate() {
+            ops.push(op);
+            match at % 8 {
+                3 => ops.push(Op::Settle),
+                5 => ops.push(Op::Collect),
+                7 => ops.push(Op::Tick),
+                _ => {}
+            }
+        }
+        let probe = CrashDisk::healthy();
+        run(&probe, &ops, kernel);
+        let name = format!("workload {seed} with collections");
+        let step = if is_long() { 1 } else { 3 };
+        crash_at((0..probe.syncs()).step_by(step).map(PowerLoss::AtSync), &ops, kernel, 3, &name);
+    }
+}
+
+#[test]
 fn power_loss_during_recovery_is_recovered_from() {
     for (seed, kernel) in [(300, false), (301, true)] {
         let ops = workload(seed, 120);

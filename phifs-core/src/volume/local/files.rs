@@ -306,6 +306,7 @@ impl LocalVolume {
                 return Err(made.err().unwrap_or_else(|| VolumeError::Internal("a file made without a cell".into())));
             }
         };
+        let attr = self.attr(&self.state.read(), id).inspect_err(|_| self.enqueue(id))?;
         let mut gate = user.cell.gate.lock();
         let set_id = node.permissions & 0o6000 != 0;
         let path = if how.passthrough && !how.sync && !set_id && self.has_room() {
@@ -318,7 +319,6 @@ impl LocalVolume {
         gate.writers += u32::from(how.write);
         drop(gate);
         let handle = self.add_handle(opening, how.write, matches!(path, Path::Passthrough { .. }));
-        let attr = self.attr(&self.state.read(), id)?;
         Ok((attr, Opened { handle, path }))
     }
 
@@ -668,7 +668,7 @@ impl LocalVolume {
             }
         };
         if gone {
-            return if open { Ok(()) } else { self.forget_orphan(&user.cell) };
+            return self.forget_orphan(&user.cell);
         }
         if !writers && self.publish(&user.cell, Closure::Close)? == Publication::Changing {
             self.enqueue_later(id);
@@ -702,11 +702,12 @@ impl LocalVolume {
 
     /// The last handle of an unlinked file is closed.
     fn forget_orphan(&self, cell: &FileCell) -> Result<()> {
-        let gate = cell.gate.lock();
-        if gate.cached + gate.kernel > 0 {
+        let mut state = self.state.write();
+        // Not the gate: somebody who is about to open it counts as well. Under the lock of the state, so that whoever
+        // comes later finds the inode gone.
+        if cell.handles.load(Ordering::Acquire) > 0 {
             return Ok(());
         }
-        let mut state = self.state.write();
         let mut draft = state.draft(self.env.now());
         if let Some(row) = state.inode(cell.id)? {
             names::purge(&state, &mut draft, cell.id, &row)?;
@@ -848,7 +849,8 @@ impl LocalVolume {
         let mut state = self.state.write();
         let mut data = cell.data.lock();
         let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(()) };
-        if staging.published >= Some(generation) {
+        // Published meanwhile, or even dropped after that: then the bytes are in a version.
+        if staging.number != number || staging.published >= Some(generation) {
             return Ok(());
         }
         // The kernel's writes to a whole file change nothing that the record says.
@@ -921,11 +923,8 @@ impl LocalVolume {
     pub(super) fn publish(&self, cell: &FileCell, closure: Closure) -> Result<Publication> {
         // No collection may take the new glyphs before the operation that names them.
         let _hold = self.store.hold();
-        let written = match self.protect_pages(cell)? {
-            Some(written) => written,
-            None => return Ok(Publication::Clean),
-        };
-        let (overlay, file, generation, mut base) = {
+        let Some(written) = self.protect_pages(cell)? else { return Ok(Publication::Clean) };
+        let (overlay, file, seen, mut base) = {
             let mut data = cell.data.lock();
             let Some(Data { staging: Some(staging), reader, inline, .. }) = data.as_mut() else {
                 return Ok(Publication::Clean);
@@ -937,7 +936,7 @@ impl LocalVolume {
             let base = *staging.overlay.base();
             let inline = if base == *reader.content() { inline.clone() } else { Bytes::new() };
             let base = ContentReader::new(base, inline)?;
-            (staging.overlay.clone(), staging.file.clone(), staging.generation, base)
+            (staging.overlay.clone(), staging.file.clone(), (staging.number, staging.generation), base)
         };
         let mut sources = Sources { file: &*file, base: &mut base, glyphs: &*self.store };
         let published = match publish::publish(&overlay, &mut sources, &*self.store) {
@@ -954,7 +953,8 @@ impl LocalVolume {
         let Some(loaded) = data.as_mut() else { return Ok(Publication::Gone) };
         let Some(staging) = loaded.staging.as_mut() else { return Ok(Publication::Gone) };
         staging.observe().map_err(staging_io("looking at a staging file"))?;
-        if staging.generation != generation {
+        // The number as well: it may have been published and dropped, and written again into another staging file.
+        if (staging.number, staging.generation) != seen {
             return Ok(Publication::Changing);
         }
         if !staging.dirty {
