@@ -299,10 +299,13 @@ fn a_checkpoint_after_a_failed_one_loses_neither_tables_nor_operations() {
             faulty.heal();
             let again = volume.make_checkpoint(false);
             if again.is_ok() {
-                volume.seal().unwrap();
+                let change = SetAttr { permissions: Some(0o700), ..SetAttr::default() };
+                volume.setattr(&CALLER, Ino::ROOT, &change).unwrap();
                 let ops = volume.recent_ops(1000).unwrap();
-                assert!(ops.windows(2).all(|pair| pair[0].dot.n == pair[1].dot.n + 1), "{access:?} {call}: a gap");
-                assert_eq!(volume.status().unsealed_operations, 0);
+                let numbers: Vec<u64> = ops.iter().map(|op| op.dot.n).collect();
+                // All but the making of the root, which has an author of its own.
+                let all: Vec<u64> = (1..volume.status().operations).rev().collect();
+                assert_eq!(numbers, all, "{access:?} {call}: the log has a gap");
             }
             if let Err(error) = volume.collect(0.9, &|_| {}) {
                 assert_clear(&error);

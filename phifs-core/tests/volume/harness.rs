@@ -258,7 +258,7 @@ impl Player {
     /// Compares results; `Died` if the call failed for want of a disk.
     fn same<T>(&self, what: &Op, real: Result<T, VolumeError>, model: model::Result<()>) -> Result<Option<T>, Died> {
         match (real, model) {
-            (Err(VolumeError::Disk { .. } | VolumeError::Store(_) | VolumeError::ReadOnly), _)
+            (Err(VolumeError::Disk { .. } | VolumeError::Store(_) | VolumeError::ReadOnly | VolumeError::LostWrite), _)
                 if self.disk.list().is_err() =>
             {
                 Err(Died)
