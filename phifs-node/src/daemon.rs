@@ -112,6 +112,9 @@ pub fn open(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(StoreLock, Engine), Failure> {
     let lock = store.lock(role.name)?;
+    // Asking whether a staging file has writers may bring one; its default action would end the process.
+    signal_hook::flag::register(signal_hook::consts::SIGIO, Arc::new(AtomicBool::new(false)))
+        .map_err(|error| Failure::plain(format!("cannot ignore SIGIO: {error}")))?;
     lock.clear_leftovers()?;
     let seed = node_key::load_or_create(store.path(), env::random)?;
     let at = || show::path(store.path());

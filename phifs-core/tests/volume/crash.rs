@@ -60,8 +60,7 @@ fn workload(seed: u64, len: usize) -> Vec<Op> {
 }
 
 fn run(disk: &CrashDisk, ops: &[Op], kernel: bool) -> History {
-    let mut history =
-        History { moments: Vec::new(), acknowledged: 0, contents: BTreeMap::new(), author: None };
+    let mut history = History { moments: Vec::new(), acknowledged: 0, contents: BTreeMap::new(), author: None };
     let Ok(mut player) = Player::new(Arc::new(disk.clone()), kernel, 1) else {
         assert!(disk.is_dead(), "a new volume opens");
         return history;
@@ -110,7 +109,9 @@ fn check_contents(volume: &LocalVolume, history: &History, what: &str) {
         let nearest = &history.moments[history.acknowledged].tree;
         panic!(
             "{what}: no moment since the last sync ({}) looked like this (but {early:?} did);\nfound {:#?}\nsynced {:#?}",
-            history.acknowledged, brief(&tree), brief(nearest)
+            history.acknowledged,
+            brief(&tree),
+            brief(nearest)
         );
     };
     for (path, bytes) in &files {
@@ -122,7 +123,11 @@ fn check_contents(volume: &LocalVolume, history: &History, what: &str) {
         if !fits {
             let held = &history.contents[&history.moments[*at].files[path]];
             let lens: Vec<usize> = held.iter().map(|held| held.len()).collect();
-            panic!("{what}: {:?} shows {} bytes it never had; it had {lens:?}", String::from_utf8_lossy(path), bytes.len());
+            panic!(
+                "{what}: {:?} shows {} bytes it never had; it had {lens:?}",
+                String::from_utf8_lossy(path),
+                bytes.len()
+            );
         }
     }
 }
@@ -135,7 +140,14 @@ fn same_tree(a: &Tree, b: &Tree) -> bool {
 fn brief(tree: &Tree) -> Vec<String> {
     tree.iter()
         .map(|(path, entry)| {
-            format!("{} {:?} {:o} {} {:?}", String::from_utf8_lossy(path), entry.kind, entry.permissions, entry.nlink, entry.mtime)
+            format!(
+                "{} {:?} {:o} {} {:?}",
+                String::from_utf8_lossy(path),
+                entry.kind,
+                entry.permissions,
+                entry.nlink,
+                entry.mtime
+            )
         })
         .collect()
 }
@@ -147,9 +159,10 @@ fn is_mixed_from(bytes: &[u8], held: &[Arc<Vec<u8>>]) -> bool {
     held.iter().any(|held| held[..] == *bytes)
         || lens().min() <= Some(bytes.len())
             && lens().max() >= Some(bytes.len())
-            && bytes.iter().enumerate().all(|(at, byte)| {
-                held.iter().any(|held| held.get(at).map_or(*byte == 0, |held| held == byte))
-            })
+            && bytes
+                .iter()
+                .enumerate()
+                .all(|(at, byte)| held.iter().any(|held| held.get(at).map_or(*byte == 0, |held| held == byte)))
 }
 
 /// The volume takes changes, a clean stop and a new start.

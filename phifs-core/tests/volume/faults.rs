@@ -14,7 +14,7 @@ use crate::harness::{CALLER, TestEnv, errno, open, open_with, options, settle};
 
 const NODE: NewNode<'_> = NewNode { kind: NewKind::File, permissions: 0o600, umask: 0 };
 const WRITE: OpenHow =
-    OpenHow { read: true, write: true, truncate: false, append: false, direct: false, passthrough: false };
+    OpenHow { read: true, write: true, truncate: false, append: false, direct: false, passthrough: false, sync: false };
 /// Published in the journal, as one glyph, and in several; synced through the journal or in place.
 const LENGTHS: [usize; 4] = [100, 20_000, 60_000, 150_000];
 

@@ -216,7 +216,15 @@ impl Player {
     pub fn new(disk: Arc<dyn Disk>, kernel: bool, seed: u64) -> Result<Self, OpenError> {
         let env = TestEnv::new(seed);
         let volume = open(&disk, &env)?;
-        let mut player = Self { disk, env, volume, model: Model::new(Timestamp::default()), handles: Vec::new(), kernel, synced: None };
+        let mut player = Self {
+            disk,
+            env,
+            volume,
+            model: Model::new(Timestamp::default()),
+            handles: Vec::new(),
+            kernel,
+            synced: None,
+        };
         player.adopt_root();
         Ok(player)
     }
@@ -304,7 +312,7 @@ impl Player {
                 );
                 let (id, fd, offset, len) =
                     (self.handles[index].id, self.handles[index].handle, pick(&OFFSETS, at), pick(&LENGTHS, len));
-                let real = self.volume.fallocate(self.ino(id), fd, offset as u64, len as u64, mode);
+                let real = self.volume.fallocate(&CALLER, self.ino(id), fd, offset as u64, len as u64, mode);
                 let wanted = if self.handles[index].write { Ok(()) } else { Err("BadHandle") };
                 if wanted.is_ok() {
                     self.model.allocate(id, offset, len, mode, now);
@@ -335,9 +343,12 @@ impl Player {
                 let len = if len % 4 == 0 { 0 } else { pick(&OFFSETS, len) as u64 };
                 self.setattr(op, self.file(file), SetAttr { size_bytes: Some(len), ..SetAttr::default() }, now)
             }
-            Op::Chmod { file, bits } => {
-                self.setattr(op, self.id(file), SetAttr { permissions: Some(u32::from(bits)), ..SetAttr::default() }, now)
-            }
+            Op::Chmod { file, bits } => self.setattr(
+                op,
+                self.id(file),
+                SetAttr { permissions: Some(u32::from(bits)), ..SetAttr::default() },
+                now,
+            ),
             Op::Chown { file, uid } => {
                 let change = SetAttr { uid: Some(u32::from(uid)), gid: Some(9), ..SetAttr::default() };
                 self.setattr(op, self.id(file), change, now)
@@ -366,8 +377,10 @@ impl Player {
                 self.same(op, real, wanted).map(drop)
             }
             Op::Rename { dir, name, to_dir, to_name, mode } => {
-                let mode =
-                    pick(&[RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange], mode);
+                let mode = pick(
+                    &[RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange],
+                    mode,
+                );
                 let (from, to) = ((self.dir(dir), pick(&NAMES, name)), (self.dir(to_dir), pick(&NAMES, to_name)));
                 let real = self.volume.rename(self.ino(from.0), from.1, self.ino(to.0), to.1, mode);
                 let wanted = self.model.rename(from, to, mode, now);
@@ -552,6 +565,7 @@ impl Player {
         let bytes = &self.model.get(source.id).bytes;
         let bytes = bytes[from.1.min(bytes.len())..(from.1 + len).min(bytes.len())].to_vec();
         let real = self.volume.copy_range(
+            &CALLER,
             (self.ino(source.id), source.handle, from.1 as u64),
             (self.ino(target.id), target.handle, to.1 as u64),
             len as u64,

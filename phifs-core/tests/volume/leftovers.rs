@@ -12,7 +12,7 @@ use crate::harness::{CALLER, TestEnv, open, open_with, options, settle, staging_
 
 const NODE: NewNode<'_> = NewNode { kind: NewKind::File, permissions: 0o600, umask: 0 };
 const READ: OpenHow =
-    OpenHow { read: true, write: false, truncate: false, append: false, direct: false, passthrough: false };
+    OpenHow { read: true, write: false, truncate: false, append: false, direct: false, passthrough: false, sync: false };
 const WRITE: OpenHow = OpenHow { write: true, ..READ };
 
 fn noise(seed: u64, len: usize) -> Vec<u8> {

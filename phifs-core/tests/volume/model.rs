@@ -291,7 +291,8 @@ impl Model {
             if (from, name) == (to, new_name) || source == target {
                 return Ok(());
             }
-            if is_dir(self, source) && self.is_inside(to, source) || is_dir(self, target) && self.is_inside(from, target)
+            if is_dir(self, source) && self.is_inside(to, source)
+                || is_dir(self, target) && self.is_inside(from, target)
             {
                 return Err("Invalid");
             }

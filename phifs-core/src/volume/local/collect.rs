@@ -41,6 +41,8 @@ impl LocalVolume {
     /// Removes packs without live glyphs, and rewrites those whose live share is below `min_live_ratio` (0 to 1).
     /// `progress` gets the number of inodes looked at.
     pub fn collect(&self, min_live_ratio: f64, progress: &dyn Fn(u64)) -> Result<CollectReport> {
+        // Copies of what is stored anyway go first: on a full disk they are what there is no room for.
+        self.evict_all()?;
         for _ in 0..2 {
             match self.make_checkpoint(false) {
                 // A full disk has no room for a checkpoint, and collecting is what makes room.

@@ -308,7 +308,8 @@ impl LocalVolume {
         };
         let attr = self.attr(&self.state.read(), id).inspect_err(|_| self.enqueue(id))?;
         let mut gate = user.cell.gate.lock();
-        let path = if how.passthrough && self.has_room() {
+        let set_id = node.permissions & 0o6000 != 0;
+        let path = if how.passthrough && !how.sync && !set_id && self.has_room() {
             gate.kernel += 1;
             Path::Passthrough { file }
         } else {
@@ -366,7 +367,8 @@ impl LocalVolume {
         let through_here = move |keep_cache| if how.direct { Path::Direct } else { Path::Cached { keep_cache } };
         // Only through WRITE does the kernel say that set-id bits must go.
         let set_id = super::attrs::without_set_id(mode) != mode;
-        let excluded = gate.cached > 0 || how.write && set_id && gate.kernel == 0;
+        // And only through FSYNC does it say that a write of an O_SYNC descriptor must be durable.
+        let excluded = gate.cached > 0 || how.write && (set_id || how.sync) && gate.kernel == 0;
         if !how.passthrough || excluded {
             return Ok(through_here(version));
         }
@@ -522,7 +524,14 @@ impl LocalVolume {
         staging.changed(self.env.now()).map_err(staging_io("looking at a staging file"))
     }
 
-    pub(super) fn allocate(&self, handle: Handle, offset: u64, len: u64, mode: Allocate) -> Result<()> {
+    pub(super) fn allocate(
+        &self,
+        caller: &Caller,
+        handle: Handle,
+        offset: u64,
+        len: u64,
+        mode: Allocate,
+    ) -> Result<()> {
         let open = self.handle(handle)?;
         if !open.write {
             return Err(VolumeError::BadHandle);
@@ -543,7 +552,8 @@ impl LocalVolume {
                 Allocate::ZeroRangeKeepSize => staging.overlay.zero_range(file, offset, len, true)?,
             }
             Ok(())
-        })
+        })?;
+        if caller.uid == 0 { Ok(()) } else { self.kill_set_id(open.cell.id) }
     }
 
     pub(super) fn seek_file(&self, handle: Handle, offset: u64, seek: Seek) -> Result<u64> {
@@ -573,7 +583,13 @@ impl LocalVolume {
     }
 
     /// Copies bytes between two open files. Equal bytes become the same glyphs when the target is published.
-    pub(super) fn copy_bytes(&self, from: (Ino, Handle, u64), to: (Handle, u64), len: u64) -> Result<u64> {
+    pub(super) fn copy_bytes(
+        &self,
+        caller: &Caller,
+        from: (Ino, Handle, u64),
+        to: (Handle, u64),
+        len: u64,
+    ) -> Result<u64> {
         const STEP: u64 = 1 << 20;
         let mut copied = 0;
         while copied < len {
@@ -582,7 +598,7 @@ impl LocalVolume {
             if bytes.is_empty() {
                 break;
             }
-            self.write_file(to.0, to.1 + copied, &bytes, false)?;
+            self.write_file(to.0, to.1 + copied, &bytes, caller.uid != 0)?;
             copied += bytes.len() as u64;
             // The source ended here, even if it is the target and has just grown.
             if bytes.len() < step as usize {
@@ -658,10 +674,21 @@ impl LocalVolume {
             self.enqueue_later(id);
             return Ok(());
         }
+        if !open && self.has_writers(&user.cell)? {
+            // A mapping outlived its descriptors: whatever is stored through it is looked for at every tick.
+            self.enqueue_later(id);
+            return Ok(());
+        }
         if !open {
             self.cache_or_drop(&user.cell, true)?;
         }
         Ok(())
+    }
+
+    /// Whether the kernel lets somebody write to the staging file.
+    fn has_writers(&self, cell: &FileCell) -> Result<bool> {
+        let file = cell.data.lock().as_ref().and_then(|data| data.staging.as_ref()).map(|staging| staging.file.clone());
+        file.map_or(Ok(false), |file| file.has_writers()).map_err(staging_io("asking for writers of a staging file"))
     }
 
     /// Called when an inode lost its last name.
@@ -896,6 +923,10 @@ impl LocalVolume {
     pub(super) fn publish(&self, cell: &FileCell, closure: Closure) -> Result<Publication> {
         // No collection may take the new glyphs before the operation that names them.
         let _hold = self.store.hold();
+        let written = match self.protect_pages(cell)? {
+            Some(written) => written,
+            None => return Ok(Publication::Clean),
+        };
         let (overlay, file, seen, mut base) = {
             let mut data = cell.data.lock();
             let Some(Data { staging: Some(staging), reader, inline, .. }) = data.as_mut() else {
@@ -934,17 +965,24 @@ impl LocalVolume {
             return Ok(Publication::Clean);
         }
         let (mtime, changed) = (staging.mtime, staging.changed);
+        let closure = if staging.recovered { Closure::CrashRecovered } else { closure };
         let Some(mut draft) = self.draft_version(&state, cell.id, &published, (mtime, changed), closure)? else {
             return Ok(Publication::Gone);
         };
-        // A record that outlived this version would bring back older bytes after a crash.
-        draft.local.push((local_key(b's', &cell.id.0.to_bytes()), None));
-        let dot = draft.dot;
+        // A record that outlived this version would bring back older bytes after a crash. But what the kernel may still
+        // write, and sync by itself, must be found; the staging file has just been synced with the bytes published here.
+        let record = written.then(|| staging.record_of_all().encode());
+        draft.local.push((local_key(b's', &cell.id.0.to_bytes()), record));
+        if staging.recovered && loaded.version.is_some() && published.content == *loaded.reader.content() {
+            // The crash came between publishing the file and closing it: there is nothing to add.
+            draft.effects.clear();
+        }
+        let version = if draft.effects.is_empty() { loaded.version } else { Some(draft.dot) };
         state.commit(draft, &self.journal)?;
-        loaded.version = Some(dot);
+        loaded.version = version;
         loaded.inline = published.inline;
         loaded.reader = ContentReader::new(published.content, loaded.inline.clone())?;
-        staging.published(published.content, self.env.now());
+        staging.published(published.content, self.env.now(), written);
         self.counters.published.fetch_add(1, Ordering::Relaxed);
         drop(gate);
         Ok(Publication::Published)
@@ -952,6 +990,29 @@ impl LocalVolume {
 }
 
 impl LocalVolume {
+    /// Prepares a dirty file for being read while somebody may store to it through a mapping. Says whether the kernel
+    /// lets anybody write to it; `None` if the file is clean.
+    ///
+    /// A store to a page that is writable already leaves no trace. The sync write-protects all pages, so that any
+    /// store from then on moves the mtime and shows as a change.
+    fn protect_pages(&self, cell: &FileCell) -> Result<Option<bool>> {
+        let (file, number) = {
+            let mut data = cell.data.lock();
+            let Some(staging) = data.as_mut().and_then(|data| data.staging.as_mut()) else { return Ok(None) };
+            staging.observe().map_err(staging_io("looking at a staging file"))?;
+            if !staging.dirty {
+                return Ok(None);
+            }
+            (staging.file.clone(), staging.number)
+        };
+        let written = file.has_writers().map_err(staging_io("asking for writers of a staging file"))?;
+        if written {
+            let synced = self.staging.name_is_durable(number).and_then(|()| file.sync());
+            synced.map_err(staging_io("syncing a staging file"))?;
+        }
+        Ok(Some(written))
+    }
+
     /// The operation that publishes a version; `None` if the inode is gone.
     fn draft_version(
         &self,

@@ -189,6 +189,8 @@ impl LocalVolume {
             queued: Condvar::new(),
             retries: Mutex::default(),
             room: AtomicBool::new(true),
+            tight: AtomicBool::new(false),
+            ballast: super::ballast::Ballast::default(),
             stopping: AtomicBool::new(false),
             invalidate: RwLock::new(None),
             counters: Counters { checkpoint_lsn: AtomicU64::new(checkpoint_lsn.0), ..Counters::default() },
@@ -280,10 +282,11 @@ impl LocalVolume {
                 (number, file, overlay, mtime)
             }
         };
-        let mut staging = Staging::new(number, file, overlay, self.env.now(), mtime)
-            .map_err(failed("looking at a staging file"))?;
+        let mut staging =
+            Staging::new(number, file, overlay, self.env.now(), mtime).map_err(failed("looking at a staging file"))?;
         staging.changed = staging.mtime;
         staging.dirty = true;
+        staging.recovered = true;
         let change = (record, Some(staging.record().encode()));
         // Bytes that are in the journal are safer there.
         if !in_journal {

@@ -92,6 +92,8 @@ pub struct Staging {
     pub generation: u64,
     /// Whether the local table has a record.
     pub has_record: bool,
+    /// Its bytes were found when the volume was opened; a crash had kept them from being published.
+    pub recovered: bool,
     /// The generation that the record stands for, if it was made after a sync.
     pub recorded: Option<u64>,
     /// The generation that was published last.
@@ -121,6 +123,7 @@ impl Staging {
             published_at: now,
             generation: 0,
             has_record: true,
+            recovered: false,
             recorded: None,
             published: None,
             recorded_whole: false,
@@ -158,14 +161,16 @@ impl Staging {
         Ok(())
     }
 
-    /// Notes that all bytes are in this version, and that the record was removed together with its publication.
-    pub fn published(&mut self, content: Content, now: Timestamp) {
+    /// Notes that all bytes are in this version. Its publication removed the record, or (`kept`) made it name the whole
+    /// staging file.
+    pub fn published(&mut self, content: Content, now: Timestamp, kept: bool) {
         self.overlay.published(content);
         self.dirty = false;
         self.published_at = now;
-        self.has_record = false;
+        self.has_record = kept;
+        self.recovered = false;
         self.recorded = None;
-        self.recorded_whole = false;
+        self.recorded_whole = kept;
         self.published = Some(self.generation);
     }
 
@@ -178,6 +183,16 @@ impl Staging {
         Staged::File {
             number: self.number,
             overlay: self.overlay.clone(),
+            mtime: self.mtime,
+            host_mtime: self.stamp.mtime,
+        }
+    }
+
+    /// A record that names the whole staging file, whatever the kernel makes of it.
+    pub fn record_of_all(&self) -> Staged {
+        Staged::File {
+            number: self.number,
+            overlay: Overlay::whole(self.overlay.len_bytes()),
             mtime: self.mtime,
             host_mtime: self.stamp.mtime,
         }

@@ -21,6 +21,7 @@ use crate::time::{Hlc, Timestamp};
 use crate::volume::{Result, StatFs, VolumeError};
 
 use super::LocalVolume;
+use super::ballast::BALLAST_BYTES;
 use super::names::NAME_BYTES_MAX;
 
 const CHECKPOINT_VERSION: u8 = 1;
@@ -163,7 +164,7 @@ impl LocalVolume {
     }
 
     pub(super) fn enqueue_later(&self, id: InodeId) {
-        self.retries.lock().push(id);
+        self.retries.lock().insert(id);
     }
 
     /// Publishes closed files until the volume stops. Several threads may do so.
@@ -201,8 +202,26 @@ impl LocalVolume {
         }
     }
 
+    /// Gives up every staging file that is only a cache, and its space on the host with it.
+    pub(super) fn evict_all(&self) -> Result<()> {
+        self.evict_excess(0)?;
+        self.commit_journal()?;
+        self.remove_retired()
+    }
+
+    fn remove_retired(&self) -> Result<()> {
+        let removed = self.staging.maintain(self.journal.committed());
+        removed.map_err(|source| VolumeError::Disk { doing: "removing staging files", source })
+    }
+
     pub(super) fn commit_journal(&self) -> Result<()> {
-        self.journal.commit(self.journal.appended()).map_err(|error| match error {
+        let commit = || self.journal.commit(self.journal.appended());
+        let full = |error: &JournalError| matches!(error, JournalError::Full | JournalError::Barrier(StoreError::Full));
+        let committed = match commit() {
+            Err(error) if full(&error) && self.ballast.release(&*self.disk) => commit(),
+            committed => committed,
+        };
+        committed.map_err(|error| match error {
             JournalError::Full => VolumeError::NoSpace("the journal cannot grow"),
             JournalError::Barrier(source) => VolumeError::Store(source),
             error => {
@@ -228,12 +247,11 @@ impl LocalVolume {
                 Err(error) => tracing::error!(%error, inode = %cell.id.0, "a file's bytes could not be made durable"),
             }
         }
-        let committed =
-            if self.journal.appended() > self.journal.committed() { self.commit_journal() } else { Ok(()) };
+        let committed = if self.journal.appended() > self.journal.committed() { self.commit_journal() } else { Ok(()) };
         let sealed = self.seal();
-        let evicted = self.evict_excess(self.options.staging_cache_bytes);
-        let tidied = self.staging.maintain(self.journal.committed());
-        let tidied = tidied.map_err(|source| VolumeError::Disk { doing: "tidying staging files", source });
+        let cache_bytes = if self.tight.load(Ordering::Relaxed) { 0 } else { self.options.staging_cache_bytes };
+        let evicted = self.evict_excess(cache_bytes);
+        let tidied = self.remove_retired();
         self.store.flush_index();
         if let Err(error) = self.journal.prepare() {
             tracing::warn!(%error, "no spare journal file could be made");
@@ -374,7 +392,10 @@ impl LocalVolume {
             tracing::error!(%error, "the operation log cannot be synced");
             VolumeError::ReadOnly
         })?;
-        Ok(self.store.sync()?)
+        match self.store.sync() {
+            Err(StoreError::Full) if self.ballast.release(&*self.disk) => Ok(self.store.sync()?),
+            synced => Ok(synced?),
+        }
     }
 
     /// Publishes everything and leaves the store as clean as can be. The volume must not be used afterwards.
@@ -405,10 +426,19 @@ impl LocalVolume {
         self.make_checkpoint(true)
     }
 
+    /// Looks how full the disk is, and holds space back or gives it up accordingly.
     pub(super) fn check_room(&self) {
         // An unknown amount of space is no reason to refuse; the write itself will tell.
-        let room = self.disk.space().is_ok_and(|space| space.free_bytes <= self.store.reserve_bytes());
-        self.room.store(!room, Ordering::Relaxed);
+        let Ok(space) = self.disk.space() else { return };
+        let reserve = self.store.reserve_bytes();
+        let tight = space.free_bytes < 2 * reserve + BALLAST_BYTES;
+        self.room.store(space.free_bytes > reserve, Ordering::Relaxed);
+        self.tight.store(tight, Ordering::Relaxed);
+        if tight {
+            self.ballast.hold(&*self.disk);
+        } else {
+            self.ballast.release(&*self.disk);
+        }
     }
 
     pub(super) fn stat_fs(&self) -> Result<StatFs> {
