@@ -129,7 +129,7 @@ fn places(bytes: &[u8]) -> Vec<u64> {
         .filter(|at| {
             let is_full = bytes[*at] != 0;
             full += u64::from(is_full);
-            is_full && (full % dense == 0 || full < 40 && is_long) || at % sparse == 0
+            is_full && full.is_multiple_of(dense) || at.is_multiple_of(sparse)
         })
         .map(|at| at as u64)
         .collect()

@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use phifs_core::disk::{Access, CrashDisk, Disk, FaultDisk, MemDisk};
 use phifs_core::volume::local::LocalVolume;
-use phifs_core::volume::{
-    Handle, Ino, NewKind, NewNode, OpenHow, RenameMode, Result, SetAttr, Volume, VolumeError,
-};
+use phifs_core::volume::{Handle, Ino, NewKind, NewNode, OpenHow, RenameMode, Result, SetAttr, Volume, VolumeError};
 
 use crate::harness::{CALLER, TestEnv, errno, open, open_with, options, settle};
 
@@ -231,9 +229,12 @@ fn a_failed_sync_of_the_journal_makes_the_volume_read_only() {
 #[test]
 fn on_a_full_disk_files_can_be_removed_and_then_there_is_room_again() {
     let disk: Arc<dyn Disk> = Arc::new(MemDisk::with_capacity(48 << 20));
-    let volume =
-        open_with(&disk, &TestEnv::new(1), phifs_core::volume::local::Options { reserve_bytes: Some(8 << 20), ..options() })
-            .unwrap();
+    let volume = open_with(
+        &disk,
+        &TestEnv::new(1),
+        phifs_core::volume::local::Options { reserve_bytes: Some(8 << 20), ..options() },
+    )
+    .unwrap();
     let mut written = Vec::new();
     let full = loop {
         let name = format!("file {}", written.len()).into_bytes();

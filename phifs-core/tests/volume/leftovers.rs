@@ -9,10 +9,18 @@ use phifs_core::volume::local::LocalVolume;
 use phifs_core::volume::{Handle, Ino, NewKind, NewNode, OpenHow, SetAttr, SetTime, Volume, VolumeError};
 
 use crate::harness::{CALLER, TestEnv, open, open_with, options, settle, staging_files};
+use crate::kernel::KernelDisk;
 
 const NODE: NewNode<'_> = NewNode { kind: NewKind::File, permissions: 0o600, umask: 0 };
-const READ: OpenHow =
-    OpenHow { read: true, write: false, truncate: false, append: false, direct: false, passthrough: false, sync: false };
+const READ: OpenHow = OpenHow {
+    read: true,
+    write: false,
+    truncate: false,
+    append: false,
+    direct: false,
+    passthrough: false,
+    sync: false,
+};
 const WRITE: OpenHow = OpenHow { write: true, ..READ };
 
 fn noise(seed: u64, len: usize) -> Vec<u8> {
@@ -222,4 +230,29 @@ fn a_time_that_was_set_and_synced_survives_power_loss() {
         assert_eq!(volume.getattr(ino, None).unwrap().mtime, time, "{len} bytes, published");
         assert!(read(&volume, ino) == noise(1, len));
     }
+}
+
+#[test]
+fn what_is_written_during_an_fsync_does_not_hide_what_was_there() {
+    let crash = CrashDisk::healthy();
+    let kernel = KernelDisk::over(Arc::new(crash.clone()));
+    let disk: Arc<dyn Disk> = Arc::new(kernel.clone());
+    let volume = Arc::new(open(&disk, &TestEnv::new(1)).unwrap());
+    let (ino, handle) = create(&volume, b"file");
+    volume.write(ino, handle, 0, &noise(1, 200_000), false).unwrap();
+    volume.release(ino, handle);
+    rest(&volume);
+    let handle = volume.open(&CALLER, ino, &WRITE).unwrap().handle;
+    volume.write(ino, handle, 0, &noise(2, 10_000), false).unwrap();
+    let late = volume.clone();
+    kernel.after_next_sync(move || {
+        late.write(ino, handle, 100_000, &noise(3, 10_000), false).unwrap();
+    });
+    volume.fsync(ino, Some(handle), false).unwrap();
+    // The late write is not on the disk, so the old bytes must show in its place.
+    let disk: Arc<dyn Disk> = Arc::new(crash.after_power_loss(0));
+    let volume = open(&disk, &TestEnv::new(2)).unwrap();
+    let mut wanted = noise(1, 200_000);
+    wanted[..10_000].copy_from_slice(&noise(2, 10_000));
+    assert!(read(&volume, ino) == wanted);
 }

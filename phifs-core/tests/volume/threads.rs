@@ -86,9 +86,10 @@ fn work(volume: &LocalVolume, worker: u64, kernel: bool, ended: &AtomicBool) -> 
                 }
                 Err(error) => allowed(error),
             },
-            6 => match volume.lookup(&CALLER, Ino::ROOT, &shared_name).and_then(|attr| {
-                volume.open(&CALLER, attr.ino, &how).map(|opened| (attr.ino, opened))
-            }) {
+            6 => match volume
+                .lookup(&CALLER, Ino::ROOT, &shared_name)
+                .and_then(|attr| volume.open(&CALLER, attr.ino, &how).map(|opened| (attr.ino, opened)))
+            {
                 Ok((ino, opened)) => {
                     transfer(volume, ino, opened.handle, &opened.path, Some(&[8; 6000]));
                     shared.push((ino, opened.handle));
