@@ -245,7 +245,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -255,10 +255,10 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let data = data.to_vec();
+        let (data, caller) = (data.to_vec(), caller(request));
         let kill_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         self.in_pool("write", ino, reply, move |state, _| {
-            state.volume.write(Ino(ino.0), Handle(handle.0), offset, &data, kill_set_id)
+            state.volume.write(&caller, Ino(ino.0), Handle(handle.0), offset, &data, kill_set_id)
         });
     }
 

@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod faults;
 mod harness;
+mod kernel;
 mod leftovers;
 mod model;
 mod semantics;

@@ -41,7 +41,7 @@ fn transfer(volume: &LocalVolume, ino: Ino, handle: Handle, path: &Path, write: 
             buf
         }
         (_, Some(bytes)) => {
-            volume.write(ino, handle, 0, bytes, false).unwrap();
+            volume.write(&CALLER, ino, handle, 0, bytes, false).unwrap();
             Vec::new()
         }
         (_, None) => volume.read(ino, handle, 0, 1 << 20).unwrap(),
@@ -86,9 +86,10 @@ fn work(volume: &LocalVolume, worker: u64, kernel: bool, ended: &AtomicBool) -> 
                 }
                 Err(error) => allowed(error),
             },
-            6 => match volume.lookup(&CALLER, Ino::ROOT, &shared_name).and_then(|attr| {
-                volume.open(&CALLER, attr.ino, &how).map(|opened| (attr.ino, opened))
-            }) {
+            6 => match volume
+                .lookup(&CALLER, Ino::ROOT, &shared_name)
+                .and_then(|attr| volume.open(&CALLER, attr.ino, &how).map(|opened| (attr.ino, opened)))
+            {
                 Ok((ino, opened)) => {
                     transfer(volume, ino, opened.handle, &opened.path, Some(&[8; 6000]));
                     shared.push((ino, opened.handle));

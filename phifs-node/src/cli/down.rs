@@ -60,9 +60,7 @@ fn connect(store: &StoreDir) -> Result<Client, Failure> {
     let until = Instant::now() + SETTLE_TIME_MAX;
     loop {
         match Client::connect(store) {
-            Err(failure)
-                if failure.kind == Kind::NotRunning && store.is_in_use() && Instant::now() < until =>
-            {
+            Err(failure) if failure.kind == Kind::NotRunning && store.is_in_use() && Instant::now() < until => {
                 std::thread::sleep(Duration::from_millis(50));
             }
             connected => return connected,

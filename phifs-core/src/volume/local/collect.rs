@@ -13,7 +13,7 @@ use crate::merkle;
 use crate::namespace::derive::dot_of;
 use crate::namespace::row::InodeRow;
 use crate::namespace::tables::{Table, Tables, malformed};
-use crate::store::{Damage, GlyphSource as _, GlyphKind, Mark, ScrubCursor, StoreError, SweepReport};
+use crate::store::{Damage, GlyphKind, GlyphSource as _, Mark, ScrubCursor, StoreError, SweepReport};
 use crate::volume::{Result, VolumeError};
 
 use super::LocalVolume;
