@@ -182,7 +182,8 @@ impl Volume for LocalVolume {
     }
 
     fn forget(&self, ino: Ino) {
-        if let Ok(id) = self.state.read().inode_id(ino) {
+        let id = self.state.read().inode_id(ino);
+        if let Ok(id) = id {
             self.cached_versions.lock().remove(&id);
             let removed = self.removed_dirs.lock().remove(&id);
             if removed && let Err(error) = self.purge_orphan(id) {
