@@ -166,7 +166,7 @@ fn works_on(volume: LocalVolume, disk: &Arc<dyn Disk>, env: &Arc<crate::harness:
     let node = NewNode { kind: NewKind::File, permissions: 0o600, umask: 0 };
     let how = OpenHow { write: true, ..OpenHow::default() };
     let (attr, opened) = volume.create(&CALLER, root, b"after", &node, &how).unwrap();
-    volume.write(attr.ino, opened.handle, 0, b"life goes on", false).unwrap();
+    volume.write(&CALLER, attr.ino, opened.handle, 0, b"life goes on", false).unwrap();
     volume.fsync(attr.ino, None, false).unwrap();
     volume.release(attr.ino, opened.handle);
     settle(&volume);

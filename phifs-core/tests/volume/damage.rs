@@ -43,7 +43,7 @@ fn build(clean: bool) -> Store {
         let name = [b"file ", &[b'0' + number as u8][..]].concat();
         let (attr, opened) = volume.create(&CALLER, dir, &name, &node, &how).unwrap();
         let bytes = noise(number as u8, len);
-        volume.write(attr.ino, opened.handle, 0, &bytes, false).unwrap();
+        volume.write(&CALLER, attr.ino, opened.handle, 0, &bytes, false).unwrap();
         store.contents.insert(bytes);
         store.trees.push(read_tree(&volume).unwrap().0);
         volume.setxattr(&CALLER, attr.ino, b"user.number", &noise(9, 200), XattrMode::Set).unwrap();

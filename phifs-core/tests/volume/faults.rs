@@ -36,7 +36,7 @@ fn read(volume: &LocalVolume, name: &[u8]) -> Result<Vec<u8>> {
 
 fn write_new(volume: &LocalVolume, name: &[u8], bytes: &[u8]) -> Result<()> {
     let (ino, handle) = create(volume, name)?;
-    let written = volume.write(ino, handle, 0, bytes, false).and_then(|_| volume.fsync(ino, None, false));
+    let written = volume.write(&CALLER, ino, handle, 0, bytes, false).and_then(|_| volume.fsync(ino, None, false));
     let flushed = volume.flush(ino, handle);
     volume.release(ino, handle);
     written.and(flushed)
@@ -193,7 +193,7 @@ fn healthy() -> (FaultDisk, LocalVolume) {
 fn a_failed_sync_is_reported_until_the_file_is_rewritten() {
     let (disk, volume) = healthy();
     let (ino, handle) = create(&volume, b"large").unwrap();
-    volume.write(ino, handle, 0, &[1; 100_000], false).unwrap();
+    volume.write(&CALLER, ino, handle, 0, &[1; 100_000], false).unwrap();
     disk.fail_once(Access::Sync, 0, FaultDisk::EIO);
     assert!(volume.fsync(ino, None, false).is_err());
     for _ in 0..2 {
@@ -204,7 +204,7 @@ fn a_failed_sync_is_reported_until_the_file_is_rewritten() {
     volume.tick().unwrap();
     write_new(&volume, b"other", &[2; 100_000]).unwrap();
     volume.setattr(&CALLER, ino, &SetAttr { size_bytes: Some(0), ..SetAttr::default() }).unwrap();
-    volume.write(ino, handle, 0, &[3; 100_000], false).unwrap();
+    volume.write(&CALLER, ino, handle, 0, &[3; 100_000], false).unwrap();
     volume.fsync(ino, None, false).unwrap();
     volume.flush(ino, handle).unwrap();
 }

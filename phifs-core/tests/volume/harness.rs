@@ -534,7 +534,7 @@ impl Player {
                 file.write_at(bytes, offset as u64)
                     .map_err(|source| VolumeError::Disk { doing: "writing as the kernel", source })
             }
-            None => self.volume.write(self.ino(id), open.handle, offset as u64, bytes, kill).map(drop),
+            None => self.volume.write(&CALLER, self.ino(id), open.handle, offset as u64, bytes, kill).map(drop),
         };
         let wanted = if write { Ok(()) } else { Err("BadHandle") };
         if write {

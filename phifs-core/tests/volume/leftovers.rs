@@ -61,7 +61,7 @@ fn closed_files_leave_neither_staging_files_nor_memory() {
     let mut inos = Vec::new();
     for number in 0..300u64 {
         let (ino, handle) = create(&volume, format!("file {number}").as_bytes());
-        volume.write(ino, handle, 0, &noise(number, 5000), false).unwrap();
+        volume.write(&CALLER, ino, handle, 0, &noise(number, 5000), false).unwrap();
         volume.release(ino, handle);
         inos.push(ino);
     }
@@ -101,7 +101,7 @@ fn cached_staging_files_are_given_back_when_there_are_too_many() {
     let volume = open_with(&disk, &TestEnv::new(1), small).unwrap();
     for number in 0..8u64 {
         let (ino, handle) = create(&volume, format!("file {number}").as_bytes());
-        volume.write(ino, handle, 0, &noise(number, 2 << 20), false).unwrap();
+        volume.write(&CALLER, ino, handle, 0, &noise(number, 2 << 20), false).unwrap();
         volume.release(ino, handle);
         rest(&volume);
         assert!(volume.status().dirty_files <= 2, "more is cached than allowed");
@@ -120,11 +120,11 @@ fn a_file_unlinked_while_open_lives_as_long_as_its_handle() {
     let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
     let volume = open(&disk, &TestEnv::new(1)).unwrap();
     let (ino, handle) = create(&volume, b"file");
-    volume.write(ino, handle, 0, b"before", false).unwrap();
+    volume.write(&CALLER, ino, handle, 0, b"before", false).unwrap();
     volume.unlink(Ino::ROOT, b"file").unwrap();
     rest(&volume);
     volume.collect(0.9, &|_| {}).unwrap();
-    volume.write(ino, handle, 6, b" and after", false).unwrap();
+    volume.write(&CALLER, ino, handle, 6, b" and after", false).unwrap();
     assert_eq!(volume.read(ino, handle, 0, 100).unwrap(), b"before and after");
     assert_eq!(volume.getattr(ino, None).unwrap().nlink, 0);
     volume.release(ino, handle);
@@ -139,7 +139,7 @@ fn a_crash_ends_files_that_were_unlinked_while_open() {
     let shared: Arc<dyn Disk> = Arc::new(disk.clone());
     let volume = open(&shared, &TestEnv::new(1)).unwrap();
     let (ino, handle) = create(&volume, b"file");
-    volume.write(ino, handle, 0, &noise(1, 100_000), false).unwrap();
+    volume.write(&CALLER, ino, handle, 0, &noise(1, 100_000), false).unwrap();
     volume.fsync(ino, Some(handle), false).unwrap();
     volume.unlink(Ino::ROOT, b"file").unwrap();
     volume.fsync(Ino::ROOT, None, false).unwrap();
@@ -162,7 +162,7 @@ fn what_was_deleted_gives_its_space_back_and_open_files_keep_theirs() {
     let mut files = Vec::new();
     for number in 0..10u64 {
         let (ino, handle) = create(&volume, format!("file {number}").as_bytes());
-        volume.write(ino, handle, 0, &noise(number, 1 << 20), false).unwrap();
+        volume.write(&CALLER, ino, handle, 0, &noise(number, 1 << 20), false).unwrap();
         volume.release(ino, handle);
         rest(&volume);
         files.push(ino);
@@ -171,7 +171,7 @@ fn what_was_deleted_gives_its_space_back_and_open_files_keep_theirs() {
     // One is being read and one being changed when they lose their names.
     let reader = volume.open(&CALLER, files[0], &READ).unwrap().handle;
     let writer = volume.open(&CALLER, files[1], &WRITE).unwrap().handle;
-    volume.write(files[1], writer, 500_000, b"changed", false).unwrap();
+    volume.write(&CALLER, files[1], writer, 500_000, b"changed", false).unwrap();
     for number in 0..9u64 {
         volume.unlink(Ino::ROOT, format!("file {number}").as_bytes()).unwrap();
     }
@@ -200,9 +200,9 @@ fn a_clean_stop_keeps_what_was_written_to_files_that_are_still_open() {
     let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
     let volume = open(&disk, &TestEnv::new(1)).unwrap();
     let (ino, handle) = create(&volume, b"file");
-    volume.write(ino, handle, 0, &noise(1, 100_000), false).unwrap();
+    volume.write(&CALLER, ino, handle, 0, &noise(1, 100_000), false).unwrap();
     rest(&volume);
-    volume.write(ino, handle, 50_000, b"late", false).unwrap();
+    volume.write(&CALLER, ino, handle, 50_000, b"late", false).unwrap();
     volume.shut_down().unwrap();
     drop(volume);
     let volume = open(&disk, &TestEnv::new(2)).unwrap();
@@ -218,7 +218,7 @@ fn a_time_that_was_set_and_synced_survives_power_loss() {
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
         let volume = open(&shared, &TestEnv::new(1)).unwrap();
         let (ino, handle) = create(&volume, b"file");
-        volume.write(ino, handle, 0, &noise(1, len), false).unwrap();
+        volume.write(&CALLER, ino, handle, 0, &noise(1, len), false).unwrap();
         volume.fsync(ino, Some(handle), false).unwrap();
         let time = Timestamp::new(-5, 7);
         volume.setattr(&CALLER, ino, &SetAttr { mtime: Some(SetTime::At(time)), ..SetAttr::default() }).unwrap();
@@ -239,14 +239,14 @@ fn what_is_written_during_an_fsync_does_not_hide_what_was_there() {
     let disk: Arc<dyn Disk> = Arc::new(kernel.clone());
     let volume = Arc::new(open(&disk, &TestEnv::new(1)).unwrap());
     let (ino, handle) = create(&volume, b"file");
-    volume.write(ino, handle, 0, &noise(1, 200_000), false).unwrap();
+    volume.write(&CALLER, ino, handle, 0, &noise(1, 200_000), false).unwrap();
     volume.release(ino, handle);
     rest(&volume);
     let handle = volume.open(&CALLER, ino, &WRITE).unwrap().handle;
-    volume.write(ino, handle, 0, &noise(2, 10_000), false).unwrap();
+    volume.write(&CALLER, ino, handle, 0, &noise(2, 10_000), false).unwrap();
     let late = volume.clone();
     kernel.after_next_sync(move || {
-        late.write(ino, handle, 100_000, &noise(3, 10_000), false).unwrap();
+        late.write(&CALLER, ino, handle, 100_000, &noise(3, 10_000), false).unwrap();
     });
     volume.fsync(ino, Some(handle), false).unwrap();
     // The late write is not on the disk, so the old bytes must show in its place.

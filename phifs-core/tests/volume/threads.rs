@@ -41,7 +41,7 @@ fn transfer(volume: &LocalVolume, ino: Ino, handle: Handle, path: &Path, write: 
             buf
         }
         (_, Some(bytes)) => {
-            volume.write(ino, handle, 0, bytes, false).unwrap();
+            volume.write(&CALLER, ino, handle, 0, bytes, false).unwrap();
             Vec::new()
         }
         (_, None) => volume.read(ino, handle, 0, 1 << 20).unwrap(),

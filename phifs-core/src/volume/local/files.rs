@@ -366,7 +366,7 @@ impl LocalVolume {
         let version = self.cached_version(cell);
         let through_here = move |keep_cache| if how.direct { Path::Direct } else { Path::Cached { keep_cache } };
         // Only through WRITE does the kernel say that set-id bits must go.
-        let set_id = super::attrs::without_set_id(mode) != mode;
+        let set_id = mode & 0o6000 != 0;
         // And only through FSYNC does it say that a write of an O_SYNC descriptor must be durable.
         let excluded = gate.cached > 0 || how.write && (set_id || how.sync) && gate.kernel == 0;
         if !how.passthrough || excluded {
@@ -452,14 +452,21 @@ impl LocalVolume {
         Ok(buf)
     }
 
-    pub(super) fn write_file(&self, handle: Handle, offset: u64, bytes: &[u8], kill_set_id: bool) -> Result<u32> {
+    /// `unprivileged`: who writes, if set-id bits do not survive that.
+    pub(super) fn write_file(
+        &self,
+        handle: Handle,
+        offset: u64,
+        bytes: &[u8],
+        unprivileged: Option<&Caller>,
+    ) -> Result<u32> {
         let open = self.handle(handle)?;
         if !open.write {
             return Err(VolumeError::BadHandle);
         }
         self.change(&open.cell, |staging| Ok(staging.overlay.write(&*staging.file, bytes, offset)?))?;
-        if kill_set_id {
-            self.kill_set_id(open.cell.id)?;
+        if let Some(caller) = unprivileged {
+            self.kill_set_id(open.cell.id, caller)?;
         }
         Ok(bytes.len() as u32)
     }
@@ -553,7 +560,7 @@ impl LocalVolume {
             }
             Ok(())
         })?;
-        if caller.uid == 0 { Ok(()) } else { self.kill_set_id(open.cell.id) }
+        if caller.uid == 0 { Ok(()) } else { self.kill_set_id(open.cell.id, caller) }
     }
 
     pub(super) fn seek_file(&self, handle: Handle, offset: u64, seek: Seek) -> Result<u64> {
@@ -598,7 +605,7 @@ impl LocalVolume {
             if bytes.is_empty() {
                 break;
             }
-            self.write_file(to.0, to.1 + copied, &bytes, caller.uid != 0)?;
+            self.write_file(to.0, to.1 + copied, &bytes, (caller.uid != 0).then_some(caller))?;
             copied += bytes.len() as u64;
             // The source ended here, even if it is the target and has just grown.
             if bytes.len() < step as usize {
@@ -923,10 +930,7 @@ impl LocalVolume {
     pub(super) fn publish(&self, cell: &FileCell, closure: Closure) -> Result<Publication> {
         // No collection may take the new glyphs before the operation that names them.
         let _hold = self.store.hold();
-        let written = match self.protect_pages(cell)? {
-            Some(written) => written,
-            None => return Ok(Publication::Clean),
-        };
+        let Some(written) = self.protect_pages(cell)? else { return Ok(Publication::Clean) };
         let (overlay, file, seen, mut base) = {
             let mut data = cell.data.lock();
             let Some(Data { staging: Some(staging), reader, inline, .. }) = data.as_mut() else {
