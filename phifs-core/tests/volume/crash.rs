@@ -101,11 +101,10 @@ fn check_contents(volume: &LocalVolume, history: &History, what: &str) {
         assert_eq!(tree.len(), 1, "{what}: a new volume is empty");
         return;
     }
-    let candidates: Vec<usize> = (history.acknowledged..history.moments.len())
-        .filter(|at| same_tree(&history.moments[*at].tree, &tree))
-        .collect();
+    let candidates: Vec<usize> =
+        (history.acknowledged..history.moments.len()).filter(|at| history.moments[*at].tree == tree).collect();
     let Some(at) = candidates.last() else {
-        let early = history.moments.iter().position(|moment| same_tree(&moment.tree, &tree));
+        let early = history.moments.iter().position(|moment| moment.tree == tree);
         let nearest = &history.moments[history.acknowledged].tree;
         panic!(
             "{what}: no moment since the last sync ({}) looked like this (but {early:?} did);\nfound {:#?}\nsynced {:#?}",
@@ -130,11 +129,6 @@ fn check_contents(volume: &LocalVolume, history: &History, what: &str) {
             );
         }
     }
-}
-
-fn same_tree(a: &Tree, b: &Tree) -> bool {
-    // The root's own times are those of its making, which the model takes over from the volume.
-    a == b
 }
 
 fn brief(tree: &Tree) -> Vec<String> {

@@ -540,7 +540,7 @@ impl Player {
         if write {
             self.model.write(id, offset, bytes, now);
             if kill {
-                self.model.drop_set_id(id);
+                self.model.drop_set_id(id, CALLER.gid);
             }
         }
         self.same(op, real, wanted).map(drop)

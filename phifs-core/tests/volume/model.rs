@@ -198,7 +198,7 @@ impl Model {
             inode.uid = change.uid.unwrap_or(inode.uid);
             inode.gid = change.gid.unwrap_or(inode.gid);
             if inode.kind != FileKind::Directory {
-                drop_set_id(inode);
+                drop_set_id(inode, true);
             }
         }
         let time_of = |set| match set {
@@ -211,9 +211,10 @@ impl Model {
         Ok(())
     }
 
-    /// What a write by somebody without privilege leaves of the mode.
-    pub fn drop_set_id(&mut self, id: Id) {
-        drop_set_id(self.at(id));
+    /// What a write by somebody of this group without privilege leaves of the mode.
+    pub fn drop_set_id(&mut self, id: Id, gid: u32) {
+        let inode = self.at(id);
+        drop_set_id(inode, inode.gid == gid);
     }
 
     pub fn link(&mut self, id: Id, dir: Id, name: &[u8], now: Timestamp) -> Result<()> {
@@ -409,9 +410,9 @@ fn merge(like: &Inode, times: Inode) -> Inode {
     }
 }
 
-fn drop_set_id(inode: &mut Inode) {
+fn drop_set_id(inode: &mut Inode, in_group: bool) {
     inode.permissions &= !0o4000;
-    if inode.permissions & 0o010 != 0 {
+    if inode.permissions & 0o010 != 0 || !in_group {
         inode.permissions &= !0o2000;
     }
 }

@@ -975,6 +975,8 @@ impl LocalVolume {
         };
         // A record that outlived this version would bring back older bytes after a crash. But what the kernel may still
         // write, and sync by itself, must be found; the staging file has just been synced with the bytes published here.
+        // (Only a file that is whole is ever handed to the kernel; of another the base has a part.)
+        let written = written && staging.overlay.is_whole();
         let record = written.then(|| staging.record_of_all().encode());
         draft.local.push((local_key(b's', &cell.id.0.to_bytes()), record));
         if staging.recovered && loaded.version.is_some() && published.content == *loaded.reader.content() {

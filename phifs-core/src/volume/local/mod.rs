@@ -12,7 +12,8 @@
 //! | `reserved` | `.phi` |
 //!
 //! Locks, in the order in which they are taken: checkpoint, a file's gate, the state, a file's data, and the small ones
-//! that are held for a moment (the map of files, handles, queues). Nobody waits for the disk under the state lock but
+//! that are held for a moment (the map of files, handles, queues). One exception: the last user of a file looks at its
+//! data under the lock of the map, which is safe as nobody waits for the map with a file's data in hand. Nobody waits for the disk under the state lock but
 //! for the reading of rows that are not cached.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};

@@ -2,8 +2,9 @@
 //! them.
 //!
 //! What always holds:
-//! - A staging file has a number of its own, never used again. It is removed only after the transaction that made it
-//!   superfluous is durable. So a record in the journal can never name a file that meanwhile serves another inode.
+//! - A number is given out only if neither a file on the disk nor a record in the journal has it, and a file is removed
+//!   only after the transaction that made it superfluous is durable. So a record can never name a file that meanwhile
+//!   serves another inode.
 //! - The local table has a record for an inode from before its first byte is written until it is published; the
 //!   operation that publishes it removes the record in the same transaction. So what a crash leaves is either newer
 //!   than the version, or not there.
