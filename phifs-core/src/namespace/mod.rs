@@ -10,7 +10,9 @@
 //! | `register`, `row` | dotted registers and the rows made of them, with their canonical bytes |
 //! | `op` | operations and effects, with their canonical bytes |
 //! | `apply` | effects on rows |
-//! | `derive` | child index, directory positions and link counts, kept in step with the rows or recomputed |
+//! | `derive` | child index, visibility and link counts, kept in step with the rows |
+//! | `position` | directory positions, kept in step with the moves |
+//! | `recompute` | the derived tables from nothing |
 //! | `join` | the lattice join of two whole states |
 //! | `view` | reading: what a name means, what an inode looks like |
 
@@ -18,6 +20,8 @@ pub mod apply;
 pub mod derive;
 pub mod join;
 pub mod op;
+pub mod position;
+mod recompute;
 pub mod register;
 pub mod row;
 pub mod tables;
@@ -25,5 +29,5 @@ pub mod view;
 
 pub use apply::apply;
 pub use op::{Effect, Op};
-pub use row::{Birth, InodeRow, LinkRow, Mode, Owner, Place, Version};
+pub use row::{Birth, InodeRow, LinkRow, Mode, Owner, Place, Stamp, Version};
 pub use tables::{Table, Tables};

@@ -19,7 +19,7 @@ use crate::content::{Content, ContentError};
 use crate::id::{Dot, InodeId};
 use crate::meta::Lsn;
 use crate::namespace::derive;
-use crate::namespace::op::{Field, InodeEffect, LinkEffect, MoveId, PlaceEffect};
+use crate::namespace::op::{Field, InodeEffect, LinkEffect, PlaceEffect};
 use crate::namespace::row::{Closure, Version};
 use crate::namespace::tables::{Rows, Table, Tables, content_key};
 use crate::namespace::view::{self, Stat};
@@ -931,9 +931,9 @@ impl LocalVolume {
         for link in derive::links_of(state, id)? {
             let Some(row) = state.link(link)? else { continue };
             let Some(place) = row.place() else { continue };
-            let since = Some(MoveId { hlc: place.hlc, author: place.author });
+            let (inode, kind, drops) = (place.inode, place.kind, row.places.dots().collect());
+            let since = Some(place.since);
             let place = Some(PlaceEffect { since, parent: place.parent, name: place.name.clone() });
-            let (inode, kind, drops) = (row.inode, row.kind, row.places.dots().collect());
             draft.effects.push(Effect::Link(LinkEffect { link, inode, kind, place, drops }));
         }
         Ok(Some(draft))
