@@ -14,18 +14,23 @@
 //! | `position` | directory positions, kept in step with the moves |
 //! | `recompute` | the derived tables from nothing |
 //! | `join` | the lattice join of two whole states |
+//! | `plan` | what each kind of change means as effects |
 //! | `view` | reading: what a name means, what an inode looks like |
 
 pub mod apply;
 pub mod derive;
 pub mod join;
 pub mod op;
+pub mod plan;
 pub mod position;
 mod recompute;
 pub mod register;
 pub mod row;
 pub mod tables;
 pub mod view;
+
+#[cfg(test)]
+mod tests;
 
 pub use apply::apply;
 pub use op::{Effect, Op};
