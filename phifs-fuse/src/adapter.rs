@@ -386,7 +386,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -394,8 +394,9 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let caller = caller(request);
         self.in_pool("fallocate", ino, reply, move |state, _| {
-            state.volume.fallocate(Ino(ino.0), Handle(handle.0), offset, length, allocate_mode(mode)?)
+            state.volume.fallocate(&caller, Ino(ino.0), Handle(handle.0), offset, length, allocate_mode(mode)?)
         });
     }
 
@@ -409,7 +410,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         from: INodeNo,
         from_handle: FileHandle,
         from_offset: u64,
@@ -420,10 +421,11 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let caller = caller(request);
         self.in_pool("copy_file_range", to, reply, move |state, _| {
             let from = (Ino(from.0), Handle(from_handle.0), from_offset);
             let to = (Ino(to.0), Handle(to_handle.0), to_offset);
-            let copied = state.volume.copy_range(from, to, len.min(COPY_BYTES_MAX))?;
+            let copied = state.volume.copy_range(&caller, from, to, len.min(COPY_BYTES_MAX))?;
             u32::try_from(copied).map_err(|_| VolumeError::Internal(format!("copied {copied} bytes of {len}")))
         });
     }

@@ -146,6 +146,7 @@ pub(crate) fn open_how(flags: i32, writeback: bool) -> OpenHow {
         truncate: flags.contains(OFlags::TRUNC),
         append: flags.contains(OFlags::APPEND) && !writeback,
         direct: flags.contains(OFlags::DIRECT),
+        sync: flags.intersects(OFlags::SYNC | OFlags::DSYNC),
         passthrough: false,
     }
 }

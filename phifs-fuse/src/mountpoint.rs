@@ -166,6 +166,15 @@ pub(crate) fn unmount(path: &Path, detach: bool) -> Result<(), MountError> {
     }
 }
 
+/// Unmounts, and fails every request that waits for an answer: nobody is left to give it.
+pub(crate) fn abort(path: &Path) -> Result<(), MountError> {
+    match rustix::mount::unmount(path, UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(()),
+        Err(Errno::PERM) => unmount_by_helper(path, true),
+        Err(error) => Err(MountError::system("aborting the mount")(error)),
+    }
+}
+
 fn unmount_by_helper(path: &Path, detach: bool) -> Result<(), MountError> {
     let mut command = Command::new(HELPER);
     command.arg("-u");

@@ -142,19 +142,25 @@ impl Serve {
             scope.spawn(|| self.announcer.run(line));
             if let Err(error) = session.run() {
                 tracing::error!(path = %self.path.display(), %error, "a thread that reads requests ended");
+                // Its request is never answered, and its caller cannot even be killed until the mount is aborted.
+                self.abort();
             }
-            // The other loops may still be at work when one of them failed.
+            // The other loops end when the kernel is gone.
             self.ended.wait();
             self.announcer.close();
         });
-        // Nobody reads requests any more; what is still mounted would hang its users.
+        self.abort();
+        self.finished.open();
+    }
+
+    /// Takes away what is still mounted although nobody reads requests.
+    fn abort(&self) {
         if is_at(&self.path, &self.mounted) {
-            tracing::error!(path = %self.path.display(), "unmounting, as no thread reads requests any more");
-            if let Err(error) = mountpoint::unmount(&self.path, true) {
+            tracing::error!(path = %self.path.display(), "aborting the mount");
+            if let Err(error) = mountpoint::abort(&self.path) {
                 tracing::error!(path = %self.path.display(), %error, "could not unmount");
             }
         }
-        self.finished.open();
     }
 }
 

@@ -222,7 +222,10 @@ impl State {
             self.backings.forget(ino);
             if ino != Ino::ROOT {
                 // A panic is logged; forgetting has no reply.
-                let _ = guarded("forget", ino, || Ok(self.volume.forget(ino)));
+                let _ = guarded("forget", ino, || {
+                    self.volume.forget(ino);
+                    Ok(())
+                });
             }
         });
     }

@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Serialize;
-
 use crate::show;
 
 /// Everything the daemon may be told, checked.
@@ -36,8 +34,7 @@ pub struct Config {
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
-        #[serde(rename_all = "lowercase")]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
         pub enum $name { $($(#[$variant_doc])* #[value(name = $word)] $variant),+ }
 
         impl FromStr for $name {
@@ -195,7 +192,7 @@ impl Settings {
     /// What the text of a file says.
     pub fn from_toml(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let origin = |at: usize| {
-            let before = &text[..text.floor_char_boundary(at)];
+            let before = text.get(..at).unwrap_or(text);
             let line_start = before.rfind('\n').map_or(0, |end| end + 1);
             let line = before.matches('\n').count() + 1;
             Origin::File { path: path.to_owned(), line, column: before[line_start..].chars().count() + 1 }
@@ -355,7 +352,7 @@ impl Config {
 
     fn resolve(given: Settings, file: Option<&Path>, host: &Host) -> Result<Self, ConfigError> {
         let settings = match file {
-            Some(path) => given.or(Self::read(path)?.unwrap_or_default()),
+            Some(path) => given.or(Self::read(path)?),
             None => {
                 let store = given.store.clone().map_or_else(|| host.store(), Ok)?;
                 let own = store.join("phifs.toml");
@@ -373,16 +370,16 @@ impl Config {
         Self::check(settings, host)
     }
 
-    fn read(path: &Path) -> Result<Option<Settings>, ConfigError> {
+    fn read(path: &Path) -> Result<Settings, ConfigError> {
         let text = std::fs::read_to_string(path);
         let text = text.map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Settings::from_toml(path, &text).map(Some)
+        Settings::from_toml(path, &text)
     }
 
     fn read_optional(path: &Path) -> Result<Option<Settings>, ConfigError> {
         match Self::read(path) {
             Err(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            result => result,
+            result => result.map(Some),
         }
     }
 

@@ -112,6 +112,9 @@ pub fn open(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(StoreLock, Engine), Failure> {
     let lock = store.lock(role.name)?;
+    // Asking whether a staging file has writers may bring one; its default action would end the process.
+    signal_hook::flag::register(signal_hook::consts::SIGIO, Arc::new(AtomicBool::new(false)))
+        .map_err(|error| Failure::plain(format!("cannot ignore SIGIO: {error}")))?;
     lock.clear_leftovers()?;
     let seed = node_key::load_or_create(store.path(), env::random)?;
     let at = || show::path(store.path());
@@ -136,14 +139,16 @@ fn mount(config: &Config, engine: &Engine) -> Result<Mount, Failure> {
     let at = show::path(&config.mount);
     clear_dead_mounts(config)?;
     if !config.mount.exists() {
-        std::fs::create_dir_all(&config.mount).map_err(|error| {
+        // Its parent must be there: a mistyped path must not grow directories.
+        std::fs::create_dir(&config.mount).map_err(|error| {
             Failure::plain(format!("cannot make the mountpoint {at}: {error}"))
                 .hint("give a directory that you may write with --mount DIR, or make it as root")
         })?;
     }
     let free = mounts::at(&config.mount).is_ok_and(|mount| mount.is_none());
     if free && std::fs::read_dir(&config.mount).is_ok_and(|mut entries| entries.next().is_some()) {
-        tracing::warn!(mount = %at, "the mountpoint is not empty; what is in it is hidden while the volume is mounted");
+        return Err(Failure::plain(format!("the mountpoint {at} is not empty"))
+            .hint("what is in it would be hidden; choose another directory with --mount DIR"));
     }
     let options = MountOptions {
         source: source(config),
@@ -377,11 +382,7 @@ fn publish(engine: &Engine) {
     }
 }
 
-fn repeat_until(
-    (ending, changed): &(Mutex<bool>, Condvar),
-    period: Duration,
-    work: impl Fn() -> Result<(), Failure>,
-) {
+fn repeat_until((ending, changed): &(Mutex<bool>, Condvar), period: Duration, work: impl Fn() -> Result<(), Failure>) {
     let mut ended = ending.lock();
     while !*ended {
         drop(ended);

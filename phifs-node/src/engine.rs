@@ -66,8 +66,8 @@ impl Engine {
         };
         let progress = Mutex::new(progress);
         let tell = |step: OpenProgress| (progress.lock())(describe(step));
-        let volume = LocalVolume::open(disk.clone(), index, env, &seed.0, volume_options, &tell)
-            .map_err(explain_open)?;
+        let volume =
+            LocalVolume::open(disk.clone(), index, env, &seed.0, volume_options, &tell).map_err(explain_open)?;
         report_opening(volume.opening());
         Ok(Self { disk, volume: Arc::new(volume) })
     }
@@ -164,7 +164,7 @@ impl Engine {
         Ok(Checked { checked_glyphs: report.glyphs, checked_bytes: report.bytes, problems })
     }
 
-    /// Checks that maps, glyphs and index agree; `repair` mends what can be.
+    /// Reads everything there is, and checks that maps, glyphs and index agree; `repair` mends what can be.
     /// `rebuild_index` builds the glyph index anew first.
     pub fn fsck(
         &self,
@@ -177,7 +177,8 @@ impl Engine {
             let tell = |step| (progress.lock())(describe(OpenProgress::Packs(step)));
             self.volume.rebuild_index(&tell).map_err(Failure::plain)?;
         }
-        let progress = Mutex::new(progress);
+        let told = progress;
+        let progress = Mutex::new(&mut *told);
         let tell = |inodes| (progress.lock())(counted("checking", inodes, None, "inodes"));
         let report = self.volume.fsck(repair, &tell).map_err(Failure::plain)?;
         let problem = |problem: phifs_core::volume::local::Problem| Problem {
@@ -190,7 +191,10 @@ impl Engine {
             let what = format!("{} derived rows were wrong", report.repaired);
             problems.push(Problem { what, paths: Vec::new(), repaired: true });
         }
-        Ok(Checked { checked_glyphs: report.nodes, checked_bytes: 0, problems })
+        drop(progress);
+        let read = self.scrub(told)?;
+        problems.extend(read.problems);
+        Ok(Checked { checked_glyphs: read.checked_glyphs, checked_bytes: read.checked_bytes, problems })
     }
 
     /// Publishes closed files until `stop_publishers`.
@@ -283,7 +287,7 @@ fn phrase(effects: &[Effect]) -> (&'static str, Option<phifs_core::id::InodeId>)
     if removed.is_some() {
         return ("remove", removed);
     }
-    let changed = effects.iter().find_map(|effect| if let Effect::Inode(inode) = effect { Some(inode.inode) } else { None });
+    let changed =
+        effects.iter().find_map(|effect| if let Effect::Inode(inode) = effect { Some(inode.inode) } else { None });
     ("setattr", changed)
 }
-

@@ -15,7 +15,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +25,8 @@ use phifs_core::disk::{Disk, File, FileName, Space, Stamp};
 use phifs_core::time::Timestamp;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
+
+use crate::lease;
 
 /// A directory of the store that holds files of one kind.
 struct Folder {
@@ -74,11 +76,13 @@ impl FileDisk {
 
     fn open_file(&self, name: FileName, extra: OFlags) -> io::Result<Arc<dyn File>> {
         let folder = self.folder(name);
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | extra;
+        let shared = matches!(name, FileName::Staging(_));
+        let access = if shared { OFlags::RDONLY } else { OFlags::RDWR };
+        let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | extra;
         let mode = Mode::RUSR | Mode::WUSR;
         let fd = retry_on_intr(|| rustix::fs::openat(&folder.fd, place(name).1, flags, mode))
             .map_err(|error| self.explain(folder, error))?;
-        Ok(Arc::new(RealFile { file: fs::File::from(fd) }))
+        Ok(Arc::new(RealFile { file: fs::File::from(fd), shared }))
     }
 }
 
@@ -157,6 +161,7 @@ fn place(name: FileName) -> (usize, String) {
         FileName::Journal(n) => (1, format!("{n:06}.log")),
         FileName::Pack(n) => (2, format!("{n:08}.pack")),
         FileName::Oplog(n) => (3, format!("{n:06}.log")),
+        FileName::Ballast => (0, "ballast".to_owned()),
         FileName::Staging(n) => (4, format!("{n:04}")),
     }
 }
@@ -166,6 +171,7 @@ fn parse(folder: usize, text: &str) -> Option<FileName> {
     let number = |suffix: &str| text.strip_suffix(suffix)?.parse::<u64>().ok();
     let small = |suffix: &str| u32::try_from(number(suffix)?).ok();
     let name = match folder {
+        0 if text == "ballast" => FileName::Ballast,
         0 => FileName::Superblock,
         1 => FileName::Journal(small(".log")?),
         2 => FileName::Pack(small(".pack")?),
@@ -177,6 +183,21 @@ fn parse(folder: usize, text: &str) -> Option<FileName> {
 
 struct RealFile {
     file: fs::File,
+    /// Whether `file` is good for reading only, and each change opens the file again for itself. So a staging file has
+    /// no writers but those whom the kernel serves, and `has_writers` can tell whether there are any.
+    shared: bool,
+}
+
+impl RealFile {
+    /// Runs a change on a descriptor that is good for writing.
+    fn change<T>(&self, change: impl FnOnce(&fs::File) -> io::Result<T>) -> io::Result<T> {
+        if !self.shared {
+            return change(&self.file);
+        }
+        // By descriptor, as the name may be gone.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        change(&fs::OpenOptions::new().read(true).write(true).open(path)?)
+    }
 }
 
 impl File for RealFile {
@@ -194,7 +215,7 @@ impl File for RealFile {
     }
 
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> io::Result<()> {
-        self.file.write_all_at(buf, offset_bytes)
+        self.change(|file| file.write_all_at(buf, offset_bytes))
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -212,7 +233,7 @@ impl File for RealFile {
     }
 
     fn set_len(&self, len_bytes: u64) -> io::Result<()> {
-        Ok(retry_on_intr(|| rustix::fs::ftruncate(&self.file, len_bytes))?)
+        self.change(|file| Ok(retry_on_intr(|| rustix::fs::ftruncate(file, len_bytes))?))
     }
 
     /// A host filesystem that cannot reserve (NFS before 4.2, some network mounts) only gets the new length: a later
@@ -222,7 +243,7 @@ impl File for RealFile {
             return Ok(());
         }
         let flags = if keep_len { FallocateFlags::KEEP_SIZE } else { FallocateFlags::empty() };
-        match retry_on_intr(|| rustix::fs::fallocate(&self.file, flags, offset_bytes, len_bytes)) {
+        match self.reserve(flags, offset_bytes, len_bytes)? {
             Err(error) if unsupported(error) => {
                 let end = offset_bytes.checked_add(len_bytes).ok_or(Errno::FBIG)?;
                 if !keep_len && self.file.metadata()?.len() < end { self.set_len(end) } else { Ok(()) }
@@ -236,7 +257,7 @@ impl File for RealFile {
             return Ok(());
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match retry_on_intr(|| rustix::fs::fallocate(&self.file, flags, offset_bytes, len_bytes)) {
+        match self.reserve(flags, offset_bytes, len_bytes)? {
             Err(error) if unsupported(error) => self.write_zeroes(offset_bytes, len_bytes),
             result => Ok(result?),
         }
@@ -260,15 +281,24 @@ impl File for RealFile {
         }
     }
 
+    fn has_writers(&self) -> io::Result<bool> {
+        if self.shared { lease::is_open_for_writing(&self.file) } else { Ok(false) }
+    }
+
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
     }
 }
 
 impl RealFile {
+    /// fallocate(2), with its own error beside that of getting to a descriptor.
+    fn reserve(&self, flags: FallocateFlags, offset_bytes: u64, len_bytes: u64) -> io::Result<Result<(), Errno>> {
+        self.change(|file| Ok(retry_on_intr(|| rustix::fs::fallocate(file, flags, offset_bytes, len_bytes))))
+    }
+
     /// What a hole reads as, without the hole. Nothing behind the end is touched, so the length stays.
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
-        const ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+        static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
         let end = offset_bytes.saturating_add(len_bytes).min(self.file.metadata()?.len());
         let mut at = offset_bytes;
         while at < end {
@@ -296,11 +326,12 @@ mod tests {
         (dir, disk)
     }
 
-    const ONE_OF_EACH: [FileName; 5] = [
+    const ONE_OF_EACH: [FileName; 6] = [
         FileName::Superblock,
         FileName::Journal(1_234_567),
         FileName::Pack(7),
         FileName::Oplog(0),
+        FileName::Ballast,
         FileName::Staging(u64::MAX),
     ];
 
@@ -414,7 +445,7 @@ mod tests {
         fn file_behaves_as_a_vector_of_bytes(acts in proptest::collection::vec(act(), 0..12)) {
             let dir = tempfile::tempdir().unwrap();
             let options = fs::OpenOptions::new().read(true).write(true).create_new(true).open(dir.path().join("f"));
-            let file = RealFile { file: options.unwrap() };
+            let file = RealFile { file: options.unwrap(), shared: false };
             let mut model = Vec::new();
             for act in acts {
                 match act {

@@ -9,6 +9,7 @@ pub mod env;
 pub mod failure;
 pub mod file_disk;
 pub mod hex;
+mod lease;
 pub mod mounts;
 pub mod node_key;
 pub mod report;

@@ -7,7 +7,7 @@
 //! - Each value carries a checksum over its key and itself, so a wrong value is never believed.
 //! - A record beside the position counts the entries and sums their checksums. It changes in the same atomic batch as
 //!   they do, and opening compares it with what is there, so rows that vanish are noticed. That reads the whole
-//!   index: about a second per million glyphs.
+//!   index: 3 s per million glyphs on two busy cores.
 //! - `clear` never reuses a directory: what is left of the old sled may still write into its own.
 //!
 //! Whoever deletes STORE/index while no daemon runs loses nothing but the time to rebuild it.
@@ -473,5 +473,19 @@ mod tests {
         assert!(index.get(&id(1)).is_err(), "an index that failed once is not trusted again");
         index.clear().unwrap();
         assert_eq!(index.get(&id(2)).unwrap(), None);
+    }
+
+    #[test]
+    fn entry_that_vanished_is_noticed_at_the_next_open() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), 300);
+        let index = SledIndex::open(dir.path()).unwrap();
+        let tree = index.shared.state.lock().clone().unwrap();
+        tree.db.remove(id(7).0).unwrap();
+        drop(tree);
+        drop(index);
+        let index = SledIndex::open(dir.path()).unwrap();
+        assert_eq!(index.position().unwrap(), None, "it begins again, and the store fills it");
+        assert_eq!(index.get(&id(8)).unwrap(), None);
     }
 }

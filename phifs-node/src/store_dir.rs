@@ -66,7 +66,10 @@ impl StoreDirError {
             }
             Self::NotOwner { owner, .. } => format!("run the command as user {owner}"),
             Self::InUse { path, .. } => {
-                format!("see what it does with: phifs status --store {}; stop it with: phifs down", show::path(path))
+                format!(
+                    "phifs status --store {0}; phifs down --store {0}; or wait, while it starts or checks",
+                    show::path(path)
+                )
             }
         }
     }
@@ -93,10 +96,6 @@ impl StoreDir {
             _ => StoreDirError::Io { doing: "open the store directory", path: path.to_owned(), source },
         };
         let path = &path.canonicalize().map_err(io)?;
-        let (owner, user) = (path.metadata().map_err(io)?.uid(), rustix::process::geteuid().as_raw());
-        if owner != user {
-            return Err(StoreDirError::NotOwner { path: path.clone(), owner, user });
-        }
         let store = Self { path: path.clone() };
         if !store.is_initialised() {
             let mut foreign = Vec::new();
@@ -141,10 +140,15 @@ impl StoreDir {
         self.path.join(name)
     }
 
-    /// Takes the store for this process; `role` tells others what for.
+    /// Takes the store for this process; `role` tells others what for. Only the owner may: files that somebody else
+    /// makes in it, root included, would be out of the owner's reach.
     pub fn lock(&self, role: &str) -> Result<StoreLock, StoreDirError> {
         let path = self.file("lock");
         let io = |doing| move |source| StoreDirError::Io { doing, path: self.file("lock"), source };
+        let (owner, user) = (self.path.metadata().map_err(io("open"))?.uid(), rustix::process::geteuid().as_raw());
+        if owner != user {
+            return Err(StoreDirError::NotOwner { path: self.path.clone(), owner, user });
+        }
         let mut options = fs::OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let mut file = file.map_err(io("open"))?;

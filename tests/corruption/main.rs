@@ -18,13 +18,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What belongs to a daemon or a person, not to the data.
 const NOT_DATA: [&str; 5] = ["lock", "phifs.pid", "control.sock", "phifs.log", "phifs.toml"];
 
-/// The files of the store under test: one glyph, several glyphs, and small ones of both kinds of content.
+/// The files of the store under test: 64 KiB that do not compress, 64 KiB that do, and small ones.
 fn contents() -> BTreeMap<&'static str, Vec<u8>> {
     BTreeMap::from([
-        ("one-glyph", pattern::content(1, 1, 64 << 10)),
-        ("two-glyphs", pattern::content(1, 2, 64 << 10)),
+        ("one-glyph", pattern::noise(1, 64 << 10)),
+        ("text", b"the same line again and again\n".repeat(2185)),
         ("small", b"a few bytes\n".to_vec()),
-        ("dir/below", pattern::content(1, 3, 3000)),
+        ("dir/below", pattern::noise(3, 3000)),
         ("empty", Vec::new()),
     ])
 }

@@ -44,10 +44,11 @@ impl Syncing {
 /// What the unsynced end of a file that was appended to may look like after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tail {
-    /// Bytes that were written, or nothing: what phifs promises.
+    /// Bytes that were written, or nothing: what phifs promises of what it writes itself.
     Written,
     /// Zeroes to the end of the last block too: ext4 makes the new size durable before the bytes where the last block
-    /// was there already (seen here in every second power cut).
+    /// was there already (seen here in every second power cut). So it is under passthrough, where the kernel writes
+    /// to a file of the host.
     MayBeZero,
 }
 

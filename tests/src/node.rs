@@ -175,9 +175,9 @@ impl Node {
         Ok(())
     }
 
-    /// Mounted, and by a living daemon: a dead mount left from before answers `ENOTCONN`.
-    fn serves(&self) -> bool {
-        is_mounted(&self.mount) && fs::metadata(&self.mount).is_ok()
+    /// Mounted, and by a living daemon. Only what the kernel does not cache tells a dead mount: `statfs` does.
+    pub fn serves(&self) -> bool {
+        is_mounted(&self.mount) && rustix::fs::statfs(&self.mount).is_ok()
     }
 
     /// The serving daemon's process.
@@ -213,6 +213,18 @@ impl Node {
         while is_mounted(&self.mount) && unmount(&self.mount, UnmountFlags::DETACH).is_ok() {}
     }
 
+    /// Ends a daemon that went to the background by itself, which `STORE/phifs.pid` names.
+    fn end_background(&self) {
+        let pid = fs::read_to_string(self.store.join("phifs.pid")).ok().and_then(|text| text.trim().parse().ok());
+        let Some(pid) = pid else { return };
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = command.split(|&byte| byte == 0);
+        // The number in a stale file may be anybody's by now.
+        if words.any(|word| word == self.store.as_os_str().as_encoded_bytes()) {
+            let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
+        }
+    }
+
     /// Panics with the log if any daemon of this node ever panicked, even where the panic was survived.
     #[track_caller]
     pub fn assert_no_panic(&self) {
@@ -244,6 +256,7 @@ impl Drop for Daemon {
 impl Drop for Node {
     fn drop(&mut self) {
         self.daemon = None;
+        self.end_background();
         self.unmount_dead();
         if std::thread::panicking() {
             let log = self.log();

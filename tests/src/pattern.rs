@@ -13,6 +13,13 @@ pub fn content(seed: u64, version: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
+/// Bytes that do not compress, whatever the seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    fastrand::Rng::with_seed(seed).fill(&mut bytes);
+    bytes
+}
+
 /// The length of one version of a thing: mostly small, sometimes of many chunks.
 pub fn length(seed: u64, version: u64, max: usize) -> usize {
     let mut rng = fastrand::Rng::with_seed(mix(seed, !version));

@@ -26,6 +26,8 @@ pub enum FileName {
     Journal(u32),
     Pack(u32),
     Oplog(u32),
+    /// Space held back on a disk that is getting full, given up when making room itself needs room.
+    Ballast,
     /// A mutable file with the bytes of one inode ("materialised"), numbered in order of creation.
     Staging(u64),
 }
@@ -75,7 +77,13 @@ pub trait File: Send + Sync {
     fn seek_data(&self, offset_bytes: u64) -> io::Result<Option<u64>>;
     /// The first byte at or after `offset_bytes` in a hole; the length counts as one.
     fn seek_hole(&self, offset_bytes: u64) -> io::Result<u64>;
-    /// The descriptor behind it, where there is one, for kernel passthrough.
+    /// Whether anybody but the holder of this object has it open for writing or mapped so that stores reach it:
+    /// the kernel, on behalf of those whom it serves from this file.
+    fn has_writers(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// The descriptor behind it, where there is one, for kernel passthrough. It may be good for reading only.
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }

@@ -57,7 +57,7 @@ impl Database {
         let mut reader = Reader::new(&payload);
         let after = Lsn(reader.u64()?);
         let mut meta = Meta::open(nodes.clone(), &SPECS, Roots::decode(&mut reader)?)?;
-        let geometry = Geometry { segment_bytes: 1024, segments_min: 2, segments_max: 8 };
+        let geometry = Geometry { segment_bytes: 1536, segments_min: 2, segments_max: 8 };
         let options = Options { store: STORE, after, geometry, repair: Repair::Refuse };
         let journal = Journal::open(Arc::new(disk.clone()), options, Box::new(|| Ok(())), &mut |_, kind, payload| {
             match (kind, payload) {

@@ -121,7 +121,8 @@ impl GlyphSink for GlyphStore {
 }
 
 impl GlyphStore {
-    /// Whether the glyph can be expected to be readable: its record is there, though its bytes were not verified.
+    /// Whether the glyph is stored: its record is there and not known to be damaged. Its bytes are not read, so rot that
+    /// neither a read nor a scrub has met yet goes unnoticed.
     pub fn contains(&self, kind: GlyphKind, id: &GlyphId) -> Result<bool, StoreError> {
         let lane = self.lane(kind);
         if lane.quarantined(id).is_some() {

@@ -202,8 +202,7 @@ impl Lane {
         };
         self.drain(shared, &mut io)?;
         for pack in io.unsynced.values() {
-            let file = pack.file().expect("a pack that was written has a file");
-            file.sync().map_err(|error| shared.failed("syncing a pack", error))?;
+            sync_file(shared, pack)?;
         }
         io.unsynced.clear();
         if io.names_unsynced {
@@ -290,7 +289,14 @@ impl Lane {
             shared.check_writable()?;
             let (pack, done) = match &work {
                 Work::Write { pack, at, block } => (pack, self.write(shared, io, pack, *at, block)),
-                Work::Seal { pack } => (pack, pack.seal(&shared.store_id)),
+                Work::Seal { pack } => {
+                    // A trailer vouches for the records before it, so they must not be able to get lost behind its
+                    // back: a put would find them listed and write nothing.
+                    if io.unsynced.contains_key(&pack.number) {
+                        sync_file(shared, pack)?;
+                    }
+                    (pack, pack.seal(&shared.store_id))
+                }
             };
             done.map_err(|error| match error.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full,
@@ -321,6 +327,11 @@ impl Lane {
         }
         file.write_at(block, at.into())
     }
+}
+
+fn sync_file(shared: &Shared, pack: &Pack) -> Result<(), StoreError> {
+    let file = pack.file().expect("a pack that was written has a file");
+    file.sync().map_err(|error| shared.failed("syncing a pack", error))
 }
 
 impl Shared {

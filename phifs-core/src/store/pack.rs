@@ -2,7 +2,8 @@
 //!
 //! What always holds:
 //! - Records are only ever appended. A pack can be read without its footer by scanning it.
-//! - A trailer is written once everything before it is; a valid one means that the pack gets no more records.
+//! - A trailer is written once every record before it is durable, so a valid one vouches for them. The pack then gets
+//!   no more records.
 //! - Nothing is dropped silently: a scan that meets bad bytes looks for valid records behind them. If there are any,
 //!   the bad bytes are damage, which is reported and skipped; if there are none, they are a torn tail.
 //!
@@ -300,7 +301,8 @@ impl Pack {
         Ok(copies)
     }
 
-    /// Writes the footer and the trailer behind the records. They are durable after the next sync of the file.
+    /// Writes the footer and the trailer behind the records, which must be durable. They are so themselves after the
+    /// next sync of the file.
     pub fn seal(&self, store_id: &[u8; 16]) -> io::Result<()> {
         let (totals, mut entries) = {
             let body = self.body.lock();

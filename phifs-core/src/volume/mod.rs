@@ -105,6 +105,8 @@ pub struct OpenHow {
     pub append: bool,
     /// O_DIRECT: the page cache must not stand between.
     pub direct: bool,
+    /// O_SYNC or O_DSYNC: every write is to be durable when it returns.
+    pub sync: bool,
     /// Whether the caller can hand the file behind an inode to the kernel.
     pub passthrough: bool,
 }
@@ -277,9 +279,23 @@ pub trait Volume: Send + Sync + 'static {
     fn flush(&self, ino: Ino, handle: Handle) -> Result<()>;
     fn release(&self, ino: Ino, handle: Handle);
     fn fsync(&self, ino: Ino, handle: Option<Handle>, data_only: bool) -> Result<()>;
-    fn fallocate(&self, ino: Ino, handle: Handle, offset_bytes: u64, len_bytes: u64, mode: Allocate) -> Result<()>;
+    fn fallocate(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        handle: Handle,
+        offset_bytes: u64,
+        len_bytes: u64,
+        mode: Allocate,
+    ) -> Result<()>;
     fn seek(&self, ino: Ino, handle: Handle, offset_bytes: u64, seek: Seek) -> Result<u64>;
-    fn copy_range(&self, from: (Ino, Handle, u64), to: (Ino, Handle, u64), len_bytes: u64) -> Result<u64>;
+    fn copy_range(
+        &self,
+        caller: &Caller,
+        from: (Ino, Handle, u64),
+        to: (Ino, Handle, u64),
+        len_bytes: u64,
+    ) -> Result<u64>;
 
     /// Lists a directory from behind `after` (0: the start) until `each` returns false for an entry,
     /// which then comes first next time. "." and ".." are included.

@@ -477,7 +477,15 @@ impl Volume for MemVolume {
         Ok(())
     }
 
-    fn fallocate(&self, ino: Ino, _: Handle, offset_bytes: u64, len_bytes: u64, mode: Allocate) -> Result<()> {
+    fn fallocate(
+        &self,
+        _: &Caller,
+        ino: Ino,
+        _: Handle,
+        offset_bytes: u64,
+        len_bytes: u64,
+        mode: Allocate,
+    ) -> Result<()> {
         self.enter("fallocate");
         let mut inner = self.inner.lock();
         let bytes = &mut inner.node(ino)?.bytes;
@@ -500,7 +508,7 @@ impl Volume for MemVolume {
         }
     }
 
-    fn copy_range(&self, from: (Ino, Handle, u64), to: (Ino, Handle, u64), len_bytes: u64) -> Result<u64> {
+    fn copy_range(&self, _: &Caller, from: (Ino, Handle, u64), to: (Ino, Handle, u64), len_bytes: u64) -> Result<u64> {
         self.enter("copy_range");
         let mut inner = self.inner.lock();
         let bytes = inner.node(from.0)?.bytes.read(from.2, len_bytes.try_into().unwrap());

@@ -35,14 +35,15 @@ impl Down {
                 line.show(&Progress::step("waiting for the daemon to end"));
                 wait_until_free(&store)?;
                 drop(line);
-                context.output.note("The volume is down.");
+                context.output.result(&Ended { was_running: true }, |_| "The volume is down.".to_owned());
                 Ok(())
             }
             Err(failure) if failure.kind == Kind::NotRunning => {
                 // Whoever holds the lock is starting, checking, or ending: its mount is not dead.
                 let _lock = store.lock("down")?;
                 if daemon::clear_dead_mounts(&config)? {
-                    context.output.note("No daemon was running; the mount that a dead one had left is cleared.");
+                    let text = "No daemon was running; the mount that a dead one had left is cleared.";
+                    context.output.result(&Ended { was_running: false }, |_| text.to_owned());
                     return Ok(());
                 }
                 Err(failure)
@@ -50,6 +51,11 @@ impl Down {
             Err(failure) => Err(failure),
         }
     }
+}
+
+#[derive(serde::Serialize)]
+struct Ended {
+    was_running: bool,
 }
 
 fn wait_until_free(store: &StoreDir) -> Result<(), Failure> {

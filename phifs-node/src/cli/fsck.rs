@@ -38,7 +38,8 @@ impl Fsck {
                     return Err(Failure::plain(message).hint("name it with --store DIR, or make one with: phifs up"));
                 }
                 telemetry::start(&config);
-                let (lock, engine) = daemon::open(&config, &store, daemon::Role { name: "fsck", repair, rebuild_index }, &mut progress)?;
+                let (lock, engine) =
+                    daemon::open(&config, &store, daemon::Role { name: "fsck", repair, rebuild_index }, &mut progress)?;
                 let checked = engine.fsck(false, repair, &mut progress);
                 let closed = engine.shutdown(&mut progress);
                 drop(engine);

@@ -57,8 +57,14 @@ impl Up {
         }
         if self.foreground {
             telemetry::start(&config);
-            let mut line = context.output.progress();
-            return daemon::serve(&config, &mut |step| line.show(&step), |ready| {
+            let mut last = String::new();
+            let mut progress = |step: Progress| {
+                if step.doing != last {
+                    tracing::info!("{}", step.doing);
+                    last = step.doing;
+                }
+            };
+            return daemon::serve(&config, &mut progress, |ready| {
                 context.output.result(ready, describe);
                 telemetry::tell_service_manager("READY=1");
                 Ok(())

@@ -84,7 +84,7 @@ pub enum Repair {
 /// The size and number of the files. The number grows on demand and shrinks when the journal is idle.
 #[derive(Clone, Copy, Debug)]
 pub struct Geometry {
-    /// A multiple of 512, and at least 1024.
+    /// A multiple of 512, and at least 1536: a header, a batch, and a sector in reserve.
     pub segment_bytes: u32,
     /// At least 2: one to write, one to go on in.
     pub segments_min: u32,
@@ -152,14 +152,13 @@ impl Journal {
         replay: &mut Replay<'_>,
     ) -> Result<Self, JournalError> {
         let Options { store, after, geometry, repair } = options;
-        assert!(geometry.segment_bytes >= 1024 && geometry.segment_bytes.is_multiple_of(512));
+        assert!(geometry.segment_bytes >= 1536 && geometry.segment_bytes.is_multiple_of(512));
         assert!(geometry.segments_min >= 2 && geometry.segments_max >= geometry.segments_min);
         let recovered = recovery::recover(&disk, store, after, repair, replay)?;
         let end = recovered.end;
         let segments = Segments::new(disk, store, geometry, recovered.epoch, end, recovered.layout)?;
         if recovered.dropped {
-            // An empty group, for the epoch in its header.
-            segments.write_group(end, &[])?;
+            segments.write_mark()?;
         }
         let state = State {
             pending: Vec::new(),
@@ -265,7 +264,7 @@ impl Journal {
     /// them count as committed.
     ///
     /// Which checkpoint that is decides what a damaged superblock can fall back to: pass the position of the older
-    /// slot to be able to start from it.
+    /// slot to be able to start from it. After `open` no segment with old records counts as free until this is called.
     ///
     /// # Errors
     /// A file could not be removed; the journal works on.

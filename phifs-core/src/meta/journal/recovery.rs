@@ -70,7 +70,7 @@ pub(super) fn recover(
         what: "the epoch of the journal",
         value: u64::from(newest),
     }))?;
-    let mut history = history(batches);
+    let history = history(batches);
     let (reached, end) = read(&scanned, &history, store, after, replay)?;
 
     let durable = history.iter().map(|found| found.header.synced).max().unwrap_or(after);
@@ -80,9 +80,9 @@ pub(super) fn recover(
         }
         tracing::warn!(intact = end.0, durable = durable.0, "journal records are lost");
     }
-    let dropped = history.iter().any(|found| found.end > end);
-    history.retain(|found| found.end <= reached);
-    Ok(Recovered { end, epoch, layout: settle(disk, store, after, scanned, &history)?, dropped })
+    let behind = history.iter().any(|found| found.end > end);
+    let (kept, dropped) = history.into_iter().partition::<Vec<_>, _>(|found| found.end <= reached);
+    Ok(Recovered { end, epoch, layout: settle(disk, store, after, scanned, &kept, &dropped)?, dropped: behind })
 }
 
 /// Reads all segments and finds every batch that validates.
@@ -174,15 +174,19 @@ fn settle(
     store: StoreId,
     after: Lsn,
     scanned: Vec<Scanned>,
-    history: &[Found],
+    kept: &[Found],
+    dropped: &[Found],
 ) -> Result<Layout, JournalError> {
-    let latest = history.iter().max_by_key(|found| (found.end, found.header.epoch));
+    let latest = kept.iter().max_by_key(|found| (found.end, found.header.epoch));
     let mut layout = Layout {
         next_number: scanned.iter().map(|scanned| scanned.segment.number.saturating_add(1)).max().unwrap_or(0),
         ..Layout::default()
     };
     for (index, Scanned { segment, header_intact }) in scanned.into_iter().enumerate() {
-        let last = history.iter().filter(|found| found.segment == index).map(|found| found.end).max();
+        // A segment that a dropped group began was free before, whatever older batches are left in it.
+        let began = dropped.iter().any(|found| found.segment == index);
+        let needed = !began || latest.is_some_and(|latest| latest.segment == index);
+        let last = kept.iter().filter(|found| found.segment == index && needed).map(|found| found.end).max();
         if last.is_none() && !header_intact {
             // A stop while it was being made.
             disk.remove(FileName::Journal(segment.number)).map_err(failed("removing an unfinished journal segment"))?;

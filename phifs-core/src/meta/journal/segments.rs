@@ -5,6 +5,8 @@
 //!
 //! - A segment is free only when nothing in it is needed: all its records are before a checkpoint, or were dropped.
 //! - A group is written only when there is room for all of it, so a full disk never leaves half a group behind.
+//! - Groups leave the last sector of each segment alone. It is for the mark that recovery may have to write, which must
+//!   not fail for lack of room.
 //! - Locks are taken in the order writer, growth, pool, and the pool is never held during I/O.
 
 use std::io;
@@ -110,53 +112,74 @@ impl Segments {
     pub(super) fn write_group(&self, start: Lsn, group: &[u8]) -> Result<(), JournalError> {
         let Writer { current, batch } = &mut *self.writer.lock();
         let room = current.as_ref().map_or(0, |current| self.room_bytes(current.cursor_bytes));
-        let count = if room == 0 {
-            group.len().div_ceil(self.room_bytes(SECTOR)).max(1)
-        } else {
-            group.len().saturating_sub(room).div_ceil(self.room_bytes(SECTOR))
-        };
+        let count = group.len().saturating_sub(room).div_ceil(self.room_bytes(SECTOR));
         let mut fresh = self.take(count)?.into_iter();
         let mut touched = Vec::with_capacity(count + 1);
         let (mut rest, mut at) = (group, start);
-        loop {
-            let full = current.as_ref().is_none_or(|current| self.room_bytes(current.cursor_bytes) == 0);
-            if full {
-                let segment = fresh.next().expect("as many segments were taken as the group needs");
-                let next = Current { segment, cursor_bytes: SECTOR, last: at };
-                if let Some(Current { segment, last, .. }) = current.replace(next) {
-                    self.pool.lock().used.push((segment, last));
-                }
+        while !rest.is_empty() {
+            let room = current.as_ref().map_or(0, |current| self.room_bytes(current.cursor_bytes));
+            if room == 0 {
+                self.enter(current, fresh.next().expect("as many were taken as the group needs"), at);
+                continue;
             }
-            let current = current.as_mut().expect("set above");
-            let (body, behind) = rest.split_at(rest.len().min(self.room_bytes(current.cursor_bytes)));
-            let place = Place { segment: current.segment.number, offset_bytes: current.cursor_bytes as u32 };
-            let header = BatchHeader {
-                epoch: self.epoch,
-                opened: self.opened,
-                start: at,
-                synced: start,
-                body_bytes: body.len() as u32,
-            };
-            encode_batch(batch, self.store, place, &header, body);
-            current.segment.file.write_at(batch, current.cursor_bytes as u64).map_err(failed("writing the journal"))?;
-            touched.push(current.segment.file.clone());
-            current.cursor_bytes += batch.len();
-            current.last = header.end();
-            (rest, at) = (behind, header.end());
-            if rest.is_empty() {
-                break;
-            }
+            let current = current.as_mut().expect("it has room");
+            let (body, behind) = rest.split_at(rest.len().min(room));
+            touched.push(self.write_batch(current, batch, at, start, body)?);
+            (rest, at) = (behind, current.last);
         }
-        for file in touched {
-            file.sync().map_err(failed("syncing the journal"))?;
-            self.syncs.fetch_add(1, Ordering::Relaxed);
+        touched.into_iter().try_for_each(|file| self.sync(&*file))
+    }
+
+    /// Notes on disk, by an empty batch, that this epoch began at `opened`.
+    ///
+    /// # Errors
+    /// Those of the disk. There is room: the last sector of the current segment, or a segment that recovery freed.
+    pub(super) fn write_mark(&self) -> Result<(), JournalError> {
+        let Writer { current, batch } = &mut *self.writer.lock();
+        let fits = |current: &Current| current.cursor_bytes + SECTOR <= self.geometry.segment_bytes as usize;
+        if !current.as_ref().is_some_and(fits) {
+            self.take(1)?.into_iter().for_each(|segment| self.enter(current, segment, self.opened));
         }
+        let current = current.as_mut().expect("it has room");
+        let file = self.write_batch(current, batch, self.opened, self.opened, &[])?;
+        self.sync(&*file)
+    }
+
+    fn enter(&self, current: &mut Option<Current>, segment: Segment, at: Lsn) {
+        let entered = Current { segment, cursor_bytes: SECTOR, last: at };
+        if let Some(Current { segment, last, .. }) = current.replace(entered) {
+            self.pool.lock().used.push((segment, last));
+        }
+    }
+
+    /// Returns the file that is now to be synced.
+    fn write_batch(
+        &self,
+        current: &mut Current,
+        batch: &mut Vec<u8>,
+        start: Lsn,
+        synced: Lsn,
+        body: &[u8],
+    ) -> Result<Arc<dyn File>, JournalError> {
+        let place = Place { segment: current.segment.number, offset_bytes: current.cursor_bytes as u32 };
+        let (epoch, opened, body_bytes) = (self.epoch, self.opened, body.len() as u32);
+        let header = BatchHeader { epoch, opened, start, synced, body_bytes };
+        encode_batch(batch, self.store, place, &header, body);
+        current.segment.file.write_at(batch, current.cursor_bytes as u64).map_err(failed("writing the journal"))?;
+        current.cursor_bytes += batch.len();
+        current.last = header.end();
+        Ok(current.segment.file.clone())
+    }
+
+    fn sync(&self, file: &dyn File) -> Result<(), JournalError> {
+        file.sync().map_err(failed("syncing the journal"))?;
+        self.syncs.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    /// How many bytes of the stream fit behind the cursor.
+    /// How many bytes of the stream fit behind the cursor, in front of the last sector.
     fn room_bytes(&self, cursor_bytes: usize) -> usize {
-        (self.geometry.segment_bytes as usize).saturating_sub(cursor_bytes + BATCH_HEADER)
+        (self.geometry.segment_bytes as usize).saturating_sub(cursor_bytes + BATCH_HEADER + SECTOR)
     }
 
     fn take(&self, count: usize) -> Result<Vec<Segment>, JournalError> {

@@ -9,7 +9,7 @@ use crate::disk::{Access, CrashDisk, FaultDisk, FileName, MemDisk, PowerLoss};
 const STORE: StoreId = StoreId([5; 16]);
 const SMALL: Geometry = Geometry { segment_bytes: 2048, segments_min: 2, segments_max: 16 };
 /// What one batch of a small segment can carry.
-const BODY: usize = 2048 - SECTOR - BATCH_HEADER;
+const BODY: usize = 2048 - 2 * SECTOR - BATCH_HEADER;
 
 type Records = Vec<(Lsn, u8, Vec<u8>)>;
 
@@ -263,7 +263,7 @@ fn a_failed_write_on_the_way_to_a_new_segment_is_not_a_full_disk() {
 fn prepare_keeps_growth_out_of_commits() {
     let disk = MemDisk::new();
     let (journal, _) = open(&disk);
-    for round in 0..20 {
+    for round in 0..12 {
         journal.prepare().unwrap();
         let segments = disk.list().unwrap().len();
         put(&journal, &format!("{round:0len$}", len = BODY / 2));
@@ -271,7 +271,7 @@ fn prepare_keeps_growth_out_of_commits() {
     }
     assert_eq!(journal.stats().segments, 16, "2, 4, 8, 16");
     journal.prepare().unwrap();
-    assert_eq!(journal.stats().segments, 16, "the limit");
+    assert_eq!(journal.stats().segments, 16, "some are free");
 }
 
 #[test]
@@ -419,17 +419,22 @@ fn splitmix(state: &mut u64) -> u64 {
 }
 
 /// What the journal owes: every record appended, how far it was acknowledged, and the last checkpoint.
-#[derive(Clone, Default)]
 struct Model {
+    geometry: Geometry,
     records: BTreeMap<Lsn, (u8, Vec<u8>)>,
     acknowledged: Lsn,
     checkpoint: Lsn,
 }
 
 impl Model {
+    fn new(segments_max: u32) -> Self {
+        let geometry = Geometry { segments_max, ..SMALL };
+        Self { geometry, records: BTreeMap::new(), acknowledged: Lsn(0), checkpoint: Lsn(0) }
+    }
+
     /// Opens the journal and checks what it replays.
     fn open<D: Disk + Clone + 'static>(&mut self, disk: &D) -> Result<Journal, JournalError> {
-        let (journal, replayed) = open_with(disk, SMALL, self.checkpoint, Repair::Refuse)?;
+        let (journal, replayed) = open_with(disk, self.geometry, self.checkpoint, Repair::Refuse)?;
         let expected = self.records.iter().filter(|(lsn, _)| **lsn > self.checkpoint);
         for ((lsn, (kind, payload)), found) in expected.zip(&replayed) {
             assert_eq!((lsn, kind, payload), (&found.0, &found.1, &found.2));
@@ -489,11 +494,11 @@ fn acknowledged_records_survive_power_loss_at_any_operation() {
         let journal = model.open(disk)?;
         model.run(&journal, &mut 42, 120)
     };
-    script(&probe, &mut Model::default()).unwrap();
+    script(&probe, &mut Model::new(16)).unwrap();
     for fatal_op in 0..probe.ops() {
         for seed in 0..3 {
             let disk = CrashDisk::dies_at_op(fatal_op);
-            let mut model = Model::default();
+            let mut model = Model::new(16);
             assert!(script(&disk, &mut model).is_err());
             let disk = CrashDisk::over(&disk.after_power_loss(seed), PowerLoss::Never);
             let journal = model.open(&disk).unwrap();
@@ -508,7 +513,8 @@ fn many_generations_of_crashes_and_recycling_lose_nothing() {
     for seed in 0..200 {
         let mut random = seed;
         let mut files = MemDisk::new();
-        let mut model = Model::default();
+        // With few segments the journal is often full when the power goes.
+        let mut model = Model::new(if seed % 2 == 0 { 16 } else { 3 });
         for _ in 0..25 {
             let disk = CrashDisk::over(&files, PowerLoss::AtOp(splitmix(&mut random) % 80));
             match model.open(&disk) {
@@ -541,6 +547,33 @@ fn a_checkpoint_beyond_a_dropped_tail_does_not_revive_it() {
     assert!(checkpoint < both);
     journal.recycle(checkpoint).unwrap();
     let (_, replayed) = open_with(&disk, SMALL, checkpoint, Repair::Refuse).unwrap();
+    assert!(replayed.is_empty());
+}
+
+#[test]
+fn a_full_journal_with_a_torn_tail_can_be_opened() {
+    let three = Geometry { segments_min: 3, segments_max: 3, ..SMALL };
+    let disk = MemDisk::new();
+    let (journal, _) = open_with(&disk, three, Lsn(0), Repair::Refuse).unwrap();
+    // Two batches in each segment, all before the checkpoint.
+    (0..6).for_each(|n| _ = put(&journal, &n.to_string()));
+    let checkpoint = journal.committed();
+    journal.recycle(checkpoint).unwrap();
+
+    // The first batch of this group fills a segment, the second one is lost and leaves an old batch behind it.
+    put(&journal, &format!("{:0len$}tail one", 0, len = BODY));
+    damage(&disk, "tail one");
+    let (journal, replayed) = open_with(&disk, three, checkpoint, Repair::Refuse).unwrap();
+    assert!(replayed.is_empty());
+
+    // Now the first one is lost, with the old batches still there, while the second one is on disk.
+    journal.recycle(checkpoint).unwrap();
+    let before = disk.snapshot();
+    put(&journal, &format!("lost{:0len$}tail two", 0, len = BODY));
+    let (lost, _) = position_of(&disk, "lost");
+    disk.open(lost).unwrap().write_at(&before.bytes_of(lost).unwrap(), 0).unwrap();
+    position_of(&disk, "tail two");
+    let (_, replayed) = open_with(&disk, three, checkpoint, Repair::Refuse).unwrap();
     assert!(replayed.is_empty());
 }
 

@@ -2,11 +2,11 @@
 
 use super::*;
 
-/// A store of three packs of data and two of nodes, the last ones not sealed.
+/// A store of several packs of both kinds, the last ones not sealed.
 fn victim() -> (MemDisk, Vec<(GlyphKind, Vec<u8>)>) {
     let disk = MemDisk::new();
     let store = open(&disk);
-    let glyphs = glyphs(36);
+    let glyphs = glyphs(20);
     put_all(&store, &glyphs);
     store.sync().unwrap();
     (disk, glyphs)
@@ -116,7 +116,7 @@ fn scrub_finds_every_damaged_record_and_a_put_heals_it() {
     let store = open(&disk);
     let whole = store.scrub(ScrubCursor::default(), u64::MAX).unwrap();
     assert!(whole.finished && whole.damage.is_empty());
-    assert_eq!(whole.glyphs, 36);
+    assert_eq!(whole.glyphs, 20);
 
     disk.flip(FileName::Pack(1), 200, 4).unwrap();
     let (mut cursor, mut steps, mut found) = (ScrubCursor::default(), 0, Vec::new());

@@ -2,11 +2,11 @@
 
 use crate::codec::{Encode, Reader};
 use crate::id::InodeId;
+use crate::namespace::Effect;
 use crate::namespace::op::{Field, InodeEffect};
 use crate::namespace::row::{InodeRow, Mode, Owner};
 use crate::namespace::tables::{Rows, Table, Tables, malformed, suffixed_key};
 use crate::namespace::view::{self, Stat};
-use crate::namespace::Effect;
 use crate::store::StoreError;
 use crate::time::Timestamp;
 use crate::volume::{Attr, Caller, FileKind, Ino, Result, SetAttr, SetTime, VolumeError, XattrMode};
@@ -87,8 +87,7 @@ impl LocalVolume {
                 mode.acl = acl.encode();
             }
         }
-        let owner =
-            Owner { uid: change.uid.unwrap_or(stat.owner.uid), gid: change.gid.unwrap_or(stat.owner.gid) };
+        let owner = Owner { uid: change.uid.unwrap_or(stat.owner.uid), gid: change.gid.unwrap_or(stat.owner.gid) };
         if change.uid.is_some() || change.gid.is_some() {
             effect.owner = Some(owner);
             effect.drops.extend(drops(Field::Owner, &row.owner));
@@ -236,12 +235,7 @@ impl LocalVolume {
             return if name == acl::DEFAULT { Ok(()) } else { Err(VolumeError::NoAttribute) };
         }
         let mut draft = state.draft(self.env.now());
-        draft.effects.push(Effect::Xattr {
-            inode: id,
-            name: name.to_vec(),
-            value: None,
-            drops: old.dots().collect(),
-        });
+        draft.effects.push(Effect::Xattr { inode: id, name: name.to_vec(), value: None, drops: old.dots().collect() });
         touch(&mut draft, id, &row);
         state.commit(draft, &self.journal)?;
         Ok(())
@@ -351,10 +345,10 @@ fn check_xattr_name(name: &[u8]) -> Result<()> {
         return Err(VolumeError::Range);
     }
     let known: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    if name == acl::ACCESS
-        || name == acl::DEFAULT
-        || known.iter().any(|prefix| name.starts_with(prefix) && name.len() > prefix.len())
-    {
+    if known.contains(&name) {
+        return Err(VolumeError::Invalid("an extended attribute without a name"));
+    }
+    if name == acl::ACCESS || name == acl::DEFAULT || known.iter().any(|prefix| name.starts_with(prefix)) {
         return Ok(());
     }
     Err(VolumeError::NotSupported("an extended attribute outside user, trusted, security and POSIX ACLs"))

@@ -51,7 +51,7 @@ impl LocalVolume {
 
     fn check_nodes(&self, report: &mut FsckReport) -> Result<()> {
         let checkpoint = self.checkpoint.lock();
-        for (table, root) in checkpoint.roots.iter() {
+        for (table, root) in checkpoint.last.roots.iter() {
             let mut nodes = Vec::new();
             let walked = merkle::walk(&*self.nodes, &root, &mut |id, _| {
                 nodes.push(*id);
@@ -82,7 +82,8 @@ impl LocalVolume {
             // The rebuilt rows are in no journal, so they must be in a checkpoint.
             return self.make_checkpoint(false);
         }
-        let problem = |row| Problem { path: None, what: format!("a derived row does not follow from the others: {row}") };
+        let problem =
+            |row| Problem { path: None, what: format!("a derived row does not follow from the others: {row}") };
         report.problems.extend(differences.into_iter().map(problem));
         Ok(())
     }
@@ -142,4 +143,3 @@ impl LocalVolume {
         Ok(if path.is_empty() { b"/".to_vec() } else { path })
     }
 }
-

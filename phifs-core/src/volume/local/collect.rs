@@ -1,20 +1,20 @@
 //! Giving space back, and looking for decay.
 //!
 //! Live is what the tables name: the nodes of their maps, the glyphs of every version, and the glyphs under files that
-//! are being changed. Before marking, two checkpoints make both copies of the superblock name the same roots, so that
-//! nothing is live that is not in the current state.
+//! are being changed. The nodes of both copies of the superblock are kept. Data needs only the current state, as the
+//! journal that leads to it from either copy is durable; two checkpoints before marking make the copies the same.
 
 use std::collections::HashSet;
 
-use crate::content::manifest::{Part, visit_glyphs};
 use crate::content::Content;
+use crate::content::manifest::{Part, visit_glyphs};
 use crate::id::{GlyphId, InodeId};
 use crate::merkle;
 use crate::namespace::derive::dot_of;
 use crate::namespace::row::InodeRow;
 use crate::namespace::tables::{Table, Tables, malformed};
 use crate::store::{Damage, GlyphKind, Mark, ScrubCursor, StoreError, SweepReport};
-use crate::volume::Result;
+use crate::volume::{Result, VolumeError};
 
 use super::LocalVolume;
 
@@ -41,13 +41,22 @@ impl LocalVolume {
     /// Removes packs without live glyphs, and rewrites those whose live share is below `min_live_ratio` (0 to 1).
     /// `progress` gets the number of inodes looked at.
     pub fn collect(&self, min_live_ratio: f64, progress: &dyn Fn(u64)) -> Result<CollectReport> {
-        self.make_checkpoint(false)?;
-        self.make_checkpoint(false)?;
+        // Copies of what is stored anyway go first: on a full disk they are what there is no room for.
+        self.evict_all()?;
+        for _ in 0..2 {
+            match self.make_checkpoint(false) {
+                // A full disk has no room for a checkpoint, and collecting is what makes room.
+                Err(VolumeError::Store(StoreError::Full) | VolumeError::NoSpace(_)) => self.commit_journal()?,
+                other => other?,
+            }
+        }
         // While it is held no checkpoint replaces the roots that are walked here.
         let checkpoint = self.checkpoint.lock();
         let mut mark = self.store.begin_mark(&[GlyphKind::Data, GlyphKind::Node]);
         let mut live = 0;
-        for (_, root) in checkpoint.roots.iter() {
+        // The tables are ahead of both copies if the last checkpoint failed at its end.
+        let current = self.state.read().meta.roots().clone();
+        for (_, root) in current.iter().chain(checkpoint.last.roots.iter()).chain(checkpoint.previous_roots.iter()) {
             merkle::walk(&*self.nodes, &root, &mut |id, _| {
                 let new = mark.keep(GlyphKind::Node, id);
                 live += u64::from(new);
@@ -70,6 +79,8 @@ impl LocalVolume {
         for content in self.contents_in_use() {
             self.keep_content(&mut mark, &mut pages, &content, &mut live)?;
         }
+        // A crash must not bring back a version that was replaced while marking and so was not marked.
+        self.commit_journal()?;
         let sweep = self.store.sweep(mark, min_live_ratio)?;
         Ok(CollectReport { live_glyphs: live, sweep })
     }
@@ -107,11 +118,7 @@ impl LocalVolume {
             let mut batch = Vec::with_capacity(BATCH);
             self.state.read().scan(Table::Inodes, &from, &mut |key, value| {
                 batch.push((key.to_vec(), value.clone()));
-                if batch.len() < BATCH {
-                    std::ops::ControlFlow::Continue(())
-                } else {
-                    std::ops::ControlFlow::Break(())
-                }
+                if batch.len() < BATCH { std::ops::ControlFlow::Continue(()) } else { std::ops::ControlFlow::Break(()) }
             })?;
             for (key, value) in &batch {
                 let dot = dot_of(key)?;

@@ -18,18 +18,18 @@ use crate::content::reader::ContentReader;
 use crate::content::{Content, ContentError};
 use crate::id::{Dot, InodeId};
 use crate::meta::Lsn;
+use crate::namespace::Effect;
 use crate::namespace::derive;
 use crate::namespace::op::{Field, InodeEffect, LinkEffect, PlaceEffect};
 use crate::namespace::row::{Closure, Version};
 use crate::namespace::tables::{Rows, Table, Tables, content_key};
 use crate::namespace::view::{self, Stat};
-use crate::namespace::Effect;
 use crate::time::Timestamp;
 use crate::volume::{
     Allocate, Attr, Caller, FileKind, Handle, Ino, NewNode, OpenHow, Opened, Path, Result, Seek, VolumeError,
 };
 
-use super::staged::Staging;
+use super::staged::{Staged, Staging};
 use super::state::{Draft, State, local_key};
 use super::{LocalVolume, names, reserved};
 
@@ -257,10 +257,15 @@ impl LocalVolume {
         }
         let (number, file) = self.staging.take().map_err(staging_io("making a staging file"))?;
         let now = self.env.now();
-        let overlay = Overlay::over(*data.reader.content(), &*file)?;
-        let staging = Staging::new(number, file, overlay, now, now).map_err(staging_io("looking at a staging file"))?;
-        let change = (local_key(b's', &cell.id.0.to_bytes()), Some(staging.record().encode()));
-        state.commit_local(vec![change], now, &self.journal)?;
+        let begin = || -> Result<Staging> {
+            let overlay = Overlay::over(*data.reader.content(), &*file)?;
+            let staging =
+                Staging::new(number, file, overlay, now, now).map_err(staging_io("looking at a staging file"))?;
+            let change = (local_key(b's', &cell.id.0.to_bytes()), Some(staging.record().encode()));
+            state.commit_local(vec![change], now, &self.journal)?;
+            Ok(staging)
+        };
+        let staging = begin().inspect_err(|_| self.staging.retire(number, Lsn::default()))?;
         data.staging = Some(staging);
         Ok(())
     }
@@ -275,27 +280,35 @@ impl LocalVolume {
     ) -> Result<(Attr, Opened)> {
         let (number, file) = self.staging.take().map_err(staging_io("making a staging file"))?;
         let now = self.env.now();
-        let staging = Staging::new(number, file.clone(), Overlay::whole(0), now, now)
+        let mut staging = Staging::new(number, file.clone(), Overlay::whole(0), now, now)
             .map_err(staging_io("looking at a staging file"))?;
+        staging.recorded_whole = true;
         let record = staging.record().encode();
+        let reader = ContentReader::new(Content::Empty, Bytes::new())?;
+        let data = Data { version: None, inline: Bytes::new(), reader, staging: Some(staging), failed: false };
+        let mut entered = None;
         let made = self.make_node(caller, parent, name, node, |draft: &mut Draft, id| {
             draft.local.push((local_key(b's', &id.0.to_bytes()), Some(record)));
+            // Before others can see the name and open the file on their own.
+            let user = self.enter(id);
+            *user.cell.data.lock() = Some(data);
+            let opening = Opening::new(&user.cell);
+            entered = Some((user, opening));
             Ok(())
         });
-        let id = match made {
-            Ok(id) => id,
-            Err(e) => {
+        let (id, (user, opening)) = match (made, entered) {
+            (Ok(id), Some(entered)) => (id, entered),
+            (made, entered) => {
+                if let Some((user, _)) = &entered {
+                    *user.cell.data.lock() = None;
+                }
                 self.staging.retire(number, Lsn::default());
-                return Err(e);
+                return Err(made.err().unwrap_or_else(|| VolumeError::Internal("a file made without a cell".into())));
             }
         };
-        let user = self.enter(id);
-        let opening = Opening::new(&user.cell);
-        let reader = ContentReader::new(Content::Empty, Bytes::new())?;
-        *user.cell.data.lock() =
-            Some(Data { version: None, inline: Bytes::new(), reader, staging: Some(staging), failed: false });
         let mut gate = user.cell.gate.lock();
-        let path = if how.passthrough && self.has_room() {
+        let set_id = node.permissions & 0o6000 != 0;
+        let path = if how.passthrough && !how.sync && !set_id && self.has_room() {
             gate.kernel += 1;
             Path::Passthrough { file }
         } else {
@@ -354,7 +367,8 @@ impl LocalVolume {
         let through_here = move |keep_cache| if how.direct { Path::Direct } else { Path::Cached { keep_cache } };
         // Only through WRITE does the kernel say that set-id bits must go.
         let set_id = super::attrs::without_set_id(mode) != mode;
-        let excluded = gate.cached > 0 || how.write && set_id && gate.kernel == 0;
+        // And only through FSYNC does it say that a write of an O_SYNC descriptor must be durable.
+        let excluded = gate.cached > 0 || how.write && (set_id || how.sync) && gate.kernel == 0;
         if !how.passthrough || excluded {
             return Ok(through_here(version));
         }
@@ -451,11 +465,7 @@ impl LocalVolume {
     }
 
     /// Changes bytes: makes sure that there is a staging file and room, and notes the change.
-    fn change(
-        &self,
-        cell: &FileCell,
-        change: impl FnOnce(&mut Staging) -> Result<()>,
-    ) -> Result<()> {
+    fn change(&self, cell: &FileCell, change: impl FnOnce(&mut Staging) -> Result<()>) -> Result<()> {
         self.check_writable()?;
         if !self.has_room() {
             return Err(VolumeError::NoSpace("the disk is full up to the reserve"));
@@ -482,7 +492,9 @@ impl LocalVolume {
         drop(gate);
         self.truncate_cell(&user.cell, len)?;
         if !open {
-            self.publish(&user.cell, Closure::Close)?;
+            let published = self.publish(&user.cell, Closure::Close);
+            self.enqueue(id);
+            published?;
         }
         Ok(())
     }
@@ -512,7 +524,14 @@ impl LocalVolume {
         staging.changed(self.env.now()).map_err(staging_io("looking at a staging file"))
     }
 
-    pub(super) fn allocate(&self, handle: Handle, offset: u64, len: u64, mode: Allocate) -> Result<()> {
+    pub(super) fn allocate(
+        &self,
+        caller: &Caller,
+        handle: Handle,
+        offset: u64,
+        len: u64,
+        mode: Allocate,
+    ) -> Result<()> {
         let open = self.handle(handle)?;
         if !open.write {
             return Err(VolumeError::BadHandle);
@@ -533,7 +552,8 @@ impl LocalVolume {
                 Allocate::ZeroRangeKeepSize => staging.overlay.zero_range(file, offset, len, true)?,
             }
             Ok(())
-        })
+        })?;
+        if caller.uid == 0 { Ok(()) } else { self.kill_set_id(open.cell.id) }
     }
 
     pub(super) fn seek_file(&self, handle: Handle, offset: u64, seek: Seek) -> Result<u64> {
@@ -563,7 +583,13 @@ impl LocalVolume {
     }
 
     /// Copies bytes between two open files. Equal bytes become the same glyphs when the target is published.
-    pub(super) fn copy_bytes(&self, from: (Ino, Handle, u64), to: (Handle, u64), len: u64) -> Result<u64> {
+    pub(super) fn copy_bytes(
+        &self,
+        caller: &Caller,
+        from: (Ino, Handle, u64),
+        to: (Handle, u64),
+        len: u64,
+    ) -> Result<u64> {
         const STEP: u64 = 1 << 20;
         let mut copied = 0;
         while copied < len {
@@ -572,8 +598,12 @@ impl LocalVolume {
             if bytes.is_empty() {
                 break;
             }
-            self.write_file(to.0, to.1 + copied, &bytes, false)?;
+            self.write_file(to.0, to.1 + copied, &bytes, caller.uid != 0)?;
             copied += bytes.len() as u64;
+            // The source ended here, even if it is the target and has just grown.
+            if bytes.len() < step as usize {
+                break;
+            }
         }
         Ok(copied)
     }
@@ -644,10 +674,21 @@ impl LocalVolume {
             self.enqueue_later(id);
             return Ok(());
         }
+        if !open && self.has_writers(&user.cell)? {
+            // A mapping outlived its descriptors: whatever is stored through it is looked for at every tick.
+            self.enqueue_later(id);
+            return Ok(());
+        }
         if !open {
-            self.cache_or_drop(&user.cell)?;
+            self.cache_or_drop(&user.cell, true)?;
         }
         Ok(())
+    }
+
+    /// Whether the kernel lets somebody write to the staging file.
+    fn has_writers(&self, cell: &FileCell) -> Result<bool> {
+        let file = cell.data.lock().as_ref().and_then(|data| data.staging.as_ref()).map(|staging| staging.file.clone());
+        file.map_or(Ok(false), |file| file.has_writers()).map_err(staging_io("asking for writers of a staging file"))
     }
 
     /// Called when an inode lost its last name.
@@ -685,8 +726,8 @@ impl LocalVolume {
         Ok(())
     }
 
-    /// A closed and clean file keeps a long staging file as a cache, and loses a short one.
-    fn cache_or_drop(&self, cell: &FileCell) -> Result<()> {
+    /// A closed and clean file loses its staging file; a long one is kept as a cache if it `may_stay`.
+    fn cache_or_drop(&self, cell: &FileCell, may_stay: bool) -> Result<()> {
         let gate = cell.gate.lock();
         if gate.cached + gate.kernel > 0 {
             return Ok(());
@@ -700,20 +741,36 @@ impl LocalVolume {
             return Ok(());
         }
         let len = staging.overlay.len_bytes();
-        if len >= CACHE_BYTES_MIN && staging.overlay.is_whole() && self.staging_cache.admit(cell.id, len) {
+        let is_worth = len >= CACHE_BYTES_MIN && staging.overlay.is_whole();
+        if may_stay && is_worth && self.staging_cache.admit(cell.id, len) {
             return Ok(());
         }
-        let number = staging.number;
+        let lsn = if staging.has_record {
+            let change = (local_key(b's', &cell.id.0.to_bytes()), None);
+            state.commit_local(vec![change], self.env.now(), &self.journal)?
+        } else {
+            self.journal.appended()
+        };
+        self.staging.retire(staging.number, lsn);
         loaded.staging = None;
-        let change = (local_key(b's', &cell.id.0.to_bytes()), None);
-        let lsn = state.commit_local(vec![change], self.env.now(), &self.journal)?;
-        self.staging.retire(number, lsn);
         Ok(())
+    }
+
+    /// Publishes a file whose users will not come back, or else makes its bytes durable in staging.
+    pub(super) fn close_down(&self, id: InodeId) -> Result<()> {
+        let settled = self.settle(id);
+        let Some(user) = self.known(id) else { return settled };
+        let published = settled.and_then(|()| self.publish(&user.cell, Closure::IdleFlush));
+        match published {
+            Ok(Publication::Clean | Publication::Published | Publication::Gone) => Ok(()),
+            Ok(Publication::Changing) => self.record_bytes(&user.cell),
+            Err(error) => self.record_bytes(&user.cell).and(Err(error)),
+        }
     }
 
     /// Drops the cached staging file of a file that nobody has open.
     pub(super) fn evict(&self, id: InodeId) -> Result<()> {
-        self.known(id).map_or(Ok(()), |user| self.cache_or_drop(&user.cell))
+        self.known(id).map_or(Ok(()), |user| self.cache_or_drop(&user.cell, false))
     }
 
     /// What stat(2) shows of a file that was changed and not published.
@@ -740,6 +797,9 @@ impl LocalVolume {
         if let Some(staging) = data.as_mut().and_then(|data| data.staging.as_mut()) {
             staging.observe().map_err(staging_io("looking at a staging file"))?;
             staging.mtime = mtime;
+            // The next fsync makes this time durable too.
+            staging.recorded = None;
+            staging.recorded_whole = false;
         }
         Ok(())
     }
@@ -765,7 +825,7 @@ impl LocalVolume {
 
     /// Makes sure that the journal, once committed, stands for the bytes of the file as they are now.
     pub(super) fn record_bytes(&self, cell: &FileCell) -> Result<()> {
-        let (file, generation, small) = {
+        let (file, number, generation, synced, small) = {
             let mut data = cell.data.lock();
             let Some(data) = data.as_mut() else { return Ok(()) };
             if data.failed {
@@ -777,9 +837,9 @@ impl LocalVolume {
                 return Ok(());
             }
             let small = staging.overlay.len_bytes() <= JOURNAL_BYTES_MAX && staging.overlay.is_whole();
-            (staging.file.clone(), staging.generation, small)
+            (staging.file.clone(), staging.number, staging.generation, staging.record(), small)
         };
-        if !small && let Err(source) = file.sync() {
+        if !small && let Err(source) = self.staging.name_is_durable(number).and_then(|()| file.sync()) {
             if let Some(data) = cell.data.lock().as_mut() {
                 data.failed = true;
             }
@@ -788,6 +848,14 @@ impl LocalVolume {
         let mut state = self.state.write();
         let mut data = cell.data.lock();
         let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(()) };
+        if staging.published >= Some(generation) {
+            return Ok(());
+        }
+        // The kernel's writes to a whole file change nothing that the record says.
+        if !small && staging.recorded_whole && staging.is_all_there_is() {
+            staging.recorded = Some(generation);
+            return Ok(());
+        }
         let record = if small {
             let mut bytes = vec![0; JOURNAL_BYTES_MAX as usize + 1];
             // The length may have changed since; the kernel writes on its own.
@@ -798,13 +866,16 @@ impl LocalVolume {
                 return self.record_bytes(cell);
             }
             bytes.truncate(got);
-            super::staged::Staged::Bytes { bytes, mtime: staging.mtime }
+            Staged::Bytes { bytes, mtime: staging.mtime }
         } else {
-            staging.record()
+            // As it was before the sync: what was written during it may not be on the disk.
+            synced
         };
         let change = (local_key(b's', &cell.id.0.to_bytes()), Some(record.encode()));
         state.commit_local(vec![change], self.env.now(), &self.journal)?;
+        staging.has_record = true;
         staging.recorded = Some(generation);
+        staging.recorded_whole = !small && staging.is_all_there_is();
         Ok(())
     }
 
@@ -850,6 +921,10 @@ impl LocalVolume {
     pub(super) fn publish(&self, cell: &FileCell, closure: Closure) -> Result<Publication> {
         // No collection may take the new glyphs before the operation that names them.
         let _hold = self.store.hold();
+        let written = match self.protect_pages(cell)? {
+            Some(written) => written,
+            None => return Ok(Publication::Clean),
+        };
         let (overlay, file, generation, mut base) = {
             let mut data = cell.data.lock();
             let Some(Data { staging: Some(staging), reader, inline, .. }) = data.as_mut() else {
@@ -882,20 +957,29 @@ impl LocalVolume {
         if staging.generation != generation {
             return Ok(Publication::Changing);
         }
+        if !staging.dirty {
+            // Somebody else published it meanwhile.
+            return Ok(Publication::Clean);
+        }
         let (mtime, changed) = (staging.mtime, staging.changed);
-        let Some(draft) =
-            self.draft_version(&state, cell.id, &published, (mtime, changed), closure)?
-        else {
+        let closure = if staging.recovered { Closure::CrashRecovered } else { closure };
+        let Some(mut draft) = self.draft_version(&state, cell.id, &published, (mtime, changed), closure)? else {
             return Ok(Publication::Gone);
         };
-        let dot = draft.dot;
+        // A record that outlived this version would bring back older bytes after a crash. But what the kernel may still
+        // write, and sync by itself, must be found; the staging file has just been synced with the bytes published here.
+        let record = written.then(|| staging.record_of_all().encode());
+        draft.local.push((local_key(b's', &cell.id.0.to_bytes()), record));
+        if staging.recovered && loaded.version.is_some() && published.content == *loaded.reader.content() {
+            // The crash came between publishing the file and closing it: there is nothing to add.
+            draft.effects.clear();
+        }
+        let version = if draft.effects.is_empty() { loaded.version } else { Some(draft.dot) };
         state.commit(draft, &self.journal)?;
-        loaded.version = Some(dot);
+        loaded.version = version;
         loaded.inline = published.inline;
         loaded.reader = ContentReader::new(published.content, loaded.inline.clone())?;
-        staging.overlay.published(published.content);
-        staging.dirty = false;
-        staging.published_at = self.env.now();
+        staging.published(published.content, self.env.now(), written);
         self.counters.published.fetch_add(1, Ordering::Relaxed);
         drop(gate);
         Ok(Publication::Published)
@@ -903,6 +987,29 @@ impl LocalVolume {
 }
 
 impl LocalVolume {
+    /// Prepares a dirty file for being read while somebody may store to it through a mapping. Says whether the kernel
+    /// lets anybody write to it; `None` if the file is clean.
+    ///
+    /// A store to a page that is writable already leaves no trace. The sync write-protects all pages, so that any
+    /// store from then on moves the mtime and shows as a change.
+    fn protect_pages(&self, cell: &FileCell) -> Result<Option<bool>> {
+        let (file, number) = {
+            let mut data = cell.data.lock();
+            let Some(staging) = data.as_mut().and_then(|data| data.staging.as_mut()) else { return Ok(None) };
+            staging.observe().map_err(staging_io("looking at a staging file"))?;
+            if !staging.dirty {
+                return Ok(None);
+            }
+            (staging.file.clone(), staging.number)
+        };
+        let written = file.has_writers().map_err(staging_io("asking for writers of a staging file"))?;
+        if written {
+            let synced = self.staging.name_is_durable(number).and_then(|()| file.sync());
+            synced.map_err(staging_io("syncing a staging file"))?;
+        }
+        Ok(Some(written))
+    }
+
     /// The operation that publishes a version; `None` if the inode is gone.
     fn draft_version(
         &self,
@@ -914,8 +1021,7 @@ impl LocalVolume {
     ) -> Result<Option<Draft>> {
         let Some(row) = state.inode(id)? else { return Ok(None) };
         let mut draft = state.draft(self.env.now());
-        let version =
-            Version { content: published.content, mtime, closure, bases: row.versions.dots().collect() };
+        let version = Version { content: published.content, mtime, closure, bases: row.versions.dots().collect() };
         let inline = matches!(published.content, Content::Inline { .. }).then(|| published.inline.to_vec());
         let touched = Stat::of(&row).ctime.max(changed);
         draft.effects.push(Effect::Inode(InodeEffect {

@@ -8,13 +8,14 @@
 //! | `files`, `staged` | open files, their bytes before and while they are published |
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
 //! | `collect`, `check` | garbage collection, scrub and fsck |
+//! | `ballast` | room for making room on a full disk |
 //! | `reserved` | `.phi` |
 //!
 //! Locks, in the order in which they are taken: checkpoint, a file's gate, the state, a file's data, and the small ones
 //! that are held for a moment (the map of files, handles, queues). Nobody waits for the disk under the state lock but
 //! for the reading of rows that are not cached.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -37,6 +38,7 @@ use crate::volume::{
 
 mod acl;
 mod attrs;
+mod ballast;
 mod check;
 mod collect;
 mod files;
@@ -52,10 +54,11 @@ pub use collect::{CollectReport, ScrubReport};
 pub use recover::{OpenError, Opening, Progress};
 pub use upkeep::{RecentOp, Status};
 
+use ballast::Ballast;
 use files::{FileCell, OpenFile};
 use staged::StagingPool;
 use state::State;
-use upkeep::{Cache, Checkpoint};
+use upkeep::{Cache, Checkpoints};
 
 /// What may differ from one volume to the next.
 #[derive(Clone, Debug)]
@@ -122,7 +125,7 @@ pub struct LocalVolume {
     superblock: Mutex<Superblock>,
     sealing: Mutex<()>,
     /// The last checkpoint; held while the next one is made.
-    checkpoint: Mutex<Checkpoint>,
+    checkpoint: Mutex<Checkpoints>,
     state: RwLock<State>,
     files: Mutex<HashMap<InodeId, Arc<FileCell>>>,
     handles: RwLock<HashMap<u64, Arc<OpenFile>>>,
@@ -135,8 +138,12 @@ pub struct LocalVolume {
     queue: Mutex<VecDeque<InodeId>>,
     queued: Condvar,
     /// Files whose publication has to wait for the next tick.
-    retries: Mutex<Vec<InodeId>>,
+    retries: Mutex<BTreeSet<InodeId>>,
+    /// Whether the disk has room for data.
     room: AtomicBool,
+    /// Whether it is about to run out: caches are given up, and some space is held back.
+    tight: AtomicBool,
+    ballast: Ballast,
     stopping: AtomicBool,
     invalidate: RwLock<Option<Arc<dyn Invalidate>>>,
     counters: upkeep::Counters,
@@ -256,16 +263,30 @@ impl Volume for LocalVolume {
         self.sync_file(ino)
     }
 
-    fn fallocate(&self, _: Ino, handle: Handle, offset_bytes: u64, len_bytes: u64, mode: Allocate) -> Result<()> {
-        self.allocate(handle, offset_bytes, len_bytes, mode)
+    fn fallocate(
+        &self,
+        caller: &Caller,
+        _: Ino,
+        handle: Handle,
+        offset_bytes: u64,
+        len_bytes: u64,
+        mode: Allocate,
+    ) -> Result<()> {
+        self.allocate(caller, handle, offset_bytes, len_bytes, mode)
     }
 
     fn seek(&self, _: Ino, handle: Handle, offset_bytes: u64, seek: Seek) -> Result<u64> {
         self.seek_file(handle, offset_bytes, seek)
     }
 
-    fn copy_range(&self, from: (Ino, Handle, u64), to: (Ino, Handle, u64), len_bytes: u64) -> Result<u64> {
-        self.copy_bytes(from, (to.1, to.2), len_bytes)
+    fn copy_range(
+        &self,
+        caller: &Caller,
+        from: (Ino, Handle, u64),
+        to: (Ino, Handle, u64),
+        len_bytes: u64,
+    ) -> Result<u64> {
+        self.copy_bytes(caller, from, (to.1, to.2), len_bytes)
     }
 
     fn readdir(&self, ino: Ino, after: u64, each: &mut dyn FnMut(&Entry) -> bool) -> Result<()> {

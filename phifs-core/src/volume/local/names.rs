@@ -1,22 +1,20 @@
 //! What happens to names: lookup, make, link, unlink, rename, list.
 
 use crate::id::{DirId, InodeId, LinkId};
+use crate::namespace::Effect;
 use crate::namespace::derive::{self, Child};
 use crate::namespace::op::{Field, InodeEffect, LinkEffect, PlaceEffect};
 use crate::namespace::register::Register;
 use crate::namespace::row::{Birth, InodeRow, Mode, Owner};
 use crate::namespace::tables::{Rows, Table, suffixed_key};
 use crate::namespace::view::{self, Stat};
-use crate::namespace::Effect;
 use crate::store::StoreError;
-use crate::volume::{
-    Attr, Caller, Entry, FileKind, Ino, NewKind, NewNode, RenameMode, Result, VolumeError,
-};
+use crate::volume::{Attr, Caller, Entry, FileKind, Ino, NewKind, NewNode, RenameMode, Result, VolumeError};
 
+use super::LocalVolume;
 use super::acl::{self, Acl};
 use super::reserved;
 use super::state::{Draft, State, local_key};
-use super::LocalVolume;
 
 pub const NAME_BYTES_MAX: usize = 255;
 const SYMLINK_BYTES_MAX: usize = 4095;
@@ -232,7 +230,8 @@ impl LocalVolume {
             (RenameMode::NoReplace, Some(_)) => return Err(VolumeError::Exists),
             (RenameMode::Exchange, None) => return Err(VolumeError::NotFound),
             (RenameMode::Exchange, Some(target)) => {
-                if source == target {
+                // Two names of one inode: as in Linux, nothing happens.
+                if source.inode() == target.inode() {
                     return Ok(());
                 }
                 check_not_inside(&state, source, to.id)?;

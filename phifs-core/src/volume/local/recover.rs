@@ -37,8 +37,11 @@ use crate::volume::VolumeError;
 use super::files::FileCell;
 use super::staged::{Staged, Staging, StagingPool};
 use super::state::{RECORD_TRANSACTION, State, local_key};
-use super::upkeep::{Cache, Checkpoint, Counters};
+use super::upkeep::{Cache, Checkpoint, Checkpoints, Counters};
 use super::{LocalVolume, Options, TABLES, names};
+
+/// The journal keeps what two checkpoints cover, and grows while one is made. (One MiB each.)
+const JOURNAL_SEGMENTS_MAX: u32 = 128;
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -97,8 +100,7 @@ impl LocalVolume {
         opened.clean = checkpoint.clean;
 
         let store_options = StoreOptions { reserve_bytes: options.reserve_bytes, ..StoreOptions::new(store_id.0) };
-        let (store, report) =
-            GlyphStore::open(disk.clone(), index, &store_options, &|p| progress(Progress::Packs(p)))?;
+        let (store, report) = GlyphStore::open(disk.clone(), index, &store_options, &|p| progress(Progress::Packs(p)))?;
         let store = Arc::new(store);
         opened.store = report;
         let nodes = Arc::new(NodeCache::new(store.clone(), options.node_cache_bytes));
@@ -119,7 +121,7 @@ impl LocalVolume {
             let journal_options = journal::Options {
                 store: store_id,
                 after: checkpoint.lsn,
-                geometry: journal::Geometry::default(),
+                geometry: journal::Geometry { segments_max: JOURNAL_SEGMENTS_MAX, ..journal::Geometry::default() },
                 repair: if options.repair { Repair::DropAfterDamage } else { Repair::Refuse },
             };
             Journal::open(disk.clone(), journal_options, Box::new(move || store.sync()), &mut |lsn, kind, payload| {
@@ -138,7 +140,12 @@ impl LocalVolume {
         state.unsealed.retain(|op| heads.get(&op.dot.author).is_none_or(|head| op.dot.n > head.n));
 
         // From here on the store counts as unclean until it is closed.
-        superblock.write(&Checkpoint { clean: false, ..checkpoint.clone() }.encode())?;
+        let in_use = Checkpoint { clean: false, ..checkpoint.clone() }.encode();
+        superblock.write(&in_use)?;
+        if checkpoint.clean {
+            // In both copies: one that still said otherwise could be what the next start finds, after damage.
+            superblock.write(&in_use)?;
+        }
         let mut author = checkpoint.author;
         if !checkpoint.clean || opened.created {
             author = new_author(&*env, &key);
@@ -148,11 +155,14 @@ impl LocalVolume {
         if !changes.is_empty() {
             state.commit_local(changes, now, &journal)?;
         }
-        if opened.created && options.root_owner != (0, 0) {
+        // Until there is an operation: the making of the volume may have been interrupted just before this.
+        let is_untouched = state.context.iter().all(|(author, _)| author == GENESIS_DOT.author);
+        if is_untouched && options.root_owner != (0, 0) {
             own_root(&mut state, options.root_owner, &*env, &journal)?;
         }
 
-        let next_staging = next_staging_number(&*disk)?;
+        let next_staging = next_staging_number(&*disk, &state)?;
+        let checkpoint_lsn = checkpoint.lsn;
         let volume = Self {
             staging: StagingPool::new(disk.clone(), next_staging),
             staging_cache: Cache::new(options.staging_cache_bytes),
@@ -168,7 +178,8 @@ impl LocalVolume {
             oplog,
             superblock: Mutex::new(superblock),
             sealing: Mutex::new(()),
-            checkpoint: Mutex::new(checkpoint),
+            // Saying that the store is in use has just made both copies alike.
+            checkpoint: Mutex::new(Checkpoints { previous_roots: checkpoint.roots.clone(), last: checkpoint }),
             state: RwLock::new(state),
             files: Mutex::new(HashMap::new()),
             handles: RwLock::new(HashMap::new()),
@@ -178,14 +189,20 @@ impl LocalVolume {
             queued: Condvar::new(),
             retries: Mutex::default(),
             room: AtomicBool::new(true),
+            tight: AtomicBool::new(false),
+            ballast: super::ballast::Ballast::default(),
             stopping: AtomicBool::new(false),
             invalidate: RwLock::new(None),
-            counters: Counters::default(),
+            counters: Counters { checkpoint_lsn: AtomicU64::new(checkpoint_lsn.0), ..Counters::default() },
         };
         opened.recovered_files = volume.recover_files(progress)?;
         volume.forget_orphans()?;
         volume.commit_journal()?;
         volume.check_room();
+        if replayed > 0 {
+            // The page cache may show journal bytes that a failed sync never brought to the disk.
+            volume.make_checkpoint(false)?;
+        }
         Ok(Self { opened, ..volume })
     }
 
@@ -195,9 +212,10 @@ impl LocalVolume {
         let mut recovered = 0;
         let mut kept = Vec::new();
         for (key, value) in records {
-            let bytes: [u8; 24] = key.as_slice().try_into().map_err(|_| {
-                malformed("dirty file", &key, crate::codec::DecodeError::Truncated)
-            })?;
+            let bytes: [u8; 24] = key
+                .as_slice()
+                .try_into()
+                .map_err(|_| malformed("dirty file", &key, crate::codec::DecodeError::Truncated))?;
             let id = InodeId(crate::id::Dot::from_bytes(&bytes));
             let staged = Staged::decode(&value).map_err(|e| malformed("dirty file", &key, e))?;
             if let Some(number) = self.recover_file(id, staged)? {
@@ -229,40 +247,49 @@ impl LocalVolume {
         let (version, content) =
             stat.version.map_or((None, Content::Empty), |(dot, version)| (Some(dot), version.content));
         let inline = super::files::inline_bytes(&state, id, version, &content)?;
+        let in_journal = matches!(staged, Staged::Bytes { .. });
         let failed = |doing| move |source| OpenError::Disk { doing, source };
         let (number, file, overlay, mtime) = match staged {
             Staged::Bytes { bytes, mtime } => {
                 let (number, file) = self.staging.take().map_err(failed("making a staging file"))?;
                 file.write_at(&bytes, 0).map_err(failed("writing a staging file"))?;
-                (number, file, Overlay::whole(bytes.len() as u64), Some(mtime))
+                (number, file, Overlay::whole(bytes.len() as u64), mtime)
             }
-            Staged::File { number, overlay } => match self.disk.open(FileName::Staging(number)) {
-                Ok(file) => {
-                    let overlay = if overlay.is_whole() {
-                        // The kernel may have written to it until the very end.
-                        let stamp = file.stamp().map_err(failed("looking at a staging file"))?;
-                        Overlay::whole(stamp.len_bytes)
-                    } else {
-                        file.set_len(overlay.len_bytes()).map_err(failed("trimming a staging file"))?;
-                        overlay
-                    };
-                    (number, file, overlay, None)
-                }
-                // It was never synced, so nothing was promised about it.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Staged::File { number, overlay, mtime, host_mtime } => {
+                let file = match self.disk.open(FileName::Staging(number)) {
+                    Ok(file) => Some(file),
+                    // It was never synced, so nothing was promised about it.
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+                    Err(e) => return Err(failed("opening a staging file")(e)),
+                };
+                // A file that started empty is what is in its staging file: the kernel wrote to it until the end.
+                // Of one that started as a version, only what was recorded after a sync is known to be there; and the
+                // record of an older version is none of ours, as publishing removes the record.
+                let new = *overlay.base() == Content::Empty;
+                let wanted = new || overlay.is_dirty() && *overlay.base() == content;
+                let Some(file) = file.filter(|_| wanted) else {
                     state.commit_local(vec![(record, None)], self.env.now(), &self.journal)?;
                     return Ok(None);
-                }
-                Err(e) => return Err(failed("opening a staging file")(e)),
-            },
+                };
+                let stamp = file.stamp().map_err(failed("looking at a staging file"))?;
+                let mtime = if stamp.mtime == host_mtime { mtime } else { stamp.mtime };
+                let overlay = if new {
+                    Overlay::whole(stamp.len_bytes)
+                } else {
+                    file.set_len(overlay.len_bytes()).map_err(failed("trimming a staging file"))?;
+                    overlay
+                };
+                (number, file, overlay, mtime)
+            }
         };
-        let stamp = file.stamp().map_err(failed("looking at a staging file"))?;
-        let mut staging = Staging::new(number, file, overlay, self.env.now(), mtime.unwrap_or(stamp.mtime))
-            .map_err(failed("looking at a staging file"))?;
+        let mut staging =
+            Staging::new(number, file, overlay, self.env.now(), mtime).map_err(failed("looking at a staging file"))?;
         staging.changed = staging.mtime;
         staging.dirty = true;
+        staging.recovered = true;
         let change = (record, Some(staging.record().encode()));
-        if mtime.is_none() {
+        // Bytes that are in the journal are safer there.
+        if !in_journal {
             state.commit_local(vec![change], self.env.now(), &self.journal)?;
         }
         let reader = ContentReader::new(content, inline.clone()).map_err(VolumeError::from)?;
@@ -349,9 +376,18 @@ fn own_root(state: &mut State, owner: (u32, u32), env: &dyn Env, journal: &Journ
     Ok(())
 }
 
-fn next_staging_number(disk: &dyn Disk) -> Result<u64, OpenError> {
+/// Above all that are on the disk, and all that a record names though they are not: their names were not durable.
+fn next_staging_number(disk: &dyn Disk, state: &State) -> Result<u64, OpenError> {
+    let mut named = 0;
+    for (key, value) in state.with_prefix(Table::Local, b"s")? {
+        if let Staged::File { number, .. } = Staged::decode(&value).map_err(|e| malformed("dirty file", &key, e))? {
+            named = named.max(number);
+        }
+    }
     let names = disk.list().map_err(|source| OpenError::Disk { doing: "listing the store", source })?;
     let numbers = names.iter().filter_map(|name| if let FileName::Staging(n) = name { Some(*n) } else { None });
-    Ok(numbers.max().map_or(1, |n| n + 1))
+    numbers.fold(named, u64::max).checked_add(1).ok_or_else(|| {
+        let source = crate::codec::DecodeError::NotCanonical("the number of a staging file");
+        OpenError::Store(StoreError::Malformed { what: "a record about a dirty file".into(), source })
+    })
 }
-

@@ -4,8 +4,10 @@
 //! What always holds:
 //! - A staging file has a number of its own, never used again. It is removed only after the transaction that made it
 //!   superfluous is durable. So a record in the journal can never name a file that meanwhile serves another inode.
-//! - The local table has a record for every inode with a staging file from before the first byte is written, so a
-//!   killed daemon finds them all. After fsync the record describes exactly what was synced.
+//! - The local table has a record for an inode from before its first byte is written until it is published; the
+//!   operation that publishes it removes the record in the same transaction. So what a crash leaves is either newer
+//!   than the version, or not there.
+//! - A record made for an fsync describes what had been synced before it was made, never what was written since.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::codec::{self, DecodeError, Encode, Reader};
+use crate::content::Content;
 use crate::content::overlay::Overlay;
 use crate::disk::{Disk, File, FileName, Stamp};
 use crate::meta::Lsn;
@@ -23,8 +26,9 @@ const VERSION: u8 = 1;
 /// What the journal knows about the unpublished bytes of an inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Staged {
-    /// They are in this staging file, as the overlay says.
-    File { number: u64, overlay: Overlay },
+    /// They are in this staging file, as the overlay says. The file's time is `mtime` for as long as the host's for
+    /// the staging file is `host_mtime`; after that the kernel wrote to it.
+    File { number: u64, overlay: Overlay, mtime: Timestamp, host_mtime: Timestamp },
     /// They are these: a small file that was synced by writing it to the journal.
     Bytes { bytes: Vec<u8>, mtime: Timestamp },
 }
@@ -33,9 +37,11 @@ impl Staged {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![VERSION];
         match self {
-            Self::File { number, overlay } => {
+            Self::File { number, overlay, mtime, host_mtime } => {
                 out.put_u8(1);
                 out.put_varint(*number);
+                out.put_time(*mtime);
+                out.put_time(*host_mtime);
                 overlay.encode(&mut out);
             }
             Self::Bytes { bytes, mtime } => {
@@ -55,7 +61,12 @@ impl Staged {
             return Err(DecodeError::NewerVersion { what: "a record about a dirty file", found, known });
         }
         let staged = match reader.u8()? {
-            1 => Self::File { number: reader.varint()?, overlay: Overlay::decode(&mut reader)? },
+            1 => Self::File {
+                number: reader.varint()?,
+                mtime: reader.time()?,
+                host_mtime: reader.time()?,
+                overlay: Overlay::decode(&mut reader)?,
+            },
             2 => Self::Bytes { mtime: reader.time()?, bytes: reader.blob()?.to_vec() },
             value => return Err(DecodeError::Unknown { what: "a record about a dirty file", value: u64::from(value) }),
         };
@@ -79,13 +90,27 @@ pub struct Staging {
     pub published_at: Timestamp,
     /// Goes up with every change of the bytes.
     pub generation: u64,
-    /// The generation that the record in the journal stands for.
+    /// Whether the local table has a record.
+    pub has_record: bool,
+    /// Its bytes were found when the volume was opened; a crash had kept them from being published.
+    pub recovered: bool,
+    /// The generation that the record stands for, if it was made after a sync.
     pub recorded: Option<u64>,
+    /// The generation that was published last.
+    pub published: Option<u64>,
+    /// That record names the whole staging file, whatever is in it.
+    pub recorded_whole: bool,
     stamp: Stamp,
 }
 
 impl Staging {
-    pub fn new(number: u64, file: Arc<dyn File>, overlay: Overlay, now: Timestamp, mtime: Timestamp) -> std::io::Result<Self> {
+    pub fn new(
+        number: u64,
+        file: Arc<dyn File>,
+        overlay: Overlay,
+        now: Timestamp,
+        mtime: Timestamp,
+    ) -> std::io::Result<Self> {
         let stamp = file.stamp()?;
         Ok(Self {
             number,
@@ -97,7 +122,11 @@ impl Staging {
             dirty: false,
             published_at: now,
             generation: 0,
+            has_record: true,
+            recovered: false,
             recorded: None,
+            published: None,
+            recorded_whole: false,
             stamp,
         })
     }
@@ -132,13 +161,46 @@ impl Staging {
         Ok(())
     }
 
+    /// Notes that all bytes are in this version. Its publication removed the record, or (`kept`) made it name the whole
+    /// staging file.
+    pub fn published(&mut self, content: Content, now: Timestamp, kept: bool) {
+        self.overlay.published(content);
+        self.dirty = false;
+        self.published_at = now;
+        self.has_record = kept;
+        self.recovered = false;
+        self.recorded = None;
+        self.recorded_whole = kept;
+        self.published = Some(self.generation);
+    }
+
+    /// Whether the file is what the staging file holds, whatever that is: it started empty, or the kernel wrote to it.
+    pub fn is_all_there_is(&self) -> bool {
+        *self.overlay.base() == Content::Empty
+    }
+
     pub fn record(&self) -> Staged {
-        Staged::File { number: self.number, overlay: self.overlay.clone() }
+        Staged::File {
+            number: self.number,
+            overlay: self.overlay.clone(),
+            mtime: self.mtime,
+            host_mtime: self.stamp.mtime,
+        }
+    }
+
+    /// A record that names the whole staging file, whatever the kernel makes of it.
+    pub fn record_of_all(&self) -> Staged {
+        Staged::File {
+            number: self.number,
+            overlay: Overlay::whole(self.overlay.len_bytes()),
+            mtime: self.mtime,
+            host_mtime: self.stamp.mtime,
+        }
     }
 }
 
 /// How many staging files are kept ready, so that making a file does not wait for the host to make one.
-const POOL: usize = 64;
+const POOL: usize = 128;
 
 /// Hands out staging files and takes them back.
 pub struct StagingPool {
@@ -148,6 +210,8 @@ pub struct StagingPool {
 
 struct Pool {
     next: u64,
+    /// Names of files with a smaller number are durable.
+    named: u64,
     ready: VecDeque<(u64, Arc<dyn File>)>,
     /// To be removed once the journal is durable up to the LSN.
     retired: VecDeque<(Lsn, u64)>,
@@ -156,25 +220,40 @@ struct Pool {
 impl StagingPool {
     /// `next` is larger than the number of any staging file there is.
     pub fn new(disk: Arc<dyn Disk>, next: u64) -> Self {
-        Self { disk, inner: Mutex::new(Pool { next, ready: VecDeque::new(), retired: VecDeque::new() }) }
+        Self { disk, inner: Mutex::new(Pool { next, named: next, ready: VecDeque::new(), retired: VecDeque::new() }) }
     }
 
-    /// An empty file whose name is durable.
+    /// An empty file. Its name is durable only after `name_is_durable`.
     pub fn take(&self) -> std::io::Result<(u64, Arc<dyn File>)> {
-        if let Some(ready) = self.inner.lock().ready.pop_front() {
-            return Ok(ready);
-        }
-        let made = self.make()?;
+        let ready = self.inner.lock().ready.pop_front();
+        ready.map_or_else(|| self.make(), Ok)
+    }
+
+    /// Whether few files are ready.
+    pub fn is_low(&self) -> bool {
+        self.inner.lock().ready.len() < POOL / 2
+    }
+
+    /// Makes the name of a staging file durable, if it is not yet.
+    pub fn name_is_durable(&self, number: u64) -> std::io::Result<()> {
+        let next = {
+            let inner = self.inner.lock();
+            if number < inner.named {
+                return Ok(());
+            }
+            inner.next
+        };
         self.disk.sync_names()?;
-        Ok(made)
+        let mut inner = self.inner.lock();
+        inner.named = inner.named.max(next);
+        Ok(())
     }
 
     fn make(&self) -> std::io::Result<(u64, Arc<dyn File>)> {
-        let number = {
-            let mut inner = self.inner.lock();
-            inner.next += 1;
-            inner.next - 1
-        };
+        // Made under the lock, so that all below `next` are there when `name_is_durable` syncs their names.
+        let mut inner = self.inner.lock();
+        inner.next += 1;
+        let number = inner.next - 1;
         Ok((number, self.disk.create(FileName::Staging(number))?))
     }
 
@@ -182,27 +261,26 @@ impl StagingPool {
         self.inner.lock().retired.push_back((after, number));
     }
 
-    /// Background work: removes what is superfluous and makes files ready. Says whether anything was done.
-    pub fn maintain(&self, committed: Lsn, wanted: bool) -> std::io::Result<bool> {
-        let mut worked = false;
+    /// Background work: removes what is superfluous.
+    pub fn maintain(&self, committed: Lsn) -> std::io::Result<()> {
         loop {
             let next = self.inner.lock().retired.front().copied().filter(|(lsn, _)| *lsn <= committed);
-            let Some((_, number)) = next else { break };
+            let Some((_, number)) = next else { return Ok(()) };
             match self.disk.remove(FileName::Staging(number)) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
                 _ => {}
             }
             self.inner.lock().retired.pop_front();
-            worked = true;
         }
-        let missing = POOL - self.inner.lock().ready.len().min(POOL);
-        if wanted && missing > POOL / 2 {
-            let made = (0..missing).map(|_| self.make()).collect::<std::io::Result<Vec<_>>>()?;
-            self.disk.sync_names()?;
-            self.inner.lock().ready.extend(made);
-            worked = true;
+    }
+
+    /// Background work: makes files ready, a few at a time.
+    pub fn refill(&self) -> std::io::Result<()> {
+        for _ in 0..POOL / 4 {
+            let made = self.make()?;
+            self.inner.lock().ready.push_back(made);
         }
-        Ok(worked)
+        Ok(())
     }
 
     /// Gives back what was kept ready, for a clean stop.

@@ -96,7 +96,11 @@ impl State {
         self.author = author;
         let known = self.authors.numbers.contains_key(&self.author_id);
         let number = self.authors.add(author);
-        if known { Vec::new() } else { vec![(local_key(b'a', &number.to_be_bytes()), Some(author.to_bytes().to_vec()))] }
+        if known {
+            Vec::new()
+        } else {
+            vec![(local_key(b'a', &number.to_be_bytes()), Some(author.to_bytes().to_vec()))]
+        }
     }
 
     /// Learns the numbers of authors from the local table.
@@ -150,7 +154,12 @@ impl State {
     }
 
     /// Changes that concern this node alone.
-    pub fn commit_local(&mut self, changes: Vec<LocalChange>, now: Timestamp, journal: &Journal) -> Result<Lsn, StoreError> {
+    pub fn commit_local(
+        &mut self,
+        changes: Vec<LocalChange>,
+        now: Timestamp,
+        journal: &Journal,
+    ) -> Result<Lsn, StoreError> {
         let mut draft = self.draft(now);
         draft.local = changes;
         self.commit(draft, journal)

@@ -21,6 +21,7 @@ use crate::time::{Hlc, Timestamp};
 use crate::volume::{Result, StatFs, VolumeError};
 
 use super::LocalVolume;
+use super::ballast::BALLAST_BYTES;
 use super::names::NAME_BYTES_MAX;
 
 const CHECKPOINT_VERSION: u8 = 1;
@@ -28,7 +29,7 @@ const CHECKPOINT_VERSION: u8 = 1;
 /// changes cost three times less when a hundred thousand are written together.
 const CHECKPOINT_ROWS: usize = 200_000;
 const CHECKPOINT_BYTES: usize = 48 << 20;
-const CHECKPOINT_JOURNAL_BYTES: u64 = 40 << 20;
+const CHECKPOINT_JOURNAL_BYTES: u64 = 20 << 20;
 /// How often the free space of the host is looked at, at the most.
 const PUBLISHER_WAIT: Duration = Duration::from_secs(5);
 
@@ -72,11 +73,19 @@ impl Checkpoint {
     }
 }
 
+/// What the two copies of the superblock stand for.
+pub struct Checkpoints {
+    pub last: Checkpoint,
+    pub previous_roots: Roots,
+}
+
 #[derive(Default)]
 pub struct Counters {
     pub published: AtomicU64,
     pub checkpoints: AtomicU64,
     pub sealed_ops: AtomicU64,
+    /// Where the last checkpoint is in the journal: to be read while the next one is made, which takes a while.
+    pub checkpoint_lsn: AtomicU64,
 }
 
 /// Which closed files keep their staging file, the latest last.
@@ -155,7 +164,7 @@ impl LocalVolume {
     }
 
     pub(super) fn enqueue_later(&self, id: InodeId) {
-        self.retries.lock().push(id);
+        self.retries.lock().insert(id);
     }
 
     /// Publishes closed files until the volume stops. Several threads may do so.
@@ -172,6 +181,11 @@ impl LocalVolume {
                 }
             };
             self.settle_logged(id);
+            if self.staging.is_low()
+                && let Err(error) = self.staging.refill()
+            {
+                tracing::warn!(%error, "no staging files could be made ready");
+            }
         }
     }
 
@@ -188,8 +202,26 @@ impl LocalVolume {
         }
     }
 
+    /// Gives up every staging file that is only a cache, and its space on the host with it.
+    pub(super) fn evict_all(&self) -> Result<()> {
+        self.evict_excess(0)?;
+        self.commit_journal()?;
+        self.remove_retired()
+    }
+
+    fn remove_retired(&self) -> Result<()> {
+        let removed = self.staging.maintain(self.journal.committed());
+        removed.map_err(|source| VolumeError::Disk { doing: "removing staging files", source })
+    }
+
     pub(super) fn commit_journal(&self) -> Result<()> {
-        self.journal.commit(self.journal.appended()).map_err(|error| match error {
+        let commit = || self.journal.commit(self.journal.appended());
+        let full = |error: &JournalError| matches!(error, JournalError::Full | JournalError::Barrier(StoreError::Full));
+        let committed = match commit() {
+            Err(error) if full(&error) && self.ballast.release(&*self.disk) => commit(),
+            committed => committed,
+        };
+        committed.map_err(|error| match error {
             JournalError::Full => VolumeError::NoSpace("the journal cannot grow"),
             JournalError::Barrier(source) => VolumeError::Store(source),
             error => {
@@ -206,25 +238,31 @@ impl LocalVolume {
         for id in std::mem::take(&mut *self.retries.lock()) {
             self.enqueue(id);
         }
+        // One file's trouble is no reason to neglect the others, nor is one step's for the next.
         let cells: Vec<_> = self.files.lock().values().cloned().collect();
         for cell in cells {
-            self.publish_open(&cell)?;
+            match self.publish_open(&cell) {
+                // Its writer is told by fsync and close.
+                Ok(()) | Err(VolumeError::LostWrite) => {}
+                Err(error) => tracing::error!(%error, inode = %cell.id.0, "a file's bytes could not be made durable"),
+            }
         }
-        if self.journal.appended() > self.journal.committed() {
-            self.commit_journal()?;
-        }
-        self.seal()?;
-        for id in self.staging_cache.excess(self.options.staging_cache_bytes) {
-            self.evict(id)?;
-        }
-        let busy = !self.handles.read().is_empty() || self.journal.bytes_since(self.checkpoint.lock().lsn) > 0;
-        let tidied = self.staging.maintain(self.journal.committed(), busy);
-        tidied.map_err(|source| VolumeError::Disk { doing: "tidying staging files", source })?;
+        let committed = if self.journal.appended() > self.journal.committed() { self.commit_journal() } else { Ok(()) };
+        let sealed = self.seal();
+        let cache_bytes = if self.tight.load(Ordering::Relaxed) { 0 } else { self.options.staging_cache_bytes };
+        let evicted = self.evict_excess(cache_bytes);
+        let tidied = self.remove_retired();
         self.store.flush_index();
         if let Err(error) = self.journal.prepare() {
             tracing::warn!(%error, "no spare journal file could be made");
         }
-        Ok(())
+        committed.and(sealed).and(evicted).and(tidied)
+    }
+
+    /// Gives back the staging files of closed files, the oldest first, until they take no more than this.
+    fn evict_excess(&self, bytes_max: u64) -> Result<()> {
+        let evicted = self.staging_cache.excess(bytes_max).into_iter().map(|id| self.evict(id));
+        evicted.fold(Ok(()), Result::and)
     }
 
     /// Signs what is not in the oplog yet.
@@ -240,6 +278,7 @@ impl LocalVolume {
             (std::mem::take(&mut state.unsealed), state.context.clone())
         };
         let mut ops = ops.into_iter().peekable();
+        let mut sealed = Ok(());
         while let Some(first) = ops.peek() {
             let id = first.dot.author;
             let author = self.state.read().author_of(id);
@@ -255,23 +294,30 @@ impl LocalVolume {
                 continue;
             }
             let mut builder = GroupBuilder::new(author, head);
-            let mut sealed = 0;
+            let mut members = Vec::new();
             while let Some(op) = ops.next_if(|op| op.dot.author == id && !builder.is_full()) {
                 builder.push(op.dot.n, op.hlc, &op.bytes);
-                sealed += 1;
+                members.push(op);
             }
-            let group = builder
-                .seal(&self.key, context.clone())
-                .map_err(|error| VolumeError::Internal(error.to_string()))?;
-            self.oplog.append(&group).map_err(failed)?;
-            self.counters.sealed_ops.fetch_add(sealed, Ordering::Relaxed);
+            let group = builder.seal(&self.key, context.clone());
+            let group = group.map_err(|error| VolumeError::Internal(error.to_string()));
+            sealed = group.and_then(|group| self.oplog.append(&group).map(drop).map_err(failed));
+            if sealed.is_err() {
+                // They come first next time: without them the chain could never go on.
+                let unsealed = &mut self.state.write().unsealed;
+                for op in members.into_iter().chain(ops).rev() {
+                    unsealed.push_front(op);
+                }
+                break;
+            }
+            self.counters.sealed_ops.fetch_add(members.len() as u64, Ordering::Relaxed);
         }
-        Ok(())
+        sealed
     }
 
     /// Whether enough has changed for a checkpoint.
     pub fn needs_checkpoint(&self) -> bool {
-        let since = self.checkpoint.lock().lsn;
+        let since = Lsn(self.counters.checkpoint_lsn.load(Ordering::Relaxed));
         let state = self.state.read();
         state.meta.changed_rows() >= CHECKPOINT_ROWS
             || state.meta.changed_bytes() >= CHECKPOINT_BYTES
@@ -280,7 +326,8 @@ impl LocalVolume {
 
     /// Writes the state of all tables to the store and points the superblock at it. Writers go on meanwhile.
     pub fn make_checkpoint(&self, clean: bool) -> Result<()> {
-        let mut last = self.checkpoint.lock();
+        let mut checkpoints = self.checkpoint.lock();
+        let last = &mut checkpoints.last;
         let _hold = self.store.hold();
         let (job, mut next) = {
             let mut state = self.state.write();
@@ -291,7 +338,8 @@ impl LocalVolume {
                 author: state.author,
                 clean,
                 lsn: self.journal.appended(),
-                roots: last.roots.clone(),
+                // Not those of the last checkpoint: if its superblock failed, the tables are ahead of it.
+                roots: state.meta.roots().clone(),
             };
             (job, next)
         };
@@ -326,7 +374,9 @@ impl LocalVolume {
         if let Err(error) = self.journal.recycle(last.lsn) {
             tracing::warn!(%error, "journal files could not be recycled");
         }
-        *last = next;
+        self.counters.checkpoint_lsn.store(next.lsn.0, Ordering::Relaxed);
+        let previous = std::mem::replace(last, next);
+        checkpoints.previous_roots = previous.roots;
         if let Err(error) = self.oplog.trim(self.options.oplog_bytes) {
             tracing::warn!(%error, "the operation log could not be trimmed");
         }
@@ -342,29 +392,53 @@ impl LocalVolume {
             tracing::error!(%error, "the operation log cannot be synced");
             VolumeError::ReadOnly
         })?;
-        Ok(self.store.sync()?)
+        match self.store.sync() {
+            Err(StoreError::Full) if self.ballast.release(&*self.disk) => Ok(self.store.sync()?),
+            synced => Ok(synced?),
+        }
     }
 
     /// Publishes everything and leaves the store as clean as can be. The volume must not be used afterwards.
+    ///
+    /// # Errors
+    /// What could not be published is kept in staging; the store is closed cleanly all the same, if it can be.
     pub fn shut_down(&self) -> Result<()> {
         self.stop_publishers();
-        let cells: Vec<_> = self.files.lock().values().map(|cell| cell.id).collect();
-        for id in cells {
-            self.settle(id)?;
+        let files: Vec<_> = self.files.lock().keys().copied().collect();
+        let mut published = Ok(());
+        for id in files {
+            let closed = self.close_down(id).inspect_err(|error| {
+                tracing::error!(%error, inode = %id.0, "a file could not be published; its bytes are kept in staging");
+            });
+            published = published.and(closed);
         }
-        for id in self.staging_cache.excess(0) {
-            self.evict(id)?;
-        }
+        let closed = self.close_store();
+        published.and(closed)
+    }
+
+    fn close_store(&self) -> Result<()> {
+        self.evict_excess(0)?;
         self.commit_journal()?;
         self.staging.drain().map_err(|source| VolumeError::Disk { doing: "tidying staging files", source })?;
         self.store.flush_index();
+        // The second one makes both copies of the superblock alike, so that the whole journal can be given back.
+        self.make_checkpoint(true)?;
         self.make_checkpoint(true)
     }
 
+    /// Looks how full the disk is, and holds space back or gives it up accordingly.
     pub(super) fn check_room(&self) {
         // An unknown amount of space is no reason to refuse; the write itself will tell.
-        let room = self.disk.space().is_ok_and(|space| space.free_bytes <= self.store.reserve_bytes());
-        self.room.store(!room, Ordering::Relaxed);
+        let Ok(space) = self.disk.space() else { return };
+        let reserve = self.store.reserve_bytes();
+        let tight = space.free_bytes < 2 * reserve + BALLAST_BYTES;
+        self.room.store(space.free_bytes > reserve, Ordering::Relaxed);
+        self.tight.store(tight, Ordering::Relaxed);
+        if tight {
+            self.ballast.hold(&*self.disk);
+        } else {
+            self.ballast.release(&*self.disk);
+        }
     }
 
     pub(super) fn stat_fs(&self) -> Result<StatFs> {
@@ -397,7 +471,7 @@ impl LocalVolume {
         let usage = self.store.usage();
         let journal = self.journal.stats();
         let dirty = self.files.lock().len() as u64;
-        let lsn = self.checkpoint.lock().lsn;
+        let lsn = Lsn(self.counters.checkpoint_lsn.load(Ordering::Relaxed));
         let inodes = self.inode_count();
         let state = self.state.read();
         Status {
@@ -429,7 +503,14 @@ impl LocalVolume {
                 "{{\"format\":1,\"store\":\"{}\",\"author\":\"{}\",\"operations\":{},\"inodes\":{},",
                 "\"open_handles\":{},\"dirty_files\":{},\"read_only\":{},\"quarantined_glyphs\":{}}}\n"
             ),
-            s.store_id, s.author, s.operations, s.inodes, s.open_handles, s.dirty_files, s.read_only, s.quarantined_glyphs
+            s.store_id,
+            s.author,
+            s.operations,
+            s.inodes,
+            s.open_handles,
+            s.dirty_files,
+            s.read_only,
+            s.quarantined_glyphs
         )
     }
 
