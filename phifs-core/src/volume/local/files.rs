@@ -18,9 +18,7 @@ use crate::content::reader::ContentReader;
 use crate::content::{Content, ContentError};
 use crate::id::{Dot, InodeId};
 use crate::meta::Lsn;
-use crate::namespace::Effect;
-use crate::namespace::derive;
-use crate::namespace::op::{Field, InodeEffect, LinkEffect, PlaceEffect};
+use crate::namespace::plan;
 use crate::namespace::row::{Closure, Version};
 use crate::namespace::tables::{Rows, Table, Tables, content_key};
 use crate::namespace::view::{self, Stat};
@@ -1024,24 +1022,8 @@ impl LocalVolume {
         let version = Version { content: published.content, mtime, closure, bases: row.versions.dots().collect() };
         let inline = matches!(published.content, Content::Inline { .. }).then(|| published.inline.to_vec());
         let touched = Stat::of(&row).ctime.max(changed);
-        draft.effects.push(Effect::Inode(InodeEffect {
-            version: Some((version, inline)),
-            touched: Some(touched),
-            drops: names::drops(Field::Version, &row.versions)
-                .chain(names::drops(Field::Touched, &row.touched))
-                .collect(),
-            ..InodeEffect::new(id)
-        }));
+        draft.effects.extend(plan::publish(state, id, &row, (version, inline), touched)?);
         super::attrs::drop_capability(state, &mut draft, id)?;
-        // An edit keeps the file's names alive against a concurrent unlink, at the places where they were.
-        for link in derive::links_of(state, id)? {
-            let Some(row) = state.link(link)? else { continue };
-            let Some(place) = row.place() else { continue };
-            let (inode, kind, drops) = (place.inode, place.kind, row.places.dots().collect());
-            let since = Some(place.since);
-            let place = Some(PlaceEffect { since, parent: place.parent, name: place.name.clone() });
-            draft.effects.push(Effect::Link(LinkEffect { link, inode, kind, place, drops }));
-        }
         Ok(Some(draft))
     }
 }
