@@ -245,7 +245,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -255,10 +255,10 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let data = data.to_vec();
+        let (data, caller) = (data.to_vec(), caller(request));
         let kill_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         self.in_pool("write", ino, reply, move |state, _| {
-            state.volume.write(Ino(ino.0), Handle(handle.0), offset, &data, kill_set_id)
+            state.volume.write(&caller, Ino(ino.0), Handle(handle.0), offset, &data, kill_set_id)
         });
     }
 
@@ -401,6 +401,11 @@ impl Filesystem for Adapter {
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        if self.state.is_writeback() {
+            // The kernel holds bytes and a length that the volume has not seen. Told that there is no such call, it
+            // takes everything up to the end for data.
+            return reply.error(Errno::ENOSYS);
+        }
         self.at_once("lseek", ino, reply, |state, _| {
             let offset = u64::try_from(offset).map_err(|_| VolumeError::NoData)?;
             let found = state.volume.seek(Ino(ino.0), Handle(handle.0), offset, seek_kind(whence)?)?;

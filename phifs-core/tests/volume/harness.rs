@@ -2,6 +2,7 @@
 //! the same. In kernel mode the player does what the kernel does with a file that was handed to it: it reads and
 //! writes the staging file behind the volume's back.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use phifs_core::volume::{
 };
 use proptest::prelude::*;
 
+use crate::kernel::KernelDisk;
 use crate::model::{self, Errno, Id, Inode, Model, ROOT};
 
 pub const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
@@ -202,7 +204,8 @@ pub struct Player {
     pub model: Model,
     pub handles: Vec<OpenedFile>,
     pub kernel: bool,
-    /// Inodes for which a sync succeeded with the last call.
+    kernel_disk: KernelDisk,
+    /// The inode for which the last call was a sync that succeeded.
     pub synced: Option<Id>,
 }
 
@@ -215,6 +218,8 @@ type Step = Result<(), Died>;
 impl Player {
     pub fn new(disk: Arc<dyn Disk>, kernel: bool, seed: u64) -> Result<Self, OpenError> {
         let env = TestEnv::new(seed);
+        let kernel_disk = KernelDisk::over(disk.clone());
+        let disk = if kernel { Arc::new(kernel_disk.clone()) } else { disk };
         let volume = open(&disk, &env)?;
         let mut player = Self {
             disk,
@@ -223,6 +228,7 @@ impl Player {
             model: Model::new(Timestamp::default()),
             handles: Vec::new(),
             kernel,
+            kernel_disk,
             synced: None,
         };
         player.adopt_root();
@@ -266,11 +272,10 @@ impl Player {
     /// Compares results; `Died` if the call failed for want of a disk.
     fn same<T>(&self, what: &Op, real: Result<T, VolumeError>, model: model::Result<()>) -> Result<Option<T>, Died> {
         match (real, model) {
-            (Err(VolumeError::Disk { .. } | VolumeError::Store(_) | VolumeError::ReadOnly), _)
-                if self.disk.list().is_err() =>
-            {
-                Err(Died)
-            }
+            (
+                Err(VolumeError::Disk { .. } | VolumeError::Store(_) | VolumeError::ReadOnly | VolumeError::LostWrite),
+                _,
+            ) if self.disk.list().is_err() => Err(Died),
             (Ok(value), Ok(())) => Ok(Some(value)),
             (Err(real), Err(model)) => {
                 assert_eq!(errno(&real), model, "{what:?}");
@@ -285,6 +290,7 @@ impl Player {
     pub fn play(&mut self, op: &Op) -> Step {
         let now = self.env.advance();
         self.synced = None;
+        self.tell_writers();
         match *op {
             Op::Make { dir, name, kind } => self.make(op, self.dir(dir), pick(&NAMES, name), kind, now),
             Op::Create { dir, name } => self.create(op, self.dir(dir), pick(&NAMES, name), now),
@@ -414,6 +420,10 @@ impl Player {
         }
     }
 
+    fn tell_writers(&self) {
+        self.kernel_disk.set_written(self.handles.iter().any(|open| open.write && open.kernel.is_some()));
+    }
+
     fn background(&self, op: &Op, real: Result<(), VolumeError>) -> Step {
         self.same(op, real, Ok(())).map(drop)
     }
@@ -524,7 +534,7 @@ impl Player {
                 file.write_at(bytes, offset as u64)
                     .map_err(|source| VolumeError::Disk { doing: "writing as the kernel", source })
             }
-            None => self.volume.write(self.ino(id), open.handle, offset as u64, bytes, kill).map(drop),
+            None => self.volume.write(&CALLER, self.ino(id), open.handle, offset as u64, bytes, kill).map(drop),
         };
         let wanted = if write { Ok(()) } else { Err("BadHandle") };
         if write {
@@ -591,6 +601,7 @@ impl Player {
         while !self.handles.is_empty() {
             self.release(0);
         }
+        self.tell_writers();
         settle(&self.volume);
         self.volume.shut_down().map_err(|error| {
             assert!(self.disk.list().is_err(), "stopping failed: {error}");
@@ -727,12 +738,12 @@ pub fn assert_same_bytes(real: &[u8], wanted: &[u8], what: &str) {
     }
 }
 
+pub type Files = BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// All that a volume shows, read back by itself: the tree, and the bytes of every file by path.
-pub fn read_tree(
-    volume: &LocalVolume,
-) -> Result<(model::Tree, std::collections::BTreeMap<Vec<u8>, Vec<u8>>), VolumeError> {
+pub fn read_tree(volume: &LocalVolume) -> Result<(model::Tree, Files), VolumeError> {
     let mut tree = model::Tree::new();
-    let mut files = std::collections::BTreeMap::new();
+    let mut files = Files::new();
     let mut todo = vec![(Vec::new(), Ino::ROOT)];
     while let Some((path, ino)) = todo.pop() {
         let attr = volume.getattr(ino, None)?;

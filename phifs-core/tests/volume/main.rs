@@ -1,6 +1,11 @@
-//! The local volume at its lowest level: over simulated disks, without FUSE.
+//! The local volume at its lowest level: over simulated disks, without FUSE. `PHIFS_LONG=1` looks further.
 
 mod crash;
+mod damage;
+mod faults;
 mod harness;
+mod kernel;
+mod leftovers;
 mod model;
 mod semantics;
+mod threads;

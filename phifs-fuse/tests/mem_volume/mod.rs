@@ -452,7 +452,7 @@ impl Volume for MemVolume {
         Ok(self.inner.lock().node(ino)?.bytes.read(offset_bytes, len_bytes))
     }
 
-    fn write(&self, ino: Ino, _: Handle, offset_bytes: u64, bytes: &[u8], _: bool) -> Result<u32> {
+    fn write(&self, _: &Caller, ino: Ino, _: Handle, offset_bytes: u64, bytes: &[u8], _: bool) -> Result<u32> {
         self.enter("write");
         self.inner.lock().node(ino)?.bytes.write(offset_bytes, bytes);
         Ok(bytes.len() as u32)

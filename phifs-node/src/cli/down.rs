@@ -11,6 +11,8 @@ use crate::{daemon, show};
 
 /// The daemon has closed its volume by then; what is left is the end of a process.
 const END_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long a daemon may hold the store without answering.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Unmount the volume and stop the daemon
 #[derive(clap::Args)]
@@ -29,7 +31,7 @@ impl Down {
         let config = context.config(Settings::default())?;
         let store = StoreDir::find(&config.store)?;
         let mut line = context.output.progress();
-        match Client::connect(&store) {
+        match connect(&store) {
             Ok(client) => {
                 client.call::<()>(&Request::Down { force: self.force }, &mut |step| line.show(&step))?;
                 line.show(&Progress::step("waiting for the daemon to end"));
@@ -49,6 +51,19 @@ impl Down {
                 Err(failure)
             }
             Err(failure) => Err(failure),
+        }
+    }
+}
+
+/// Reaches the daemon. One that holds the store without answering is starting or ending, and soon done with it.
+fn connect(store: &StoreDir) -> Result<Client, Failure> {
+    let until = Instant::now() + SETTLE_TIME_MAX;
+    loop {
+        match Client::connect(store) {
+            Err(failure) if failure.kind == Kind::NotRunning && store.is_in_use() && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            connected => return connected,
         }
     }
 }

@@ -171,12 +171,16 @@ impl Side {
     /// A filesystem may know holes as coarsely as it likes, but what it calls a hole must be zeroes.
     fn seek(&mut self, slot: usize, from: u64, data: bool) -> Outcome {
         let file = self.file(slot)?;
-        let size = rustix::fs::fstat(file)?.st_size as u64;
+        let stat = rustix::fs::fstat(file)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            // What a hole of a directory is, every filesystem says as it likes.
+            return Ok(String::new());
+        }
+        let size = stat.st_size as u64;
         let was = rustix::fs::seek(file, SeekFrom::Current(0))?;
         let found = rustix::fs::seek(file, if data { SeekFrom::Data(from) } else { SeekFrom::Hole(from) });
         rustix::fs::seek(file, SeekFrom::Start(was))?;
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode);
-        if from >= size || kind != FileType::RegularFile {
+        if from >= size {
             return found.map(|_| String::new());
         }
         let zeroes_until = match (found, data) {

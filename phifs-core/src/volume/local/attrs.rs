@@ -92,12 +92,12 @@ impl LocalVolume {
             effect.owner = Some(owner);
             effect.drops.extend(drops(Field::Owner, &row.owner));
             if stat.kind != FileKind::Directory {
-                mode.permissions = without_set_id(mode.permissions);
+                mode.permissions = without_set_id(mode.permissions, true);
             }
             drop_capability(&state, &mut draft, id)?;
         }
         if change.size_bytes.is_some() && caller.uid != 0 {
-            mode.permissions = without_set_id(mode.permissions);
+            mode.permissions = without_set_id(mode.permissions, caller.gid == owner.gid);
         }
         if mode != stat.mode || change.permissions.is_some() {
             effect.mode = Some(mode);
@@ -137,11 +137,11 @@ impl LocalVolume {
     }
 
     /// Drops what must not survive a write by somebody without privilege.
-    pub(super) fn kill_set_id(&self, id: InodeId) -> Result<()> {
+    pub(super) fn kill_set_id(&self, id: InodeId, caller: &Caller) -> Result<()> {
         let mut state = self.state.write();
         let Some(row) = state.inode(id)? else { return Ok(()) };
-        let mode = Stat::of(&row).mode;
-        let permissions = without_set_id(mode.permissions);
+        let Stat { mode, owner, .. } = Stat::of(&row);
+        let permissions = without_set_id(mode.permissions, caller.gid == owner.gid);
         if permissions == mode.permissions {
             return Ok(());
         }
@@ -319,10 +319,11 @@ pub(super) fn drop_capability(state: &State, draft: &mut Draft, id: InodeId) -> 
     Ok(())
 }
 
-/// Without set-user-id, and without set-group-id where it means that and not mandatory locking.
-pub(super) fn without_set_id(permissions: u16) -> u16 {
+/// Without set-user-id, and without set-group-id where the group may execute the file; elsewhere that bit means mandatory
+/// locking, and stays if the caller is of the file's group. (Of groups, only the caller's first is known here.)
+pub(super) fn without_set_id(permissions: u16, in_group: bool) -> u16 {
     let mut permissions = permissions & !0o4000;
-    if permissions & 0o010 != 0 {
+    if permissions & 0o010 != 0 || !in_group {
         permissions &= !0o2000;
     }
     permissions

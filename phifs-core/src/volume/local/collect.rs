@@ -13,7 +13,7 @@ use crate::merkle;
 use crate::namespace::derive::dot_of;
 use crate::namespace::row::InodeRow;
 use crate::namespace::tables::{Table, Tables, malformed};
-use crate::store::{Damage, GlyphKind, Mark, ScrubCursor, StoreError, SweepReport};
+use crate::store::{Damage, GlyphKind, GlyphSource as _, Mark, ScrubCursor, StoreError, SweepReport};
 use crate::volume::{Result, VolumeError};
 
 use super::LocalVolume;
@@ -150,13 +150,16 @@ impl LocalVolume {
                 break;
             }
         }
-        let damaged: Vec<GlyphId> = report.damage.iter().filter_map(|damage| damage.id).collect();
-        if !damaged.is_empty() {
+        // What was damaged so badly when the store was opened that it is not in the packs' lists any more.
+        report.damage.extend(&self.opened.store.damage);
+        let damaged: HashSet<GlyphId> = report.damage.iter().filter_map(|damage| damage.id).collect();
+        let unnamed = report.damage.iter().any(|damage| damage.id.is_none());
+        if !report.damage.is_empty() {
             self.each_inode(&mut |id, row| {
                 let mut hit = false;
                 for entry in row.versions.entries() {
                     let looked = visit_glyphs(&*self.store, &entry.value.content, &mut |_, glyph| {
-                        hit |= damaged.contains(glyph);
+                        hit |= damaged.contains(glyph) || unnamed && self.store.read(GlyphKind::Data, glyph).is_err();
                         true
                     });
                     // A page of the manifest itself may be what is damaged.

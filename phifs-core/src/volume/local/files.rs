@@ -304,6 +304,7 @@ impl LocalVolume {
                 return Err(made.err().unwrap_or_else(|| VolumeError::Internal("a file made without a cell".into())));
             }
         };
+        let attr = self.attr(&self.state.read(), id).inspect_err(|_| self.enqueue(id))?;
         let mut gate = user.cell.gate.lock();
         let set_id = node.permissions & 0o6000 != 0;
         let path = if how.passthrough && !how.sync && !set_id && self.has_room() {
@@ -316,7 +317,6 @@ impl LocalVolume {
         gate.writers += u32::from(how.write);
         drop(gate);
         let handle = self.add_handle(opening, how.write, matches!(path, Path::Passthrough { .. }));
-        let attr = self.attr(&self.state.read(), id)?;
         Ok((attr, Opened { handle, path }))
     }
 
@@ -364,7 +364,7 @@ impl LocalVolume {
         let version = self.cached_version(cell);
         let through_here = move |keep_cache| if how.direct { Path::Direct } else { Path::Cached { keep_cache } };
         // Only through WRITE does the kernel say that set-id bits must go.
-        let set_id = super::attrs::without_set_id(mode) != mode;
+        let set_id = mode & 0o6000 != 0;
         // And only through FSYNC does it say that a write of an O_SYNC descriptor must be durable.
         let excluded = gate.cached > 0 || how.write && (set_id || how.sync) && gate.kernel == 0;
         if !how.passthrough || excluded {
@@ -450,14 +450,21 @@ impl LocalVolume {
         Ok(buf)
     }
 
-    pub(super) fn write_file(&self, handle: Handle, offset: u64, bytes: &[u8], kill_set_id: bool) -> Result<u32> {
+    /// `unprivileged`: who writes, if set-id bits do not survive that.
+    pub(super) fn write_file(
+        &self,
+        handle: Handle,
+        offset: u64,
+        bytes: &[u8],
+        unprivileged: Option<&Caller>,
+    ) -> Result<u32> {
         let open = self.handle(handle)?;
         if !open.write {
             return Err(VolumeError::BadHandle);
         }
         self.change(&open.cell, |staging| Ok(staging.overlay.write(&*staging.file, bytes, offset)?))?;
-        if kill_set_id {
-            self.kill_set_id(open.cell.id)?;
+        if let Some(caller) = unprivileged {
+            self.kill_set_id(open.cell.id, caller)?;
         }
         Ok(bytes.len() as u32)
     }
@@ -551,7 +558,7 @@ impl LocalVolume {
             }
             Ok(())
         })?;
-        if caller.uid == 0 { Ok(()) } else { self.kill_set_id(open.cell.id) }
+        if caller.uid == 0 { Ok(()) } else { self.kill_set_id(open.cell.id, caller) }
     }
 
     pub(super) fn seek_file(&self, handle: Handle, offset: u64, seek: Seek) -> Result<u64> {
@@ -596,7 +603,7 @@ impl LocalVolume {
             if bytes.is_empty() {
                 break;
             }
-            self.write_file(to.0, to.1 + copied, &bytes, caller.uid != 0)?;
+            self.write_file(to.0, to.1 + copied, &bytes, (caller.uid != 0).then_some(caller))?;
             copied += bytes.len() as u64;
             // The source ended here, even if it is the target and has just grown.
             if bytes.len() < step as usize {
@@ -666,7 +673,7 @@ impl LocalVolume {
             }
         };
         if gone {
-            return if open { Ok(()) } else { self.forget_orphan(&user.cell) };
+            return self.forget_orphan(&user.cell);
         }
         if !writers && self.publish(&user.cell, Closure::Close)? == Publication::Changing {
             self.enqueue_later(id);
@@ -700,11 +707,12 @@ impl LocalVolume {
 
     /// The last handle of an unlinked file is closed.
     fn forget_orphan(&self, cell: &FileCell) -> Result<()> {
-        let gate = cell.gate.lock();
-        if gate.cached + gate.kernel > 0 {
+        let mut state = self.state.write();
+        // Not the gate: somebody who is about to open it counts as well. Under the lock of the state, so that whoever
+        // comes later finds the inode gone.
+        if cell.handles.load(Ordering::Acquire) > 0 {
             return Ok(());
         }
-        let mut state = self.state.write();
         let mut draft = state.draft(self.env.now());
         if let Some(row) = state.inode(cell.id)? {
             names::purge(&state, &mut draft, cell.id, &row)?;
@@ -846,7 +854,8 @@ impl LocalVolume {
         let mut state = self.state.write();
         let mut data = cell.data.lock();
         let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(()) };
-        if staging.published >= Some(generation) {
+        // Published meanwhile, or even dropped after that: then the bytes are in a version.
+        if staging.number != number || staging.published >= Some(generation) {
             return Ok(());
         }
         // The kernel's writes to a whole file change nothing that the record says.
@@ -919,11 +928,8 @@ impl LocalVolume {
     pub(super) fn publish(&self, cell: &FileCell, closure: Closure) -> Result<Publication> {
         // No collection may take the new glyphs before the operation that names them.
         let _hold = self.store.hold();
-        let written = match self.protect_pages(cell)? {
-            Some(written) => written,
-            None => return Ok(Publication::Clean),
-        };
-        let (overlay, file, generation, mut base) = {
+        let Some(written) = self.protect_pages(cell)? else { return Ok(Publication::Clean) };
+        let (overlay, file, seen, mut base) = {
             let mut data = cell.data.lock();
             let Some(Data { staging: Some(staging), reader, inline, .. }) = data.as_mut() else {
                 return Ok(Publication::Clean);
@@ -935,7 +941,7 @@ impl LocalVolume {
             let base = *staging.overlay.base();
             let inline = if base == *reader.content() { inline.clone() } else { Bytes::new() };
             let base = ContentReader::new(base, inline)?;
-            (staging.overlay.clone(), staging.file.clone(), staging.generation, base)
+            (staging.overlay.clone(), staging.file.clone(), (staging.number, staging.generation), base)
         };
         let mut sources = Sources { file: &*file, base: &mut base, glyphs: &*self.store };
         let published = match publish::publish(&overlay, &mut sources, &*self.store) {
@@ -952,7 +958,8 @@ impl LocalVolume {
         let Some(loaded) = data.as_mut() else { return Ok(Publication::Gone) };
         let Some(staging) = loaded.staging.as_mut() else { return Ok(Publication::Gone) };
         staging.observe().map_err(staging_io("looking at a staging file"))?;
-        if staging.generation != generation {
+        // The number as well: it may have been published and dropped, and written again into another staging file.
+        if (staging.number, staging.generation) != seen {
             return Ok(Publication::Changing);
         }
         if !staging.dirty {

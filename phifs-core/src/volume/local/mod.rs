@@ -15,7 +15,7 @@
 //! that are held for a moment (the map of files, handles, queues). Nobody waits for the disk under the state lock but
 //! for the reading of rows that are not cached.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -137,6 +137,8 @@ pub struct LocalVolume {
     /// Files to settle: published, dropped or forgotten.
     queue: Mutex<VecDeque<InodeId>>,
     queued: Condvar,
+    /// Directories that were removed and that the kernel still knows: somebody may have them open.
+    removed_dirs: Mutex<HashSet<InodeId>>,
     /// Files whose publication has to wait for the next tick.
     retries: Mutex<BTreeSet<InodeId>>,
     /// Whether the disk has room for data.
@@ -183,6 +185,10 @@ impl Volume for LocalVolume {
     fn forget(&self, ino: Ino) {
         if let Ok(id) = self.state.read().inode_id(ino) {
             self.cached_versions.lock().remove(&id);
+            let removed = self.removed_dirs.lock().remove(&id);
+            if removed && let Err(error) = self.purge_orphan(id) {
+                tracing::error!(%error, "a removed directory is forgotten at the next start only");
+            }
         }
     }
 
@@ -247,8 +253,16 @@ impl Volume for LocalVolume {
         self.read_file(ino, handle, offset_bytes, len_bytes)
     }
 
-    fn write(&self, _: Ino, handle: Handle, offset_bytes: u64, bytes: &[u8], kill_set_id: bool) -> Result<u32> {
-        self.write_file(handle, offset_bytes, bytes, kill_set_id)
+    fn write(
+        &self,
+        caller: &Caller,
+        _: Ino,
+        handle: Handle,
+        offset_bytes: u64,
+        bytes: &[u8],
+        kill_set_id: bool,
+    ) -> Result<u32> {
+        self.write_file(handle, offset_bytes, bytes, kill_set_id.then_some(caller))
     }
 
     fn flush(&self, _: Ino, handle: Handle) -> Result<()> {

@@ -180,6 +180,7 @@ impl LocalVolume {
         drop_dir(&state, &mut draft, dir)?;
         touch_dir(&state, &mut draft, &parent)?;
         state.commit(draft, &self.journal)?;
+        self.removed_dirs.lock().insert(dir.inode());
         Ok(())
     }
 
@@ -201,7 +202,7 @@ impl LocalVolume {
         let source = view::child(&*state, from.id, name)?.ok_or(VolumeError::NotFound)?;
         let target = view::child(&*state, to.id, new_name)?;
         let mut draft = state.draft(self.env.now());
-        let mut gone = None;
+        let (mut gone, mut removed) = (None, None);
         match (mode, target) {
             (RenameMode::NoReplace, Some(_)) => return Err(VolumeError::Exists),
             (RenameMode::Exchange, None) => return Err(VolumeError::NotFound),
@@ -227,7 +228,10 @@ impl LocalVolume {
                         return Ok(());
                     }
                     match (source, target) {
-                        (Child::Dir(_), Child::Dir(dir)) => drop_dir(&state, &mut draft, dir)?,
+                        (Child::Dir(_), Child::Dir(dir)) => {
+                            drop_dir(&state, &mut draft, dir)?;
+                            removed = Some(dir.inode());
+                        }
                         (Child::Dir(_), Child::Link { .. }) => return Err(VolumeError::NotDirectory),
                         (Child::Link { .. }, Child::Dir(_)) => return Err(VolumeError::IsDirectory),
                         (Child::Link { .. }, Child::Link { link, inode, kind }) => {
@@ -246,6 +250,7 @@ impl LocalVolume {
         }
         state.commit(draft, &self.journal)?;
         drop(state);
+        self.removed_dirs.lock().extend(removed);
         if let Some(inode) = gone {
             self.inode_gone(inode);
         }
@@ -328,8 +333,11 @@ fn drop_dir(state: &State, draft: &mut Draft, dir: DirId) -> Result<()> {
         return Err(VolumeError::NotEmpty);
     }
     let row = state.inode(dir.inode())?.ok_or(VolumeError::NotFound)?;
+    // What is left is forgotten when the kernel has forgotten it: it does not say who has a directory open.
     draft.effects.push(plan::remove_dir(dir, &row));
-    purge(state, draft, dir.inode(), &row)
+    touch_inode(draft, dir.inode(), &row);
+    draft.local.push((local_key(b'o', &dir.inode().0.to_bytes()), Some(Vec::new())));
+    Ok(())
 }
 
 /// Adds to the draft that something gets a new place.

@@ -188,6 +188,7 @@ impl LocalVolume {
             cached_versions: Mutex::new(HashMap::new()),
             queue: Mutex::default(),
             queued: Condvar::new(),
+            removed_dirs: Mutex::default(),
             retries: Mutex::default(),
             room: AtomicBool::new(true),
             tight: AtomicBool::new(false),
@@ -306,16 +307,21 @@ impl LocalVolume {
         let orphans = self.state.read().with_prefix(Table::Local, b"o")?;
         for (key, _) in orphans {
             let id = InodeId(crate::namespace::derive::dot_of(&key)?);
-            let mut state = self.state.write();
-            let mut draft = state.draft(self.env.now());
-            match state.inode(id)? {
-                Some(row) => names::purge(&state, &mut draft, id, &row)?,
-                None => draft.local.push((local_key(b'o', &key), None)),
-            }
-            state.commit(draft, &self.journal)?;
-            drop(state);
+            self.purge_orphan(id)?;
             self.enqueue(id);
         }
+        Ok(())
+    }
+
+    /// Forgets an inode that has no name and that nobody has open any more.
+    pub(super) fn purge_orphan(&self, id: InodeId) -> crate::volume::Result<()> {
+        let mut state = self.state.write();
+        let mut draft = state.draft(self.env.now());
+        match state.inode(id)? {
+            Some(row) => names::purge(&state, &mut draft, id, &row)?,
+            None => draft.local.push((local_key(b'o', &id.0.to_bytes()), None)),
+        }
+        state.commit(draft, &self.journal)?;
         Ok(())
     }
 }
