@@ -1,15 +1,16 @@
 //! Effects on rows: the only way in which the tables change.
 
-use crate::id::{AuthorId, DirId, Dot, InodeId, LinkId};
+use crate::id::{AuthorId, DirId, Dot, InodeId};
 use crate::store::StoreError;
 use crate::time::{Hlc, Timestamp};
 use crate::volume::FileKind;
 
 use super::derive::{self, DirRow};
 use super::op::{Effect, Field, InodeEffect, LinkEffect, MoveId, Op};
+use super::position::{self, Move};
 use super::register::{Entry, Register};
-use super::row::{Birth, InodeRow, LinkRow, Mode, Owner, Place};
-use super::tables::{Rows, Table, Tables, content_key, move_key, suffixed_key};
+use super::row::{Birth, InodeRow, Mode, Owner, Place, Stamp};
+use super::tables::{Rows, Table, Tables, content_key, suffixed_key};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -21,10 +22,9 @@ pub fn apply<T: Tables + ?Sized>(tables: &mut T, op: &Op) -> Result<()> {
         Effect::Inode(effect) => apply_inode(tables, op, effect),
         Effect::Link(effect) => apply_link(tables, op, effect),
         Effect::Move { dir, parent, name, folds } => {
-            let id = MoveId { hlc: op.hlc, author: op.dot.author };
-            tables.put(Table::Moves, &move_key(id.hlc, id.author, *dir), &derive::encode_move(op.dot, *parent, name));
-            derive::move_added(tables, id, *dir, *parent, name)?;
-            fold_moves(tables, *dir, folds)
+            let id = MoveId { hlc: op.hlc, dot: op.dot };
+            apply_move(tables, &Move { id, dir: *dir, parent: *parent, name: name.clone() })?;
+            position::drop_moves(tables, *dir, folds)
         }
         Effect::Xattr { inode, name, value, drops } => {
             let mut row = tables.xattr(*inode, name)?;
@@ -83,16 +83,17 @@ fn apply_inode<T: Tables + ?Sized>(tables: &mut T, op: &Op, effect: &InodeEffect
     set(&mut row.mtime, op, effect.mtime);
     set(&mut row.touched, op, effect.touched);
     if let Some((version, inline)) = &effect.version {
-        set(&mut row.versions, op, Some(version.clone()));
-        if let Some(inline) = inline {
+        let is_new = row.versions.insert(Entry { dot: op.dot, hlc: op.hlc, value: version.clone() });
+        if let Some(inline) = inline.as_ref().filter(|_| is_new) {
             tables.put(Table::Contents, &content_key(effect.inode, op.dot), inline);
         }
     }
-    tables.set_inode(effect.inode, &row);
-    if was_alive == row.alive.is_empty() {
-        derive::alive_changed(tables, DirId(effect.inode.0))?;
-    }
-    Ok(())
+    store_inode(tables, effect.inode, was_alive, &row)
+}
+
+fn store_inode<T: Tables + ?Sized>(tables: &mut T, id: InodeId, was_alive: bool, row: &InodeRow) -> Result<()> {
+    tables.set_inode(id, row);
+    if was_alive == row.alive.is_empty() { derive::show(tables, DirId(id.0)) } else { Ok(()) }
 }
 
 fn set<V>(register: &mut Register<V>, op: &Op, value: Option<V>) {
@@ -102,42 +103,37 @@ fn set<V>(register: &mut Register<V>, op: &Op, value: Option<V>) {
 }
 
 fn apply_link<T: Tables + ?Sized>(tables: &mut T, op: &Op, effect: &LinkEffect) -> Result<()> {
-    let before = tables.link(effect.link)?;
-    let mut after = before.clone().unwrap_or_else(|| LinkRow {
-        inode: effect.inode,
-        kind: effect.kind,
-        places: Register::default(),
-    });
-    effect.drops.iter().for_each(|dot| after.places.remove(*dot));
+    let mut row = tables.link(effect.link)?.unwrap_or_default();
+    let before = row.place().cloned();
+    effect.drops.iter().for_each(|dot| row.places.remove(*dot));
     if let Some(place) = &effect.place {
-        let since = place.since.unwrap_or(MoveId { hlc: op.hlc, author: op.dot.author });
-        let value = Place { hlc: since.hlc, author: since.author, parent: place.parent, name: place.name.clone() };
-        after.places.insert(Entry { dot: op.dot, hlc: op.hlc, value });
+        let own = Stamp { hlc: op.hlc, author: op.dot.author };
+        let value = Place {
+            inode: effect.inode,
+            kind: effect.kind,
+            since: place.since.unwrap_or(own),
+            parent: place.parent,
+            name: place.name.clone(),
+        };
+        row.places.insert(Entry { dot: op.dot, hlc: op.hlc, value });
     }
-    store_link(tables, effect.link, before.as_ref(), &after)
+    tables.set_link(effect.link, &row);
+    derive::link_changed(tables, effect.link, before.as_ref(), row.place())
 }
 
-/// Stores a link row and what follows from it.
-pub(super) fn store_link<T: Tables + ?Sized>(
-    tables: &mut T,
-    id: LinkId,
-    before: Option<&LinkRow>,
-    after: &LinkRow,
-) -> Result<()> {
-    tables.set_link(id, after);
-    derive::link_changed(tables, id, before, Some(after))
-}
-
-fn fold_moves<T: Tables + ?Sized>(tables: &mut T, dir: DirId, folds: &[MoveId]) -> Result<()> {
-    if folds.is_empty() {
+/// One operation moves a directory once: the first of its moves counts, as one id never names two values.
+fn apply_move<T: Tables + ?Sized>(tables: &mut T, new: &Move) -> Result<()> {
+    let key = new.key();
+    if tables.get(Table::Moves, &key)?.is_some() {
         return Ok(());
     }
-    folds.iter().for_each(|id| tables.delete(Table::Moves, &move_key(id.hlc, id.author, dir)));
-    derive::moves_folded(tables, dir, folds)
+    tables.put(Table::Moves, &key, &new.encode());
+    position::move_added(tables, new)
 }
 
 fn purge<T: Tables + ?Sized>(tables: &mut T, inode: InodeId, dots: &[Dot], folds: &[MoveId]) -> Result<()> {
     if let Some(mut row) = tables.inode(inode)? {
+        let was_alive = !row.alive.is_empty();
         for dot in dots {
             row.birth.remove(*dot);
             row.alive.remove(*dot);
@@ -148,15 +144,12 @@ fn purge<T: Tables + ?Sized>(tables: &mut T, inode: InodeId, dots: &[Dot], folds
             row.versions.remove(*dot);
             tables.delete(Table::Contents, &content_key(inode, *dot));
         }
-        tables.set_inode(inode, &row);
-        if row.is_empty() {
-            derive::inode_purged(tables, inode);
-        }
+        store_inode(tables, inode, was_alive, &row)?;
     }
     for (name, _) in tables.with_prefix(Table::Xattrs, &suffixed_key(inode.0, &[]))? {
         let mut row = tables.xattr(inode, &name)?;
         dots.iter().for_each(|dot| row.remove(*dot));
         tables.set_xattr(inode, &name, &row);
     }
-    fold_moves(tables, DirId(inode.0), folds)
+    position::drop_moves(tables, DirId(inode.0), folds)
 }

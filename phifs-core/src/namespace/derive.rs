@@ -1,34 +1,38 @@
 //! What follows from the replicated rows and is kept beside them: the child index, directory positions, link counts.
 //!
-//! Each function here changes the derived tables for one change of a replicated row. `recompute` builds them from
-//! nothing; the two must agree, and `phifs fsck` and the tests compare them.
+//! Each function here changes the derived tables for one change of a replicated row; `position` does so for moves.
+//! `recompute` builds them from nothing; the two must agree, and `phifs fsck` and the tests compare them.
 //!
-//! - A directory's position is the fold of all moves in (clock, author) order, skipping one that would close a cycle
-//!   (Kleppmann, Mulligan, Gomes, Beresford, "A highly-available move operation for replicated trees", TPDS 2021).
 //! - A directory is shown while it is alive or has a shown child.
 //! - A file's links are those with a place.
+//! - A directory that something lies in but no move puts anywhere (its moves were dropped by somebody who did not know
+//!   of that) keeps its children and is itself listed nowhere.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::ControlFlow;
-
-use bytes::Bytes;
+use std::collections::BTreeSet;
 
 use crate::codec::{DecodeError, Encode, Reader, Result as Decoded};
-use crate::id::{AuthorId, DirId, Dot, InodeId, LinkId};
+use crate::id::{DirId, Dot, InodeId, LinkId};
 use crate::store::StoreError;
 use crate::time::Hlc;
 use crate::volume::FileKind;
 
 use super::op::MoveId;
-use super::row::{InodeRow, LinkRow, Place, kind_from_byte, kind_to_byte};
-use super::tables::{DERIVED, Rows, Table, Tables, malformed, move_key, suffixed_key};
+use super::position::Position;
+use super::row::{self, Place, get_link_kind, kind_to_byte};
+use super::tables::{Rows, Table, Tables, malformed, suffixed_key};
+
+pub use super::position::is_inside;
+pub use super::recompute::{DerivedRows, differences, kept, rebuild, recompute};
 
 type Result<T> = std::result::Result<T, StoreError>;
+
+const VERSION: u8 = 1;
 
 /// Where a directory is and what is in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirRow {
     pub parent: DirId,
+    /// Empty for the root, and for a directory that is nowhere.
     pub name: Vec<u8>,
     /// Shown children, directories included.
     pub entries: u64,
@@ -66,7 +70,8 @@ impl Child {
 pub struct Children(Vec<Child>);
 
 impl Children {
-    /// The meaning that is shown: a directory before a file, then the oldest directory or the youngest link.
+    /// The meaning that is shown: a directory before a file, then the directory with the smallest id or the link with
+    /// the largest.
     pub fn shown(&self) -> Option<Child> {
         match self.0.first()? {
             dir @ Child::Dir(_) => Some(*dir),
@@ -80,6 +85,7 @@ impl Children {
 
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(28);
+        out.put_u8(VERSION);
         for child in &self.0 {
             match child {
                 Child::Dir(dir) => {
@@ -102,22 +108,29 @@ impl Children {
 
     pub fn decode(bytes: &[u8]) -> Decoded<Self> {
         let mut reader = Reader::new(bytes);
-        let mut children = Vec::new();
+        row::get_format(&mut reader, "a directory entry", VERSION)?;
+        let mut children: Vec<Child> = Vec::new();
         while !reader.is_empty() {
             let tag = reader.u8()?;
             let dot = reader.dot()?;
-            children.push(match tag & 0xf {
-                1 => Child::Dir(DirId(dot)),
-                2 => Child::Link { link: LinkId(dot), inode: InodeId(dot), kind: kind_from_byte(tag >> 4)? },
-                3 => Child::Link { link: LinkId(dot), inode: InodeId(reader.dot()?), kind: kind_from_byte(tag >> 4)? },
-                value => return Err(DecodeError::Unknown { what: "a kind of child", value: u64::from(value) }),
-            });
+            let (link, inode) = (LinkId(dot), InodeId(dot));
+            let child = match tag & 0xf {
+                1 if tag == 1 => Child::Dir(DirId(dot)),
+                2 => Child::Link { link, inode, kind: get_link_kind(tag >> 4)? },
+                3 => Child::Link { link, inode: InodeId(reader.dot()?), kind: get_link_kind(tag >> 4)? },
+                _ => return Err(DecodeError::Unknown { what: "a kind of child", value: u64::from(tag) }),
+            };
+            let ascends = children.last().is_none_or(|last| *last < child);
+            if !ascends || tag & 0xf == 3 && child.inode() == inode {
+                return Err(DecodeError::NotCanonical("a directory entry"));
+            }
+            children.push(child);
         }
         Ok(Self(children))
     }
 
     /// Whether this changed anything.
-    fn set(&mut self, child: Child, present: bool) -> bool {
+    pub(super) fn set(&mut self, child: Child, present: bool) -> bool {
         match (self.0.binary_search(&child), present) {
             (Err(at), true) => self.0.insert(at, child),
             (Ok(at), false) => drop(self.0.remove(at)),
@@ -129,11 +142,25 @@ impl Children {
 
 impl DirRow {
     pub fn root() -> Self {
-        Self { parent: DirId::ROOT, name: Vec::new(), entries: 0, subdirs: 0, shown: true, moves: Vec::new() }
+        Self { shown: true, ..Self::nowhere() }
+    }
+
+    pub(super) fn nowhere() -> Self {
+        Self { parent: DirId::ROOT, name: Vec::new(), entries: 0, subdirs: 0, shown: false, moves: Vec::new() }
+    }
+
+    /// Whether it is listed in its parent as long as it is shown.
+    pub fn is_placed(&self) -> bool {
+        !self.name.is_empty()
+    }
+
+    pub fn position(&self) -> Position {
+        self.is_placed().then(|| (self.parent, self.name.clone()))
     }
 
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(64);
+        let mut out = Vec::with_capacity(96);
+        out.put_u8(VERSION);
         out.put_u8(u8::from(self.shown));
         out.put_dot(self.parent.0);
         out.put_blob(&self.name);
@@ -141,21 +168,30 @@ impl DirRow {
         out.put_varint(self.subdirs);
         for id in &self.moves {
             out.put_u64(id.hlc.0);
-            out.put_bytes(&id.author.0);
+            out.put_dot(id.dot);
         }
         out
     }
 
     pub fn decode(bytes: &[u8]) -> Decoded<Self> {
         let mut reader = Reader::new(bytes);
-        let shown = reader.u8()? == 1;
+        row::get_format(&mut reader, "a directory", VERSION)?;
+        let shown = match reader.u8()? {
+            0 => false,
+            1 => true,
+            value => return Err(DecodeError::Unknown { what: "a flag", value: u64::from(value) }),
+        };
         let parent = DirId(reader.dot()?);
         let name = reader.blob()?.to_vec();
         let entries = reader.varint()?;
         let subdirs = reader.varint()?;
-        let mut moves = Vec::new();
+        let mut moves: Vec<MoveId> = Vec::new();
         while !reader.is_empty() {
-            moves.push(MoveId { hlc: Hlc(reader.u64()?), author: AuthorId(reader.array()?) });
+            let id = MoveId { hlc: Hlc(reader.u64()?), dot: reader.dot()? };
+            if moves.last().is_some_and(|last| *last >= id) {
+                return Err(DecodeError::NotCanonical("the order of moves"));
+            }
+            moves.push(id);
         }
         Ok(Self { parent, name, entries, subdirs, shown, moves })
     }
@@ -177,79 +213,121 @@ pub fn child_key(dir: DirId, name: &[u8]) -> Vec<u8> {
     key
 }
 
-pub fn encode_links(links: &BTreeSet<LinkId>) -> Vec<u8> {
+pub(super) fn encode_links(links: &BTreeSet<LinkId>) -> Vec<u8> {
     let mut out = Vec::new();
+    out.put_u8(VERSION);
     links.iter().for_each(|link| out.put_dot(link.0));
     out
 }
 
-/// The live links of an inode.
-pub fn links_of<T: Tables + ?Sized>(tables: &T, inode: InodeId) -> Result<BTreeSet<LinkId>> {
-    let key = inode.0.to_bytes();
-    let Some(bytes) = tables.get(Table::LinksOf, &key)? else {
-        return Ok(BTreeSet::from([LinkId(inode.0)]));
-    };
-    let mut reader = Reader::new(&bytes);
+fn decode_links(bytes: &[u8]) -> Decoded<BTreeSet<LinkId>> {
+    let mut reader = Reader::new(bytes);
+    row::get_format(&mut reader, "the links of an inode", VERSION)?;
     let mut links = BTreeSet::new();
     while !reader.is_empty() {
-        links.insert(LinkId(reader.dot().map_err(|e| malformed("links", &key, e))?));
+        let link = LinkId(reader.dot()?);
+        if links.last().is_some_and(|last| *last >= link) {
+            return Err(DecodeError::NotCanonical("the order of links"));
+        }
+        links.insert(link);
     }
     Ok(links)
 }
 
-/// A link row became another one (or came, or went).
-pub fn link_changed<T: Tables + ?Sized>(
+/// The live links of an inode.
+pub fn links_of<T: Tables + ?Sized>(tables: &T, inode: InodeId) -> Result<BTreeSet<LinkId>> {
+    match stored_links(tables, inode)? {
+        Some(links) => Ok(links),
+        None => own_link(tables, inode),
+    }
+}
+
+fn stored_links<T: Tables + ?Sized>(tables: &T, inode: InodeId) -> Result<Option<BTreeSet<LinkId>>> {
+    let key = inode.0.to_bytes();
+    let bytes = tables.get(Table::LinksOf, &key)?;
+    bytes.map(|bytes| decode_links(&bytes).map_err(|e| malformed("links", &key, e))).transpose()
+}
+
+/// The link of the same dot, if it is alive.
+fn own_link<T: Tables + ?Sized>(tables: &T, inode: InodeId) -> Result<BTreeSet<LinkId>> {
+    let own = LinkId(inode.0);
+    let row = tables.link(own)?;
+    let is_alive = row.as_ref().and_then(|row| row.place()).is_some_and(|place| place.inode == inode);
+    Ok(if is_alive { BTreeSet::from([own]) } else { BTreeSet::new() })
+}
+
+/// A link came to another place, or into being, or went.
+pub(super) fn link_changed<T: Tables + ?Sized>(
     tables: &mut T,
     id: LinkId,
-    before: Option<&LinkRow>,
-    after: Option<&LinkRow>,
+    before: Option<&Place>,
+    after: Option<&Place>,
 ) -> Result<()> {
-    let (old, new) = (before.and_then(LinkRow::place), after.and_then(LinkRow::place));
-    let Some(row) = after.or(before) else { return Ok(()) };
-    let child = Child::Link { link: id, inode: row.inode, kind: row.kind };
-    let spot = |place: Option<&Place>| place.map(|place| (place.parent, place.name.clone()));
-    let (old, new) = (spot(old), spot(new));
-    if old == new {
+    let child = |place: &Place| Child::Link { link: id, inode: place.inode, kind: place.kind };
+    let listed = |place: &Place| (place.parent, place.name.clone(), child(place));
+    let (was_listed, is_listed) = (before.map(listed), after.map(listed));
+    if was_listed == is_listed {
         return Ok(());
     }
     // The new place first: a directory that loses its last child for a moment would be hidden and shown again.
-    if let Some((parent, name)) = &new {
-        set_child(tables, *parent, name, child, true)?;
+    if let Some((parent, name, child)) = &is_listed {
+        set_child(tables, *parent, name, *child, true)?;
     }
-    if let Some((parent, name)) = &old {
-        set_child(tables, *parent, name, child, false)?;
+    if let Some((parent, name, child)) = &was_listed {
+        set_child(tables, *parent, name, *child, false)?;
     }
-    if old.is_some() != new.is_some() {
-        let key = row.inode.0.to_bytes();
-        // An inode seen for the first time has no row here, which would mean "its own link": right only if so.
-        let fresh = old.is_none() && id.0 == row.inode.0 && tables.get(Table::LinksOf, &key)?.is_none();
-        if !fresh {
-            let mut links = links_of(tables, row.inode)?;
-            if new.is_some() {
-                links.insert(id)
-            } else {
-                links.remove(&id)
-            };
-            if links.len() == 1 && links.contains(&LinkId(row.inode.0)) {
-                tables.delete(Table::LinksOf, &key);
-            } else {
-                tables.put(Table::LinksOf, &key, &encode_links(&links));
-            }
-        }
+    let (was, is) = (before.map(|place| place.inode), after.map(|place| place.inode));
+    if was == is {
+        return Ok(());
+    }
+    if let Some(inode) = is {
+        count_link(tables, inode, id, true)?;
+    }
+    if let Some(inode) = was {
+        count_link(tables, inode, id, false)?;
     }
     Ok(())
 }
 
-/// The link count row of an inode that is forgotten for good.
-pub fn inode_purged<T: Tables + ?Sized>(tables: &mut T, inode: InodeId) {
-    tables.delete(Table::LinksOf, &inode.0.to_bytes());
+/// An inode has a row here only while a link of another dot leads to it.
+fn count_link<T: Tables + ?Sized>(tables: &mut T, inode: InodeId, id: LinkId, present: bool) -> Result<()> {
+    let own = LinkId(inode.0);
+    let mut links = match stored_links(tables, inode)? {
+        Some(links) => links,
+        None if id == own => return Ok(()),
+        None => own_link(tables, inode)?,
+    };
+    if present {
+        links.insert(id)
+    } else {
+        links.remove(&id)
+    };
+    let key = inode.0.to_bytes();
+    if links.iter().all(|link| *link == own) {
+        tables.delete(Table::LinksOf, &key);
+    } else {
+        tables.put(Table::LinksOf, &key, &encode_links(&links));
+    }
+    Ok(())
 }
 
 fn set_child<T: Tables + ?Sized>(tables: &mut T, dir: DirId, name: &[u8], child: Child, present: bool) -> Result<()> {
+    if list(tables, dir, name, child, present)? { show(tables, dir) } else { Ok(()) }
+}
+
+/// Adds or removes a child without looking at what that means for the directory's own visibility. Says whether that
+/// may have changed, as it does with the first and the last child only.
+pub(super) fn list<T: Tables + ?Sized>(
+    tables: &mut T,
+    dir: DirId,
+    name: &[u8],
+    child: Child,
+    present: bool,
+) -> Result<bool> {
     let key = child_key(dir, name);
     let mut children = tables.children(&key)?;
     if !children.set(child, present) {
-        return Ok(());
+        return Ok(false);
     }
     if children.all().is_empty() {
         tables.delete(Table::Children, &key);
@@ -258,308 +336,48 @@ fn set_child<T: Tables + ?Sized>(tables: &mut T, dir: DirId, name: &[u8], child:
     }
     let mut row = dir_row(tables, dir)?;
     let is_dir = u64::from(matches!(child, Child::Dir(_)));
-    if present {
-        row.entries += 1;
-        row.subdirs += is_dir;
+    let counts = if present {
+        row.entries.checked_add(1).zip(row.subdirs.checked_add(is_dir))
     } else {
-        row.entries -= 1;
-        row.subdirs -= is_dir;
-    }
-    tables.put(Table::Dirs, &dir.0.to_bytes(), &row.encode());
-    // Only the first and the last child can change whether the directory itself is shown.
-    if row.entries == u64::from(present) { show(tables, dir) } else { Ok(()) }
+        row.entries.checked_sub(1).zip(row.subdirs.checked_sub(is_dir))
+    };
+    let wrong = || malformed("directory", &dir.0.to_bytes(), DecodeError::NotCanonical("the number of entries"));
+    (row.entries, row.subdirs) = counts.ok_or_else(wrong)?;
+    put_dir(tables, dir, &row);
+    Ok(row.entries == u64::from(present))
 }
 
 /// Makes a directory appear in, or vanish from, its parent as its state demands, and so on upwards.
-pub fn show<T: Tables + ?Sized>(tables: &mut T, dir: DirId) -> Result<()> {
-    if dir == DirId::ROOT {
-        return Ok(());
-    }
-    let mut row = dir_row(tables, dir)?;
-    let alive = tables.inode(dir.inode())?.is_some_and(|inode| !inode.alive.is_empty());
-    let wanted = alive || row.entries > 0;
-    if wanted == row.shown {
-        return Ok(());
-    }
-    row.shown = wanted;
-    tables.put(Table::Dirs, &dir.0.to_bytes(), &row.encode());
-    set_child(tables, row.parent, &row.name, Child::Dir(dir), wanted)
-}
-
-/// The alive dots of a directory changed.
-pub fn alive_changed<T: Tables + ?Sized>(tables: &mut T, dir: DirId) -> Result<()> {
-    if tables.dir(dir)?.is_some() { show(tables, dir) } else { Ok(()) }
-}
-
-/// A move was added to the table of moves.
-pub fn move_added<T: Tables + ?Sized>(
-    tables: &mut T,
-    id: MoveId,
-    dir: DirId,
-    parent: DirId,
-    name: &[u8],
-) -> Result<()> {
-    let mut row = tables.dir(dir)?.unwrap_or_else(|| DirRow {
-        parent: DirId::ROOT,
-        name: Vec::new(),
-        entries: 0,
-        subdirs: 0,
-        shown: false,
-        moves: Vec::new(),
-    });
-    let first = row.moves.is_empty();
-    if let Err(at) = row.moves.binary_search(&id) {
-        row.moves.insert(at, id);
-    }
-    tables.put(Table::Dirs, &dir.0.to_bytes(), &row.encode());
-    if !is_last_move(tables, id, dir)? {
-        return refold(tables);
-    }
-    if first {
-        row.parent = parent;
-        row.name = name.to_vec();
-        tables.put(Table::Dirs, &dir.0.to_bytes(), &row.encode());
-        return show(tables, dir);
-    }
-    if !is_inside(tables, parent, dir)? {
-        reposition(tables, &BTreeMap::from([(dir, (parent, name.to_vec()))]))?;
+pub(super) fn show<T: Tables + ?Sized>(tables: &mut T, mut dir: DirId) -> Result<()> {
+    while dir != DirId::ROOT {
+        let mut row = dir_row(tables, dir)?;
+        let shown = row.entries > 0 || tables.inode(dir.inode())?.is_some_and(|inode| !inode.alive.is_empty());
+        if shown == row.shown {
+            break;
+        }
+        row.shown = shown;
+        put_dir(tables, dir, &row);
+        if !row.is_placed() || !list(tables, row.parent, &row.name, Child::Dir(dir), shown)? {
+            break;
+        }
+        dir = row.parent;
     }
     Ok(())
-}
-
-/// Moves that everybody has seen were dropped from the table.
-pub fn moves_folded<T: Tables + ?Sized>(tables: &mut T, dir: DirId, folds: &[MoveId]) -> Result<()> {
-    if let Some(mut row) = tables.dir(dir)? {
-        row.moves.retain(|id| !folds.contains(id));
-        if row.moves.is_empty() {
-            tables.delete(Table::Dirs, &dir.0.to_bytes());
-        } else {
-            tables.put(Table::Dirs, &dir.0.to_bytes(), &row.encode());
-        }
-    }
-    Ok(())
-}
-
-/// Whether `dir` is `ancestor` or below it.
-pub fn is_inside<T: Tables + ?Sized>(tables: &T, mut dir: DirId, ancestor: DirId) -> Result<bool> {
-    while dir != ancestor {
-        if dir == DirId::ROOT {
-            return Ok(false);
-        }
-        dir = dir_row(tables, dir)?.parent;
-    }
-    Ok(true)
 }
 
 fn dir_row<T: Tables + ?Sized>(tables: &T, dir: DirId) -> Result<DirRow> {
-    if let Some(row) = tables.dir(dir)? {
-        return Ok(row);
-    }
-    if dir == DirId::ROOT {
-        return Ok(DirRow::root());
-    }
-    Err(malformed("directory", &dir.0.to_bytes(), DecodeError::Truncated))
+    let missing = || if dir == DirId::ROOT { DirRow::root() } else { DirRow::nowhere() };
+    Ok(tables.dir(dir)?.unwrap_or_else(missing))
 }
 
-fn is_last_move<T: Tables + ?Sized>(tables: &T, id: MoveId, dir: DirId) -> Result<bool> {
-    let mut after = move_key(id.hlc, id.author, dir);
-    after.push(0);
-    let mut last = true;
-    tables.scan(Table::Moves, &after, &mut |_, _| {
-        last = false;
-        ControlFlow::Break(())
-    })?;
-    Ok(last)
-}
-
-/// The position of every directory, from all moves in order.
-fn fold<T: Tables + ?Sized>(tables: &T) -> Result<BTreeMap<DirId, (DirId, Vec<u8>)>> {
-    let mut positions: BTreeMap<DirId, (DirId, Vec<u8>)> = BTreeMap::new();
-    for (key, value) in tables.with_prefix(Table::Moves, &[])? {
-        let (_, dir, _, parent, name) = decode_move(&key, &value)?;
-        let mut above = parent;
-        while above != dir && above != DirId::ROOT {
-            match positions.get(&above) {
-                Some((next, _)) => above = *next,
-                None => break,
-            }
-        }
-        if above != dir {
-            positions.insert(dir, (parent, name));
-        }
+/// Stores a directory's row; one that neither has a place nor contains anything is removed.
+pub(super) fn put_dir<T: Tables + ?Sized>(tables: &mut T, dir: DirId, row: &DirRow) {
+    let key = dir.0.to_bytes();
+    if dir != DirId::ROOT && row.moves.is_empty() && row.entries == 0 && !row.is_placed() {
+        tables.delete(Table::Dirs, &key);
+    } else {
+        tables.put(Table::Dirs, &key, &row.encode());
     }
-    Ok(positions)
-}
-
-/// Folds all moves again after one arrived that is not the latest.
-pub fn refold<T: Tables + ?Sized>(tables: &mut T) -> Result<()> {
-    let mut changed = BTreeMap::new();
-    for (dir, (parent, name)) in fold(tables)? {
-        let row = dir_row(tables, dir)?;
-        if (row.parent, &row.name) != (parent, &name) {
-            changed.insert(dir, (parent, name));
-        }
-    }
-    reposition(tables, &changed)
-}
-
-/// Takes directories out of their places, then puts them where they belong, so that no order of steps matters.
-fn reposition<T: Tables + ?Sized>(tables: &mut T, positions: &BTreeMap<DirId, (DirId, Vec<u8>)>) -> Result<()> {
-    let mut old_parents = Vec::new();
-    for (dir, (parent, name)) in positions {
-        let mut row = dir_row(tables, *dir)?;
-        let shown = row.shown;
-        if shown {
-            // The parent may be hidden by losing this child; it is looked at again at the end.
-            unlist(tables, row.parent, &row.name, Child::Dir(*dir))?;
-            old_parents.push(row.parent);
-        }
-        row = dir_row(tables, *dir)?;
-        row.parent = *parent;
-        row.name.clone_from(name);
-        row.shown = false;
-        tables.put(Table::Dirs, &dir.0.to_bytes(), &row.encode());
-    }
-    for dir in positions.keys() {
-        show(tables, *dir)?;
-    }
-    old_parents.into_iter().try_for_each(|dir| show(tables, dir))
-}
-
-/// Removes a child without looking at what that means for the directory's own visibility.
-fn unlist<T: Tables + ?Sized>(tables: &mut T, dir: DirId, name: &[u8], child: Child) -> Result<()> {
-    let key = child_key(dir, name);
-    let mut children = tables.children(&key)?;
-    if children.set(child, false) {
-        if children.all().is_empty() {
-            tables.delete(Table::Children, &key);
-        } else {
-            tables.put(Table::Children, &key, &children.encode());
-        }
-        let mut row = dir_row(tables, dir)?;
-        row.entries -= 1;
-        row.subdirs -= u64::from(matches!(child, Child::Dir(_)));
-        tables.put(Table::Dirs, &dir.0.to_bytes(), &row.encode());
-    }
-    Ok(())
-}
-
-/// A row of the moves table: id, directory, number of the operation, new parent, new name.
-pub fn decode_move(key: &[u8], value: &[u8]) -> Result<(MoveId, DirId, Dot, DirId, Vec<u8>)> {
-    let decode = || {
-        let mut reader = Reader::new(key);
-        let hlc = Hlc(u64::from_be_bytes(reader.array()?));
-        let author = AuthorId(reader.array()?);
-        let dir = DirId(Dot::from_bytes(&reader.array()?));
-        reader.finish()?;
-        let mut reader = Reader::new(value);
-        let dot = Dot { author, n: reader.varint()? };
-        let parent = DirId(reader.dot()?);
-        let name = reader.blob()?.to_vec();
-        reader.finish()?;
-        Ok((MoveId { hlc, author }, dir, dot, parent, name))
-    };
-    decode().map_err(|e| malformed("move", key, e))
-}
-
-pub fn encode_move(dot: Dot, parent: DirId, name: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    out.put_varint(dot.n);
-    out.put_dot(parent.0);
-    out.put_blob(name);
-    out
-}
-
-/// Rows of the derived tables, by table and key.
-pub type DerivedRows = BTreeMap<(Table, Vec<u8>), Bytes>;
-
-/// The derived tables as they are kept.
-pub fn kept<T: Tables + ?Sized>(tables: &T) -> Result<DerivedRows> {
-    let mut rows = BTreeMap::new();
-    for table in DERIVED {
-        for (key, value) in tables.with_prefix(table, &[])? {
-            rows.insert((table, key), value);
-        }
-    }
-    Ok(rows)
-}
-
-/// The derived tables as they follow from the replicated ones.
-pub fn recompute<T: Tables + ?Sized>(tables: &T) -> Result<DerivedRows> {
-    let mut dirs: BTreeMap<DirId, DirRow> = BTreeMap::from([(DirId::ROOT, DirRow::root())]);
-    for (dir, (parent, name)) in fold(tables)? {
-        dirs.insert(dir, DirRow { parent, name, entries: 0, subdirs: 0, shown: false, moves: Vec::new() });
-    }
-    for (key, value) in tables.with_prefix(Table::Moves, &[])? {
-        let (id, dir, ..) = decode_move(&key, &value)?;
-        if let Some(row) = dirs.get_mut(&dir) {
-            row.moves.push(id);
-        }
-    }
-    let mut children: BTreeMap<(DirId, Vec<u8>), Children> = BTreeMap::new();
-    let mut links: BTreeMap<InodeId, BTreeSet<LinkId>> = BTreeMap::new();
-    let mut shown: Vec<DirId> = Vec::new();
-    for (key, value) in tables.with_prefix(Table::Inodes, &[])? {
-        let id = dot_of(&key)?;
-        let row = InodeRow::decode(id, &value).map_err(|e| malformed("inode", &key, e))?;
-        if row.kind() != FileKind::Directory {
-            links.entry(InodeId(id)).or_default();
-        } else if !row.alive.is_empty() {
-            shown.push(DirId(id));
-        }
-    }
-    for (key, value) in tables.with_prefix(Table::Links, &[])? {
-        let id = LinkId(dot_of(&key)?);
-        let row = LinkRow::decode(id.0, &value).map_err(|e| malformed("link", &key, e))?;
-        if let Some(place) = row.place() {
-            let child = Child::Link { link: id, inode: row.inode, kind: row.kind };
-            children.entry((place.parent, place.name.clone())).or_default().set(child, true);
-            links.entry(row.inode).or_default().insert(id);
-            shown.push(place.parent);
-        }
-    }
-    while let Some(dir) = shown.pop() {
-        let Some(row) = dirs.get_mut(&dir).filter(|row| !row.shown) else { continue };
-        row.shown = true;
-        children.entry((row.parent, row.name.clone())).or_default().set(Child::Dir(dir), true);
-        shown.push(row.parent);
-    }
-    for ((dir, _), row) in &children {
-        if let Some(dir) = dirs.get_mut(dir) {
-            dir.entries += row.all().len() as u64;
-            dir.subdirs += row.all().iter().filter(|child| matches!(child, Child::Dir(_))).count() as u64;
-        }
-    }
-    let mut rows = BTreeMap::new();
-    for ((dir, name), row) in children {
-        rows.insert((Table::Children, child_key(dir, &name)), row.encode().into());
-    }
-    for (dir, row) in dirs {
-        rows.insert((Table::Dirs, dir.0.to_bytes().to_vec()), row.encode().into());
-    }
-    for (inode, links) in links {
-        if links.len() != 1 || !links.contains(&LinkId(inode.0)) {
-            rows.insert((Table::LinksOf, inode.0.to_bytes().to_vec()), encode_links(&links).into());
-        }
-    }
-    Ok(rows)
-}
-
-/// Replaces the derived tables by what follows from the replicated ones.
-pub fn rebuild<T: Tables + ?Sized>(tables: &mut T) -> Result<()> {
-    let recomputed = recompute(tables)?;
-    for (table, key) in kept(tables)?.into_keys().filter(|row| !recomputed.contains_key(row)) {
-        tables.delete(table, &key);
-    }
-    recomputed.iter().for_each(|((table, key), value)| tables.put(*table, key, value));
-    Ok(())
-}
-
-/// The names of rows in which two sets of derived tables differ: nothing when all is well.
-pub fn differences(kept: &DerivedRows, recomputed: &DerivedRows) -> Vec<String> {
-    let keys: BTreeSet<_> = kept.keys().chain(recomputed.keys()).collect();
-    let differ = keys.into_iter().filter(|key| kept.get(*key) != recomputed.get(*key));
-    differ.map(|(table, key)| format!("{table:?} {}", key.escape_ascii())).collect()
 }
 
 pub fn dot_of(key: &[u8]) -> Result<Dot> {

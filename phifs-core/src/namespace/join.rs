@@ -9,9 +9,9 @@ use crate::id::{Dot, InodeId, LinkId};
 use crate::store::StoreError;
 
 use super::derive;
-use super::register::Register;
-use super::row::{InodeRow, LinkRow};
-use super::tables::{REPLICATED, Rows, Table, Tables};
+use super::position::Move;
+use super::row::{InodeRow, LinkRow, check_xattr_name};
+use super::tables::{REPLICATED, Rows, Table, Tables, malformed};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -34,6 +34,7 @@ pub fn join<T: Tables, U: Tables>(mine: &mut T, covers: &dyn Fn(Dot) -> bool, th
                 Table::Xattrs => {
                     let (dot, name) = key.split_at(Dot::LEN.min(key.len()));
                     let id = InodeId(derive::dot_of(dot)?);
+                    check_xattr_name(name).map_err(|e| malformed("xattr", &key, e))?;
                     let joined = mine.xattr(id, name)?.join(covers, theirs.tables.xattr(id, name)?, theirs.covers);
                     mine.set_xattr(id, name, &joined);
                 }
@@ -71,11 +72,9 @@ fn join_link<T: Tables, U: Tables>(
     theirs: &Side<'_, U>,
     id: LinkId,
 ) -> Result<()> {
-    let (a, b) = (mine.link(id)?, theirs.tables.link(id)?);
-    let Some(LinkRow { inode, kind, .. }) = a.as_ref().or(b.as_ref()).cloned() else { return Ok(()) };
-    let places = |row: Option<LinkRow>| row.map_or_else(Register::default, |row| row.places);
-    let joined = LinkRow { inode, kind, places: places(a).join(covers, places(b), theirs.covers) };
-    mine.set_link(id, &joined);
+    let a = mine.link(id)?.unwrap_or_default();
+    let b = theirs.tables.link(id)?.unwrap_or_default();
+    mine.set_link(id, &LinkRow { places: a.places.join(covers, b.places, theirs.covers) });
     Ok(())
 }
 
@@ -89,7 +88,7 @@ fn join_dotted_row<T: Tables, U: Tables>(
 ) -> Result<()> {
     let (a, b) = (mine.get(table, key)?, theirs.tables.get(table, key)?);
     let dot = |value: &[u8]| match table {
-        Table::Moves => derive::decode_move(key, value).map(|(_, _, dot, _, _)| dot),
+        Table::Moves => Move::decode(key, value).map(|row| row.id.dot),
         _ => derive::dot_of(key.get(Dot::LEN..).unwrap_or_default()),
     };
     match (a, b) {

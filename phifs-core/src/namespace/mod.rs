@@ -10,20 +10,29 @@
 //! | `register`, `row` | dotted registers and the rows made of them, with their canonical bytes |
 //! | `op` | operations and effects, with their canonical bytes |
 //! | `apply` | effects on rows |
-//! | `derive` | child index, directory positions and link counts, kept in step with the rows or recomputed |
+//! | `derive` | child index, visibility and link counts, kept in step with the rows |
+//! | `position` | directory positions, kept in step with the moves |
+//! | `recompute` | the derived tables from nothing |
 //! | `join` | the lattice join of two whole states |
+//! | `plan` | what each kind of change means as effects |
 //! | `view` | reading: what a name means, what an inode looks like |
 
 pub mod apply;
 pub mod derive;
 pub mod join;
 pub mod op;
+pub mod plan;
+pub mod position;
+mod recompute;
 pub mod register;
 pub mod row;
 pub mod tables;
 pub mod view;
 
+#[cfg(test)]
+mod tests;
+
 pub use apply::apply;
 pub use op::{Effect, Op};
-pub use row::{Birth, InodeRow, LinkRow, Mode, Owner, Place, Version};
+pub use row::{Birth, InodeRow, LinkRow, Mode, Owner, Place, Stamp, Version};
 pub use tables::{Table, Tables};

@@ -9,7 +9,7 @@ use crate::id::{AuthorId, DirId, Dot, InodeId, LinkId};
 use crate::time::{Hlc, Timestamp};
 use crate::volume::FileKind;
 
-use super::row::{self, Birth, Mode, Owner, Version};
+use super::row::{self, Birth, Mode, Owner, Stamp, Version};
 
 const VERSION: u8 = 1;
 
@@ -26,7 +26,11 @@ pub struct Op {
 pub enum Effect {
     Inode(InodeEffect),
     Link(LinkEffect),
-    /// A directory is created or moved. `folds` are its earlier moves, dropped because everybody has seen them.
+    /// A directory is created or moved.
+    ///
+    /// `folds` are earlier moves of it, dropped for good. They no longer hold against moves that are concurrent with
+    /// this one, so an author drops only what lies before the last move that everybody has seen, and never while a
+    /// later move is skipped for closing a cycle with them.
     Move {
         dir: DirId,
         parent: DirId,
@@ -40,7 +44,8 @@ pub enum Effect {
         value: Option<Vec<u8>>,
         drops: Vec<Dot>,
     },
-    /// Forgets an inode that nothing names any more: what the author saw of its rows.
+    /// Forgets an inode: what the author saw of its rows. Made only once everybody has seen that nothing names it,
+    /// as an edit concurrent with this would bring back a name without attributes, or a directory without position.
     Purge {
         inode: InodeId,
         dots: Vec<Dot>,
@@ -48,11 +53,11 @@ pub enum Effect {
     },
 }
 
-/// Names one entry of the moves of a directory.
+/// Names one entry of the moves of a directory, and puts it into the order of all moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MoveId {
     pub hlc: Hlc,
-    pub author: AuthorId,
+    pub dot: Dot,
 }
 
 /// A change of an inode's own row: new values, and the replaced dots of each field.
@@ -100,8 +105,8 @@ pub struct LinkEffect {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlaceEffect {
-    /// Set when an old place is re-asserted: it keeps its clock and author, so it never overrides a rename.
-    pub since: Option<MoveId>,
+    /// Set when an old place is re-asserted: it keeps its stamp, so it never overrides a rename.
+    pub since: Option<Stamp>,
     pub parent: DirId,
     pub name: Vec<u8>,
 }
@@ -140,11 +145,7 @@ impl Op {
 
     pub fn decode(dot: Dot, bytes: &[u8]) -> Result<Self> {
         let mut reader = Reader::new(bytes);
-        let version = reader.u8()?;
-        if version != VERSION {
-            let (found, known) = (u32::from(version), u32::from(VERSION));
-            return Err(DecodeError::NewerVersion { what: "an operation", found, known });
-        }
+        row::get_format(&mut reader, "an operation", VERSION)?;
         let hlc = Hlc(reader.u64()?);
         let time = reader.time()?;
         let mut authors = vec![dot.author];
@@ -152,10 +153,37 @@ impl Op {
             authors.push(AuthorId(reader.array()?));
         }
         let count = reader.count()?;
-        let mut body = Body { reader, authors };
+        let mut body = Body { reader, authors, named: 1 };
         let effects = (0..count).map(|_| body.effect()).collect::<Result<Vec<_>>>()?;
-        body.reader.finish()?;
+        body.finish()?;
         Ok(Self { dot, hlc, time, effects })
+    }
+
+    /// Whether everything that the operation names is its own or was seen by its author.
+    ///
+    /// One that drops what its author cannot have seen would apply differently in different orders, so whoever
+    /// receives an operation asks this of it, with the context that came along, before applying it. For the same
+    /// reason nothing moves into a directory that the operation itself makes.
+    pub fn names_only(&self, seen: impl Fn(Dot) -> bool) -> bool {
+        let seen = |dot: &Dot| *dot == self.dot || seen(*dot) && (dot.author != self.dot.author || dot.n < self.dot.n);
+        let moves = |ids: &[MoveId]| ids.iter().all(|id| seen(&id.dot));
+        self.effects.iter().all(|effect| match effect {
+            Effect::Inode(effect) => {
+                let bases = effect.version.iter().flat_map(|(version, _)| &version.bases);
+                seen(&effect.inode.0) && effect.drops.iter().all(|(_, dot)| seen(dot)) && bases.into_iter().all(seen)
+            }
+            Effect::Link(effect) => {
+                seen(&effect.link.0)
+                    && seen(&effect.inode.0)
+                    && effect.place.as_ref().is_none_or(|place| seen(&place.parent.0))
+                    && effect.drops.iter().all(seen)
+            }
+            Effect::Move { dir, parent, folds, .. } => {
+                seen(&dir.0) && parent.0 != self.dot && seen(&parent.0) && moves(folds)
+            }
+            Effect::Xattr { inode, drops, .. } => seen(&inode.0) && drops.iter().all(seen),
+            Effect::Purge { inode, dots, folds } => seen(&inode.0) && dots.iter().all(seen) && moves(folds),
+        })
     }
 }
 
@@ -191,7 +219,7 @@ impl Writer {
 
     fn move_id(&mut self, id: MoveId) {
         self.out.put_u64(id.hlc.0);
-        self.author(id.author);
+        self.dot(id.dot);
     }
 
     fn effect(&mut self, effect: &Effect) {
@@ -280,7 +308,8 @@ impl Writer {
             Some(place) => {
                 self.out.put_u8(if place.since.is_some() { 2 } else { 1 });
                 if let Some(since) = place.since {
-                    self.move_id(since);
+                    self.out.put_u64(since.hlc.0);
+                    self.author(since.author);
                 }
                 self.dot(place.parent.0);
                 self.out.put_blob(&place.name);
@@ -293,12 +322,29 @@ impl Writer {
 struct Body<'a> {
     reader: Reader<'a>,
     authors: Vec<AuthorId>,
+    /// How many of the authors have been named; they are listed in the order in which they are.
+    named: usize,
 }
 
 impl Body<'_> {
     fn author(&mut self) -> Result<AuthorId> {
         let at = self.reader.varint()? as usize;
-        self.authors.get(at).copied().ok_or(DecodeError::NotCanonical("an author number"))
+        if at > self.named {
+            return Err(DecodeError::NotCanonical("an author number"));
+        }
+        let author = *self.authors.get(at).ok_or(DecodeError::NotCanonical("an author number"))?;
+        self.named = self.named.max(at + 1);
+        Ok(author)
+    }
+
+    fn finish(mut self) -> Result<()> {
+        let listed = self.authors.len();
+        self.authors.sort_unstable();
+        self.authors.dedup();
+        if self.authors.len() != listed || self.named != listed {
+            return Err(DecodeError::NotCanonical("a list of authors"));
+        }
+        self.reader.finish()
     }
 
     fn dot(&mut self) -> Result<Dot> {
@@ -311,7 +357,7 @@ impl Body<'_> {
     }
 
     fn move_id(&mut self) -> Result<MoveId> {
-        Ok(MoveId { hlc: Hlc(self.reader.u64()?), author: self.author()? })
+        Ok(MoveId { hlc: Hlc(self.reader.u64()?), dot: self.dot()? })
     }
 
     fn move_ids(&mut self) -> Result<Vec<MoveId>> {
@@ -331,18 +377,20 @@ impl Body<'_> {
         Ok(match self.reader.u8()? {
             1 => Effect::Inode(self.inode()?),
             2 => Effect::Link(self.link()?),
-            3 => Effect::Move {
-                dir: DirId(self.dot()?),
-                parent: DirId(self.dot()?),
-                name: self.reader.blob()?.to_vec(),
-                folds: self.move_ids()?,
-            },
-            4 => Effect::Xattr {
-                inode: InodeId(self.dot()?),
-                name: self.reader.blob()?.to_vec(),
-                value: if self.flag()? { Some(self.reader.blob()?.to_vec()) } else { None },
-                drops: self.dots()?,
-            },
+            3 => {
+                let dir = DirId(self.dot()?);
+                if dir == DirId::ROOT {
+                    return Err(DecodeError::NotCanonical("a move of the root directory"));
+                }
+                let (parent, name) = (DirId(self.dot()?), row::get_name(&mut self.reader)?);
+                Effect::Move { dir, parent, name, folds: self.move_ids()? }
+            }
+            4 => {
+                let (inode, name) = (InodeId(self.dot()?), self.reader.blob()?.to_vec());
+                row::check_xattr_name(&name)?;
+                let value = if self.flag()? { Some(self.reader.blob()?.to_vec()) } else { None };
+                Effect::Xattr { inode, name, value, drops: self.dots()? }
+            }
             5 => Effect::Purge { inode: InodeId(self.dot()?), dots: self.dots()?, folds: self.move_ids()? },
             value => return Err(DecodeError::Unknown { what: "an effect", value: u64::from(value) }),
         })
@@ -369,7 +417,7 @@ impl Body<'_> {
             None
         };
         let count = self.reader.count()?;
-        let mut drops = Vec::with_capacity(count);
+        let mut drops = Vec::new();
         for _ in 0..count {
             let field = self.reader.u8()?;
             let unknown = DecodeError::Unknown { what: "a field", value: u64::from(field) };
@@ -382,14 +430,16 @@ impl Body<'_> {
     fn link(&mut self) -> Result<LinkEffect> {
         let link = LinkId(self.dot()?);
         let inode = InodeId(self.dot()?);
-        let kind = row::kind_from_byte(self.reader.u8()?)?;
+        let kind = row::get_link_kind(self.reader.u8()?)?;
         let place = match self.reader.u8()? {
             0 => None,
-            has @ (1 | 2) => Some(PlaceEffect {
-                since: if has == 2 { Some(self.move_id()?) } else { None },
-                parent: DirId(self.dot()?),
-                name: self.reader.blob()?.to_vec(),
-            }),
+            has @ (1 | 2) => {
+                let since = match has {
+                    1 => None,
+                    _ => Some(Stamp { hlc: Hlc(self.reader.u64()?), author: self.author()? }),
+                };
+                Some(PlaceEffect { since, parent: DirId(self.dot()?), name: row::get_name(&mut self.reader)? })
+            }
             value => return Err(DecodeError::Unknown { what: "a place", value: u64::from(value) }),
         };
         Ok(LinkEffect { link, inode, kind, place, drops: self.dots()? })

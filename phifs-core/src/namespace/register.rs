@@ -50,10 +50,13 @@ impl<V> Register<V> {
     }
 
     /// Adds a value; a dot that is there already keeps what it has, as one dot never names two values.
-    pub fn insert(&mut self, entry: Entry<V>) {
-        if let Err(at) = self.entries.binary_search_by_key(&entry.dot, |entry| entry.dot) {
+    /// Says whether the value was added.
+    pub fn insert(&mut self, entry: Entry<V>) -> bool {
+        let free = self.entries.binary_search_by_key(&entry.dot, |entry| entry.dot);
+        if let Err(at) = free {
             self.entries.insert(at, entry);
         }
+        free.is_err()
     }
 
     /// Removes the value with this dot, if it is still there.

@@ -14,6 +14,9 @@ use super::register::{Entry, Register};
 
 const VERSION: u8 = 1;
 
+/// The longest name of a file or an extended attribute, as for Linux.
+pub const NAME_BYTES_MAX: usize = 255;
+
 /// What an inode is for ever.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Birth {
@@ -70,26 +73,34 @@ pub struct InodeRow {
     pub versions: Register<Version>,
 }
 
-/// Where a name is. The clock reading and author decide among several; re-asserting a place keeps its old ones.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+/// When something was put where it is, and by whom: the order in which the later of two wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp {
     pub hlc: Hlc,
     pub author: AuthorId,
+}
+
+/// Where a name is and what it means. What it means is in every place, though a link never changes it: so a row is
+/// nothing but the join of its dots, whatever an author claims.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub inode: InodeId,
+    pub kind: FileKind,
+    /// The stamp of the operation that chose the place; re-asserting it keeps the old one.
+    pub since: Stamp,
     pub parent: DirId,
     pub name: Vec<u8>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkRow {
-    pub inode: InodeId,
-    pub kind: FileKind,
     pub places: Register<Place>,
 }
 
 impl LinkRow {
-    /// The one place that the link is at: the latest by clock, then author.
+    /// The one place that the link is at: the latest.
     pub fn place(&self) -> Option<&Place> {
-        self.places.entries().iter().map(|entry| &entry.value).max_by_key(|place| (place.hlc, place.author))
+        self.places.entries().iter().map(|entry| &entry.value).max_by_key(|place| place.since)
     }
 }
 
@@ -141,26 +152,26 @@ impl InodeRow {
             .chain(self.touched.entries().iter().map(|entry| entry.hlc))
             .chain(self.versions.entries().iter().map(|entry| entry.hlc));
         let mut row = RowWriter::new(key, hlcs.max(), self.dots().into_iter());
-        row.register(&self.birth, put_birth);
-        row.register(&self.alive, |_, ()| {});
-        row.register(&self.mode, put_mode);
-        row.register(&self.owner, put_owner);
-        row.register(&self.mtime, |out, time| out.put_time(*time));
-        row.register(&self.touched, |out, time| out.put_time(*time));
-        row.register(&self.versions, put_version);
+        row.register(&self.birth, |out, entry| put_birth(out, &entry.value));
+        row.register(&self.alive, |_, _| {});
+        row.register(&self.mode, |out, entry| put_mode(out, &entry.value));
+        row.register(&self.owner, |out, entry| put_owner(out, &entry.value));
+        row.register(&self.mtime, |out, entry| out.put_time(entry.value));
+        row.register(&self.touched, |out, entry| out.put_time(entry.value));
+        row.register(&self.versions, |out, entry| put_version(out, &entry.value));
         row.out
     }
 
     pub fn decode(key: Dot, bytes: &[u8]) -> Result<Self> {
         let mut row = RowReader::new("an inode", key, bytes)?;
         let decoded = Self {
-            birth: row.register(get_birth)?,
-            alive: row.register(|_| Ok(()))?,
-            mode: row.register(get_mode)?,
-            owner: row.register(get_owner)?,
-            mtime: row.register(Reader::time)?,
-            touched: row.register(Reader::time)?,
-            versions: row.register(get_version)?,
+            birth: row.register(|reader, _| get_birth(reader))?,
+            alive: row.register(|_, _| Ok(()))?,
+            mode: row.register(|reader, _| get_mode(reader))?,
+            owner: row.register(|reader, _| get_owner(reader))?,
+            mtime: row.register(|reader, _| reader.time())?,
+            touched: row.register(|reader, _| reader.time())?,
+            versions: row.register(|reader, _| get_version(reader))?,
         };
         row.finish()?;
         Ok(decoded)
@@ -171,34 +182,41 @@ impl LinkRow {
     pub fn encode(&self, key: Dot) -> Vec<u8> {
         let hlcs = self.places.entries().iter().map(|entry| entry.hlc);
         let mut row = RowWriter::new(key, hlcs.max(), self.places.dots());
-        row.out.put_dot(self.inode.0);
-        row.out.put_u8(kind_to_byte(self.kind));
-        row.register(&self.places, put_place);
+        row.register(&self.places, |out, entry| put_place(out, key, entry));
         row.out
     }
 
     pub fn decode(key: Dot, bytes: &[u8]) -> Result<Self> {
         let mut row = RowReader::new("a link", key, bytes)?;
-        let inode = InodeId(row.reader.dot()?);
-        let kind = kind_from_byte(row.reader.u8()?)?;
-        let places = row.register(get_place)?;
+        let places = row.register(|reader, own| get_place(reader, key, own))?;
         row.finish()?;
-        Ok(Self { inode, kind, places })
+        Ok(Self { places })
     }
 }
 
 pub fn encode_xattr(key: Dot, xattr: &XattrRow) -> Vec<u8> {
     let hlcs = xattr.entries().iter().map(|entry| entry.hlc);
     let mut row = RowWriter::new(key, hlcs.max(), xattr.dots());
-    row.register(xattr, |out, value| out.put_blob(value));
+    row.register(xattr, |out, entry| out.put_blob(&entry.value));
     row.out
 }
 
 pub fn decode_xattr(key: Dot, bytes: &[u8]) -> Result<XattrRow> {
     let mut row = RowReader::new("an extended attribute", key, bytes)?;
-    let xattr = row.register(|reader| Ok(reader.blob()?.to_vec()))?;
+    let xattr = row.register(|reader, _| Ok(reader.blob()?.to_vec()))?;
     row.finish()?;
     Ok(xattr)
+}
+
+/// Reads the format version that everything of this module begins with.
+pub(super) fn get_format(reader: &mut Reader<'_>, what: &'static str, known: u8) -> Result<()> {
+    match reader.u8()? {
+        found if found == known => Ok(()),
+        found if found > known => {
+            Err(DecodeError::NewerVersion { what, found: u32::from(found), known: u32::from(known) })
+        }
+        found => Err(DecodeError::Unknown { what: "a format version", value: u64::from(found) }),
+    }
 }
 
 struct RowWriter {
@@ -224,14 +242,14 @@ impl RowWriter {
         Self { out, authors, key_n: key.n, newest }
     }
 
-    fn register<V>(&mut self, register: &Register<V>, put: impl Fn(&mut Vec<u8>, &V)) {
+    fn register<V>(&mut self, register: &Register<V>, put: impl Fn(&mut Vec<u8>, &Entry<V>)) {
         self.out.put_varint(register.entries().len() as u64);
         for entry in register.entries() {
             let author = self.authors.iter().position(|author| *author == entry.dot.author);
             self.out.put_varint(author.expect("every author of the row is listed") as u64);
             self.out.put_signed(entry.dot.n.wrapping_sub(self.key_n) as i64);
             self.out.put_varint(self.newest.0 - entry.hlc.0);
-            put(&mut self.out, &entry.value);
+            put(&mut self.out, entry);
         }
     }
 }
@@ -239,33 +257,41 @@ impl RowWriter {
 struct RowReader<'a> {
     reader: Reader<'a>,
     authors: Vec<AuthorId>,
+    /// Which of the authors have been named; all must be.
+    named: Vec<bool>,
     key_n: u64,
     newest: Hlc,
+    /// The largest clock reading found; `newest` must be it.
+    found: Hlc,
 }
 
 impl<'a> RowReader<'a> {
     fn new(what: &'static str, key: Dot, bytes: &'a [u8]) -> Result<Self> {
         let mut reader = Reader::new(bytes);
-        let version = reader.u8()?;
-        if version != VERSION {
-            return Err(DecodeError::NewerVersion { what, found: u32::from(version), known: u32::from(VERSION) });
-        }
+        get_format(&mut reader, what, VERSION)?;
         let others = reader.count()?;
         let mut authors = vec![key.author];
-        for _ in 0..others {
-            authors.push(AuthorId(reader.array()?));
+        for at in 0..others {
+            let author = AuthorId(reader.array()?);
+            if author == key.author || at > 0 && authors[at] >= author {
+                return Err(DecodeError::NotCanonical("a list of authors"));
+            }
+            authors.push(author);
         }
         let newest = Hlc(reader.u64()?);
-        Ok(Self { reader, authors, key_n: key.n, newest })
+        let mut named = vec![false; authors.len()];
+        named[0] = true;
+        Ok(Self { reader, authors, named, key_n: key.n, newest, found: Hlc::default() })
     }
 
-    fn register<V>(&mut self, get: impl Fn(&mut Reader<'a>) -> Result<V>) -> Result<Register<V>> {
+    fn register<V>(&mut self, get: impl Fn(&mut Reader<'a>, Stamp) -> Result<V>) -> Result<Register<V>> {
         let count = self.reader.count()?;
         let mut register = Register::default();
         let mut before = None;
         for _ in 0..count {
-            let author = self.reader.varint()? as usize;
-            let author = *self.authors.get(author).ok_or(DecodeError::NotCanonical("an author number"))?;
+            let at = self.reader.varint()? as usize;
+            let author = *self.authors.get(at).ok_or(DecodeError::NotCanonical("an author number"))?;
+            self.named[at] = true;
             let n = self.key_n.wrapping_add(self.reader.signed()? as u64);
             let dot = Dot { author, n };
             if before.is_some_and(|before| before >= dot) {
@@ -274,12 +300,20 @@ impl<'a> RowReader<'a> {
             before = Some(dot);
             let age = self.reader.varint()?;
             let hlc = Hlc(self.newest.0.checked_sub(age).ok_or(DecodeError::NotCanonical("a clock reading"))?);
-            register.insert(Entry { dot, hlc, value: get(&mut self.reader)? });
+            self.found = self.found.max(hlc);
+            let value = get(&mut self.reader, Stamp { hlc, author })?;
+            register.insert(Entry { dot, hlc, value });
         }
         Ok(register)
     }
 
     fn finish(self) -> Result<()> {
+        if self.named.contains(&false) {
+            return Err(DecodeError::NotCanonical("a list of authors"));
+        }
+        if self.found != self.newest {
+            return Err(DecodeError::NotCanonical("a clock reading"));
+        }
         self.reader.finish()
     }
 }
@@ -370,18 +404,69 @@ pub(super) fn get_version(reader: &mut Reader<'_>) -> Result<Version> {
     Ok(Version { content, mtime, closure, bases })
 }
 
-pub(super) fn put_place(out: &mut Vec<u8>, place: &Place) {
-    out.put_u64(place.hlc.0);
-    out.put_bytes(&place.author.0);
+/// Bits of a place's first byte above the kind of inode.
+const PLACE_IS_OLDER: u8 = 0x10;
+const PLACE_OF_OTHER_INODE: u8 = 0x20;
+
+/// The link's own inode and the operation's own stamp, which are the rule, are not written.
+fn put_place(out: &mut Vec<u8>, key: Dot, entry: &Entry<Place>) {
+    let place = &entry.value;
+    let is_older = place.since != Stamp { hlc: entry.hlc, author: entry.dot.author };
+    let of_other = place.inode.0 != key;
+    let bits = if is_older { PLACE_IS_OLDER } else { 0 } | if of_other { PLACE_OF_OTHER_INODE } else { 0 };
+    out.put_u8(kind_to_byte(place.kind) | bits);
+    if is_older {
+        put_stamp(out, place.since);
+    }
+    if of_other {
+        out.put_dot(place.inode.0);
+    }
     out.put_dot(place.parent.0);
     out.put_blob(&place.name);
 }
 
-pub(super) fn get_place(reader: &mut Reader<'_>) -> Result<Place> {
-    Ok(Place {
-        hlc: Hlc(reader.u64()?),
-        author: AuthorId(reader.array()?),
-        parent: DirId(reader.dot()?),
-        name: reader.blob()?.to_vec(),
-    })
+fn get_place(reader: &mut Reader<'_>, key: Dot, own: Stamp) -> Result<Place> {
+    let first = reader.u8()?;
+    let kind = get_link_kind(first & !(PLACE_IS_OLDER | PLACE_OF_OTHER_INODE))?;
+    let since = if first & PLACE_IS_OLDER != 0 { get_stamp(reader)? } else { own };
+    let inode = InodeId(if first & PLACE_OF_OTHER_INODE != 0 { reader.dot()? } else { key });
+    if (first & PLACE_IS_OLDER != 0 && since == own) || (first & PLACE_OF_OTHER_INODE != 0 && inode.0 == key) {
+        return Err(DecodeError::NotCanonical("a place"));
+    }
+    Ok(Place { inode, kind, since, parent: DirId(reader.dot()?), name: get_name(reader)? })
+}
+
+fn put_stamp(out: &mut Vec<u8>, stamp: Stamp) {
+    out.put_u64(stamp.hlc.0);
+    out.put_bytes(&stamp.author.0);
+}
+
+fn get_stamp(reader: &mut Reader<'_>) -> Result<Stamp> {
+    Ok(Stamp { hlc: Hlc(reader.u64()?), author: AuthorId(reader.array()?) })
+}
+
+/// What a link may lead to: a directory has a position instead.
+pub(super) fn get_link_kind(byte: u8) -> Result<FileKind> {
+    match kind_from_byte(byte)? {
+        FileKind::Directory => Err(DecodeError::Unknown { what: "a kind of link", value: u64::from(byte) }),
+        kind => Ok(kind),
+    }
+}
+
+/// A name as a directory can hold it: what no system call could have made must not come from a peer either.
+pub(super) fn get_name(reader: &mut Reader<'_>) -> Result<Vec<u8>> {
+    let name = reader.blob()?;
+    let bad = name.is_empty() || name.len() > NAME_BYTES_MAX || name == b"." || name == b"..";
+    if bad || name.contains(&b'/') || name.contains(&0) {
+        return Err(DecodeError::NotCanonical("a file name"));
+    }
+    Ok(name.to_vec())
+}
+
+/// The name of an extended attribute.
+pub(super) fn check_xattr_name(name: &[u8]) -> Result<()> {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(&0) {
+        return Err(DecodeError::NotCanonical("the name of an extended attribute"));
+    }
+    Ok(())
 }

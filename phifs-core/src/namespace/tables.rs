@@ -6,11 +6,11 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use crate::id::{AuthorId, DirId, Dot, InodeId, LinkId};
+use crate::id::{DirId, Dot, InodeId, LinkId};
 use crate::store::StoreError;
-use crate::time::Hlc;
 
 use super::derive::{Children, DirRow};
+use super::op::MoveId;
 use super::row::{InodeRow, LinkRow, XattrRow, decode_xattr, encode_xattr};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,7 +20,7 @@ pub enum Table {
     Inodes = 1,
     /// `LinkId` -> `LinkRow`
     Links = 2,
-    /// clock, author, `DirId` -> new parent and name; only directories, only creation and re-parenting
+    /// `MoveId`, `DirId` -> new parent and name; only directories, only creation and re-parenting
     Moves = 3,
     /// `InodeId`, name -> `XattrRow`
     Xattrs = 4,
@@ -30,15 +30,17 @@ pub enum Table {
     Children = 32,
     /// derived: `DirId` -> where it is and how much is in it
     Dirs = 33,
-    /// derived: `InodeId` -> its links, unless that is exactly the link of the same dot
+    /// derived: `InodeId` -> its links, if one of them has another dot than the inode
     LinksOf = 34,
+    /// derived: the keys of those moves that are not made because they would close a cycle
+    Skipped = 35,
     /// local: see `volume::local`
     Local = 64,
 }
 
 /// The replicated tables, in the order in which a root lists them.
 pub const REPLICATED: [Table; 5] = [Table::Inodes, Table::Links, Table::Moves, Table::Xattrs, Table::Contents];
-pub const DERIVED: [Table; 3] = [Table::Children, Table::Dirs, Table::LinksOf];
+pub const DERIVED: [Table; 4] = [Table::Children, Table::Dirs, Table::LinksOf, Table::Skipped];
 
 /// Where the rows are: the metadata database, or a plain map in tests and tools.
 pub trait Tables {
@@ -150,10 +152,10 @@ pub fn content_key(inode: InodeId, version: Dot) -> Vec<u8> {
 }
 
 /// Byte order is the order in which moves are folded.
-pub fn move_key(hlc: Hlc, author: AuthorId, dir: DirId) -> Vec<u8> {
-    let mut key = Vec::with_capacity(48);
-    key.extend_from_slice(&hlc.0.to_be_bytes());
-    key.extend_from_slice(&author.0);
+pub fn move_key(id: MoveId, dir: DirId) -> Vec<u8> {
+    let mut key = Vec::with_capacity(8 + 2 * Dot::LEN);
+    key.extend_from_slice(&id.hlc.0.to_be_bytes());
+    key.extend_from_slice(&id.dot.to_bytes());
     key.extend_from_slice(&dir.0.to_bytes());
     key
 }

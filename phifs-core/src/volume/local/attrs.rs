@@ -4,6 +4,7 @@ use crate::codec::{Encode, Reader};
 use crate::id::InodeId;
 use crate::namespace::Effect;
 use crate::namespace::op::{Field, InodeEffect};
+use crate::namespace::plan::drops;
 use crate::namespace::row::{InodeRow, Mode, Owner};
 use crate::namespace::tables::{Rows, Table, Tables, malformed, suffixed_key};
 use crate::namespace::view::{self, Stat};
@@ -12,7 +13,6 @@ use crate::time::Timestamp;
 use crate::volume::{Attr, Caller, FileKind, Ino, Result, SetAttr, SetTime, VolumeError, XattrMode};
 
 use super::acl::{self, Acl};
-use super::names::drops;
 use super::reserved;
 use super::state::{Draft, State, local_key};
 use super::{LocalVolume, files::Shown};

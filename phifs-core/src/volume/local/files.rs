@@ -18,9 +18,7 @@ use crate::content::reader::ContentReader;
 use crate::content::{Content, ContentError};
 use crate::id::{Dot, InodeId};
 use crate::meta::Lsn;
-use crate::namespace::Effect;
-use crate::namespace::derive;
-use crate::namespace::op::{Field, InodeEffect, LinkEffect, MoveId, PlaceEffect};
+use crate::namespace::plan;
 use crate::namespace::row::{Closure, Version};
 use crate::namespace::tables::{Rows, Table, Tables, content_key};
 use crate::namespace::view::{self, Stat};
@@ -1033,24 +1031,8 @@ impl LocalVolume {
         let version = Version { content: published.content, mtime, closure, bases: row.versions.dots().collect() };
         let inline = matches!(published.content, Content::Inline { .. }).then(|| published.inline.to_vec());
         let touched = Stat::of(&row).ctime.max(changed);
-        draft.effects.push(Effect::Inode(InodeEffect {
-            version: Some((version, inline)),
-            touched: Some(touched),
-            drops: names::drops(Field::Version, &row.versions)
-                .chain(names::drops(Field::Touched, &row.touched))
-                .collect(),
-            ..InodeEffect::new(id)
-        }));
+        draft.effects.extend(plan::publish(state, id, &row, (version, inline), touched)?);
         super::attrs::drop_capability(state, &mut draft, id)?;
-        // An edit keeps the file's names alive against a concurrent unlink, at the places where they were.
-        for link in derive::links_of(state, id)? {
-            let Some(row) = state.link(link)? else { continue };
-            let Some(place) = row.place() else { continue };
-            let since = Some(MoveId { hlc: place.hlc, author: place.author });
-            let place = Some(PlaceEffect { since, parent: place.parent, name: place.name.clone() });
-            let (inode, kind, drops) = (row.inode, row.kind, row.places.dots().collect());
-            draft.effects.push(Effect::Link(LinkEffect { link, inode, kind, place, drops }));
-        }
         Ok(Some(draft))
     }
 }

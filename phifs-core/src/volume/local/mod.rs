@@ -99,7 +99,7 @@ const fn spec(table: Table, name: &'static str, replicated: bool, leaf_bytes: u3
 }
 
 /// Small contents are wide rows that are read and written in runs, so their leaves are long.
-pub(crate) static TABLES: [TableSpec; 9] = [
+pub(crate) static TABLES: [TableSpec; 10] = [
     spec(Table::Inodes, "inodes", true, 4096),
     spec(Table::Links, "links", true, 4096),
     spec(Table::Moves, "moves", true, 4096),
@@ -108,6 +108,7 @@ pub(crate) static TABLES: [TableSpec; 9] = [
     spec(Table::Children, "children", false, 4096),
     spec(Table::Dirs, "dirs", false, 4096),
     spec(Table::LinksOf, "links-of", false, 4096),
+    spec(Table::Skipped, "skipped-moves", false, 4096),
     spec(Table::Local, "local", false, 4096),
 ];
 

@@ -3,10 +3,9 @@
 use crate::id::{DirId, InodeId, LinkId};
 use crate::namespace::Effect;
 use crate::namespace::derive::{self, Child};
-use crate::namespace::op::{Field, InodeEffect, LinkEffect, PlaceEffect};
-use crate::namespace::register::Register;
+use crate::namespace::plan;
 use crate::namespace::row::{Birth, InodeRow, Mode, Owner};
-use crate::namespace::tables::{Rows, Table, suffixed_key};
+use crate::namespace::tables::{Rows, Table};
 use crate::namespace::view::{self, Stat};
 use crate::store::StoreError;
 use crate::volume::{Attr, Caller, Entry, FileKind, Ino, NewKind, NewNode, RenameMode, Result, VolumeError};
@@ -83,33 +82,14 @@ impl LocalVolume {
         if set_gid && kind == FileKind::Directory {
             mode.permissions |= 0o2000;
         }
-        draft.effects.push(Effect::Inode(InodeEffect {
-            birth: Some(Birth { kind, rdev, time: draft.time, target: target.to_vec() }),
-            alive: kind == FileKind::Directory,
-            mode: Some(mode),
-            owner: Some(Owner { uid: caller.uid, gid }),
-            mtime: Some(draft.time),
-            touched: Some(draft.time),
-            ..InodeEffect::new(id)
-        }));
+        let birth = Birth { kind, rdev, time: draft.time, target: target.to_vec() };
+        let owner = Owner { uid: caller.uid, gid };
+        draft.effects.extend(plan::create(draft.dot, birth, mode, owner, parent.id, name));
         if let Some(value) = default_acl {
             let name = acl::DEFAULT.to_vec();
             draft.effects.push(Effect::Xattr { inode: id, name, value: Some(value), drops: Vec::new() });
         }
-        if kind == FileKind::Directory {
-            let (dir, folds) = (DirId(draft.dot), Vec::new());
-            draft.effects.push(Effect::Move { dir, parent: parent.id, name: name.to_vec(), folds });
-        } else {
-            let place = Some(PlaceEffect { since: None, parent: parent.id, name: name.to_vec() });
-            draft.effects.push(Effect::Link(LinkEffect {
-                link: LinkId(draft.dot),
-                inode: id,
-                kind,
-                place,
-                drops: Vec::new(),
-            }));
-        }
-        touch_dir(&mut draft, &parent);
+        touch_dir(&state, &mut draft, &parent)?;
         finish(&mut draft, id)?;
         state.commit(draft, &self.journal)?;
         Ok(id)
@@ -137,11 +117,9 @@ impl LocalVolume {
             return Err(VolumeError::Exists);
         }
         let mut draft = state.draft(self.env.now());
-        let place = Some(PlaceEffect { since: None, parent: parent.id, name: name.to_vec() });
-        let link = LinkId(draft.dot);
-        draft.effects.push(Effect::Link(LinkEffect { link, inode: id, kind, place, drops: Vec::new() }));
+        draft.effects.push(plan::link(draft.dot, id, kind, parent.id, name));
         touch_inode(&mut draft, id, &row);
-        touch_dir(&mut draft, &parent);
+        touch_dir(&state, &mut draft, &parent)?;
         state.commit(draft, &self.journal)?;
         self.attr(&state, id)
     }
@@ -155,7 +133,7 @@ impl LocalVolume {
         let Child::Link { link, inode, kind } = child else { return Err(VolumeError::IsDirectory) };
         let mut draft = state.draft(self.env.now());
         let gone = self.drop_link(&state, &mut draft, link, inode, kind)?;
-        touch_dir(&mut draft, &parent);
+        touch_dir(&state, &mut draft, &parent)?;
         state.commit(draft, &self.journal)?;
         drop(state);
         if gone {
@@ -173,9 +151,7 @@ impl LocalVolume {
         inode: InodeId,
         kind: FileKind,
     ) -> Result<bool> {
-        let row = state.link(link)?.ok_or(VolumeError::NotFound)?;
-        let drops = row.places.dots().collect();
-        draft.effects.push(Effect::Link(LinkEffect { link, inode, kind, place: None, drops }));
+        draft.effects.push(plan::unlink(state, link, inode, kind)?);
         let gone = view::nlink(state, inode, kind)? <= 1;
         let Some(row) = state.inode(inode)? else { return Ok(gone) };
         if gone && !self.is_open(inode) {
@@ -202,7 +178,7 @@ impl LocalVolume {
         let Child::Dir(dir) = child else { return Err(VolumeError::NotDirectory) };
         let mut draft = state.draft(self.env.now());
         drop_dir(&state, &mut draft, dir)?;
-        touch_dir(&mut draft, &parent);
+        touch_dir(&state, &mut draft, &parent)?;
         state.commit(draft, &self.journal)?;
         self.removed_dirs.lock().insert(dir.inode());
         Ok(())
@@ -268,9 +244,9 @@ impl LocalVolume {
                 place(&state, &mut draft, source, to.id, new_name)?;
             }
         }
-        touch_dir(&mut draft, &from);
+        touch_dir(&state, &mut draft, &from)?;
         if to.id != from.id {
-            touch_dir(&mut draft, &to);
+            touch_dir(&state, &mut draft, &to)?;
         }
         state.commit(draft, &self.journal)?;
         drop(state);
@@ -338,17 +314,7 @@ impl LocalVolume {
 
 /// Adds to the draft that an inode without names is forgotten: as this node is alone, everybody has seen all of it.
 pub(super) fn purge(state: &State, draft: &mut Draft, inode: InodeId, row: &InodeRow) -> Result<()> {
-    let mut dots = row.dots();
-    for (name, _) in state.with_prefix(Table::Xattrs, &suffixed_key(inode.0, &[]))? {
-        dots.extend(state.xattr(inode, &name)?.dots());
-    }
-    dots.sort_unstable();
-    dots.dedup();
-    let folds = match row.kind() {
-        FileKind::Directory => state.dir(DirId(inode.0))?.map_or_else(Vec::new, |row| row.moves),
-        _ => Vec::new(),
-    };
-    draft.effects.push(Effect::Purge { inode, dots, folds });
+    draft.effects.push(plan::purge(state, inode, row)?);
     let key = inode.0.to_bytes();
     for about in [b't', b'o'] {
         let key = local_key(about, &key);
@@ -368,12 +334,8 @@ fn drop_dir(state: &State, draft: &mut Draft, dir: DirId) -> Result<()> {
     }
     let row = state.inode(dir.inode())?.ok_or(VolumeError::NotFound)?;
     // What is left is forgotten when the kernel has forgotten it: it does not say who has a directory open.
-    let alive = row.alive.dots().map(|dot| (Field::Alive, dot));
-    draft.effects.push(Effect::Inode(InodeEffect {
-        touched: Some(draft.time),
-        drops: alive.chain(drops(Field::Touched, &row.touched)).collect(),
-        ..InodeEffect::new(dir.inode())
-    }));
+    draft.effects.push(plan::remove_dir(dir, &row));
+    touch_inode(draft, dir.inode(), &row);
     draft.local.push((local_key(b'o', &dir.inode().0.to_bytes()), Some(Vec::new())));
     Ok(())
 }
@@ -381,18 +343,7 @@ fn drop_dir(state: &State, draft: &mut Draft, dir: DirId) -> Result<()> {
 /// Adds to the draft that something gets a new place.
 fn place(state: &State, draft: &mut Draft, what: Child, parent: DirId, name: &[u8]) -> Result<()> {
     let row = state.inode(what.inode())?.ok_or(VolumeError::NotFound)?;
-    match what {
-        Child::Dir(dir) => {
-            let folds = state.dir(dir)?.map_or_else(Vec::new, |row| row.moves);
-            draft.effects.push(Effect::Move { dir, parent, name: name.to_vec(), folds });
-        }
-        Child::Link { link, inode, kind } => {
-            let link_row = state.link(link)?.ok_or(VolumeError::NotFound)?;
-            let place = Some(PlaceEffect { since: None, parent, name: name.to_vec() });
-            let drops = link_row.places.dots().collect();
-            draft.effects.push(Effect::Link(LinkEffect { link, inode, kind, place, drops }));
-        }
-    }
+    draft.effects.extend(plan::place(state, what, parent, name, true)?);
     touch_inode(draft, what.inode(), &row);
     Ok(())
 }
@@ -415,35 +366,21 @@ fn open_parent(state: &State, ino: Ino) -> Result<Parent> {
     if row.kind() != FileKind::Directory {
         return Err(VolumeError::NotDirectory);
     }
-    if row.alive.is_empty() {
+    // A removed directory is still there for what somebody else put into it.
+    if row.alive.is_empty() && !state.dir(DirId(id.0))?.is_some_and(|row| row.shown) {
         return Err(VolumeError::NotFound);
     }
     Ok(Parent { id: DirId(id.0), row })
 }
 
 /// A directory whose entries change gets a new mtime and ctime.
-fn touch_dir(draft: &mut Draft, parent: &Parent) {
-    let effect = InodeEffect {
-        mtime: Some(draft.time),
-        touched: Some(draft.time),
-        drops: drops(Field::Mtime, &parent.row.mtime).chain(drops(Field::Touched, &parent.row.touched)).collect(),
-        ..InodeEffect::new(parent.id.inode())
-    };
-    draft.effects.push(Effect::Inode(effect));
+fn touch_dir(state: &State, draft: &mut Draft, parent: &Parent) -> Result<()> {
+    draft.effects.extend(plan::touch_dir(state, parent.id, &parent.row, draft.time)?);
+    Ok(())
 }
 
 fn touch_inode(draft: &mut Draft, inode: InodeId, row: &InodeRow) {
-    let effect = InodeEffect {
-        touched: Some(draft.time),
-        drops: drops(Field::Touched, &row.touched).collect(),
-        ..InodeEffect::new(inode)
-    };
-    draft.effects.push(Effect::Inode(effect));
-}
-
-/// The observed dots of a field, to be replaced.
-pub(super) fn drops<V>(field: Field, register: &Register<V>) -> impl Iterator<Item = (Field, crate::id::Dot)> + '_ {
-    register.dots().map(move |dot| (field, dot))
+    draft.effects.push(plan::touch(inode, row, draft.time));
 }
 
 /// The mode of a new node under its parent's default ACL or the umask, and the default ACL that it inherits.

@@ -26,6 +26,7 @@ use crate::meta::{Lsn, Meta, Roots};
 use crate::namespace::Effect;
 use crate::namespace::apply::{GENESIS_DOT, genesis};
 use crate::namespace::op::{Field, InodeEffect};
+use crate::namespace::plan;
 use crate::namespace::row::Owner;
 use crate::namespace::tables::{Rows, Table, malformed};
 use crate::namespace::view::Stat;
@@ -375,7 +376,7 @@ fn own_root(state: &mut State, owner: (u32, u32), env: &dyn Env, journal: &Journ
     let mut draft = state.draft(env.now());
     draft.effects.push(Effect::Inode(InodeEffect {
         owner: Some(Owner { uid: owner.0, gid: owner.1 }),
-        drops: names::drops(Field::Owner, &row.owner).collect(),
+        drops: plan::drops(Field::Owner, &row.owner).collect(),
         ..InodeEffect::new(root)
     }));
     state.commit(draft, journal)?;

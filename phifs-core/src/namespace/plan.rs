@@ -1,0 +1,173 @@
+//! What each kind of change means as effects, given what the tables hold.
+//!
+//! Nothing here asks whether a call is allowed or names its errors: that is the volume's part.
+
+use crate::id::{DirId, Dot, InodeId, LinkId};
+use crate::store::StoreError;
+use crate::time::Timestamp;
+use crate::volume::FileKind;
+
+use super::derive::{self, Child};
+use super::op::{Effect, Field, InodeEffect, LinkEffect, PlaceEffect};
+use super::register::Register;
+use super::row::{Birth, InodeRow, Mode, Owner, Version};
+use super::tables::{Rows, Table, Tables, suffixed_key};
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// The observed dots of a field, to be replaced.
+pub fn drops<V>(field: Field, register: &Register<V>) -> impl Iterator<Item = (Field, Dot)> + '_ {
+    register.dots().map(move |dot| (field, dot))
+}
+
+/// A new inode and its name.
+pub fn create(dot: Dot, birth: Birth, mode: Mode, owner: Owner, parent: DirId, name: &[u8]) -> [Effect; 2] {
+    let (kind, time) = (birth.kind, birth.time);
+    let inode = Effect::Inode(InodeEffect {
+        birth: Some(birth),
+        alive: kind == FileKind::Directory,
+        mode: Some(mode),
+        owner: Some(owner),
+        mtime: Some(time),
+        touched: Some(time),
+        ..InodeEffect::new(InodeId(dot))
+    });
+    let named = match kind {
+        FileKind::Directory => Effect::Move { dir: DirId(dot), parent, name: name.to_vec(), folds: Vec::new() },
+        _ => link(dot, InodeId(dot), kind, parent, name),
+    };
+    [inode, named]
+}
+
+/// A new name of a file.
+pub fn link(dot: Dot, inode: InodeId, kind: FileKind, parent: DirId, name: &[u8]) -> Effect {
+    let place = Some(PlaceEffect { since: None, parent, name: name.to_vec() });
+    Effect::Link(LinkEffect { link: LinkId(dot), inode, kind, place, drops: Vec::new() })
+}
+
+/// A name of a file goes.
+pub fn unlink<T: Tables + ?Sized>(tables: &T, link: LinkId, inode: InodeId, kind: FileKind) -> Result<Effect> {
+    let drops = tables.link(link)?.map_or_else(Vec::new, |row| row.places.dots().collect());
+    Ok(Effect::Link(LinkEffect { link, inode, kind, place: None, drops }))
+}
+
+/// A directory goes, unless somebody else puts something into it.
+pub fn remove_dir(dir: DirId, row: &InodeRow) -> Effect {
+    let drops = drops(Field::Alive, &row.alive).collect();
+    Effect::Inode(InodeEffect { drops, ..InodeEffect::new(dir.inode()) })
+}
+
+/// Something gets another place, and is kept against a concurrent removal. With `alone`, nobody else has changed or
+/// will change anything that is not here, so the earlier moves of a directory are of no use any more.
+pub fn place<T: Tables + ?Sized>(
+    tables: &T,
+    what: Child,
+    parent: DirId,
+    name: &[u8],
+    alone: bool,
+) -> Result<Vec<Effect>> {
+    let name = name.to_vec();
+    Ok(match what {
+        Child::Dir(dir) => {
+            let row = if alone { tables.dir(dir)? } else { None };
+            let folds = row.map_or_else(Vec::new, |row| row.moves);
+            let inode = tables.inode(dir.inode())?.unwrap_or_default();
+            let kept = InodeEffect {
+                alive: true,
+                drops: drops(Field::Alive, &inode.alive).collect(),
+                ..InodeEffect::new(dir.inode())
+            };
+            vec![Effect::Move { dir, parent, name, folds }, Effect::Inode(kept)]
+        }
+        Child::Link { link, inode, kind } => {
+            let drops = tables.link(link)?.map_or_else(Vec::new, |row| row.places.dots().collect());
+            let place = Some(PlaceEffect { since: None, parent, name });
+            vec![Effect::Link(LinkEffect { link, inode, kind, place, drops })]
+        }
+    })
+}
+
+/// An inode is forgotten, with all that is known of it. See `Effect::Purge` for when.
+pub fn purge<T: Tables + ?Sized>(tables: &T, inode: InodeId, row: &InodeRow) -> Result<Effect> {
+    let mut dots = row.dots();
+    for (name, _) in tables.with_prefix(Table::Xattrs, &suffixed_key(inode.0, &[]))? {
+        dots.extend(tables.xattr(inode, &name)?.dots());
+    }
+    dots.sort_unstable();
+    dots.dedup();
+    let folds = tables.dir(DirId(inode.0))?.map_or_else(Vec::new, |row| row.moves);
+    Ok(Effect::Purge { inode, dots, folds })
+}
+
+/// A version of a file's bytes, and its names where they are: an edit keeps them against a concurrent unlink, but
+/// with their old stamps, so it does not keep them against a rename.
+pub fn publish<T: Tables + ?Sized>(
+    tables: &T,
+    inode: InodeId,
+    row: &InodeRow,
+    version: (Version, Option<Vec<u8>>),
+    touched: Timestamp,
+) -> Result<Vec<Effect>> {
+    let mut effects = vec![Effect::Inode(InodeEffect {
+        version: Some(version),
+        touched: Some(touched),
+        drops: drops(Field::Version, &row.versions).chain(drops(Field::Touched, &row.touched)).collect(),
+        ..InodeEffect::new(inode)
+    })];
+    for link in derive::links_of(tables, inode)? {
+        let Some(row) = tables.link(link)? else { continue };
+        let Some(place) = row.place() else { continue };
+        effects.push(Effect::Link(LinkEffect {
+            link,
+            inode,
+            kind: place.kind,
+            place: Some(PlaceEffect { since: Some(place.since), parent: place.parent, name: place.name.clone() }),
+            drops: row.places.dots().collect(),
+        }));
+    }
+    Ok(effects)
+}
+
+/// An extended attribute is set, or removed.
+pub fn set_xattr<T: Tables + ?Sized>(
+    tables: &T,
+    inode: InodeId,
+    name: &[u8],
+    value: Option<Vec<u8>>,
+) -> Result<Effect> {
+    let drops = tables.xattr(inode, name)?.dots().collect();
+    Ok(Effect::Xattr { inode, name: name.to_vec(), value, drops })
+}
+
+/// Something about an inode changed: its ctime.
+pub fn touch(inode: InodeId, row: &InodeRow, time: Timestamp) -> Effect {
+    Effect::Inode(InodeEffect {
+        touched: Some(time),
+        drops: drops(Field::Touched, &row.touched).collect(),
+        ..InodeEffect::new(inode)
+    })
+}
+
+/// The entries of a directory changed: its mtime and ctime.
+///
+/// Removed directories that are only shown for what somebody else put into them come alive again, so that they do not
+/// vanish under the one who works there.
+pub fn touch_dir<T: Tables + ?Sized>(tables: &T, dir: DirId, row: &InodeRow, time: Timestamp) -> Result<Vec<Effect>> {
+    let mut effects = vec![Effect::Inode(InodeEffect {
+        alive: row.alive.is_empty(),
+        mtime: Some(time),
+        touched: Some(time),
+        drops: drops(Field::Mtime, &row.mtime).chain(drops(Field::Touched, &row.touched)).collect(),
+        ..InodeEffect::new(dir.inode())
+    })];
+    let mut is_alive = !row.alive.is_empty();
+    let mut below = dir;
+    while !is_alive && let Some((above, _)) = tables.dir(below)?.and_then(|row| row.position()) {
+        is_alive = tables.inode(above.inode())?.is_none_or(|row| !row.alive.is_empty());
+        if !is_alive {
+            effects.push(Effect::Inode(InodeEffect { alive: true, ..InodeEffect::new(above.inode()) }));
+        }
+        below = above;
+    }
+    Ok(effects)
+}

@@ -1,0 +1,392 @@
+//! Random histories of several replicas: whatever the order of deliveries and joins, all come to the same tables.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::super::derive::{self, Child};
+use super::super::op::{Effect, Field, InodeEffect};
+use super::super::plan;
+use super::super::row::{Closure, Mode, Owner, Version};
+use super::super::tables::{Rows, Table};
+use super::super::view;
+use super::{Cells, Replica, Sent};
+use crate::causal::VersionVector;
+use crate::content::Content;
+use crate::id::{AuthorId, DirId, Dot, GlyphId, InodeId};
+use crate::time::Timestamp;
+use crate::volume::FileKind;
+
+/// What happens next, and small numbers to choose the things that it happens to.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    who: usize,
+    what: What,
+    first: usize,
+    second: usize,
+    name: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Mkdir,
+    Create,
+    Link,
+    Unlink,
+    Rmdir,
+    Rename,
+    MoveDir,
+    Exchange,
+    Write,
+    SetAttributes,
+    SetXattr,
+    RemoveXattr,
+    Purge,
+    Fold,
+    Deliver,
+    Join,
+}
+
+/// Histories of everything, and histories of directories alone, where cycles are not rare.
+fn steps(max: usize) -> impl Strategy<Value = Vec<Step>> {
+    let everything = prop_oneof![
+        6 => Just(What::Mkdir),
+        4 => Just(What::Create),
+        2 => Just(What::Link),
+        2 => Just(What::Unlink),
+        4 => Just(What::Rmdir),
+        3 => Just(What::Rename),
+        6 => Just(What::MoveDir),
+        2 => Just(What::Exchange),
+        3 => Just(What::Write),
+        2 => Just(What::SetAttributes),
+        2 => Just(What::SetXattr),
+        1 => Just(What::RemoveXattr),
+        3 => Just(What::Purge),
+        2 => Just(What::Fold),
+        10 => Just(What::Deliver),
+        4 => Just(What::Join),
+    ];
+    let directories = prop_oneof![
+        3 => Just(What::Mkdir),
+        1 => Just(What::Rmdir),
+        12 => Just(What::MoveDir),
+        2 => Just(What::Exchange),
+        2 => Just(What::Fold),
+        8 => Just(What::Deliver),
+        1 => Just(What::Join),
+    ];
+    prop_oneof![history(everything, max), history(directories, max)]
+}
+
+fn history(what: impl Strategy<Value = What>, max: usize) -> impl Strategy<Value = Vec<Step>> {
+    let step = (0..4usize, what, 0..64usize, 0..64usize, 0..3usize);
+    let step = step.prop_map(|(who, what, first, second, name)| Step { who, what, first, second, name });
+    prop::collection::vec(step, 1..max)
+}
+
+struct World {
+    replicas: Vec<Replica>,
+    sent: Vec<Sent>,
+    /// Replicated rows by context: equal contexts must have equal rows.
+    by_context: BTreeMap<Vec<u8>, Cells>,
+}
+
+impl World {
+    fn new(count: usize) -> Self {
+        let replicas = (1..=count as u8).map(Replica::new).collect();
+        Self { replicas, sent: Vec::new(), by_context: BTreeMap::new() }
+    }
+
+    fn step(&mut self, step: Step) {
+        let who = step.who % self.replicas.len();
+        match step.what {
+            What::Deliver => {
+                let replica = &mut self.replicas[who];
+                let ready: Vec<&Sent> = self.sent.iter().filter(|sent| replica.is_ready_for(sent)).collect();
+                if !ready.is_empty() {
+                    replica.receive(ready[step.first % ready.len()]);
+                }
+            }
+            What::Join => {
+                let other = self.replicas[step.first % self.replicas.len()].clone();
+                self.replicas[who].join(&other);
+            }
+            _ => {
+                // Forgetting and folding need that everybody has learnt everything.
+                if matches!(step.what, What::Purge | What::Fold) && step.second.is_multiple_of(2) {
+                    let all = self.by_delivery(|_| 0);
+                    self.replicas.iter_mut().for_each(|replica| replica.join(&all));
+                }
+                let settled = self.replicas.iter().all(|replica| replica.context == self.replicas[0].context);
+                let effects = effects(&self.replicas[who], step, settled);
+                if !effects.is_empty() {
+                    self.sent.push(self.replicas[who].act(effects));
+                }
+            }
+        }
+        self.note(who);
+    }
+
+    fn note(&mut self, who: usize) {
+        let replica = &self.replicas[who];
+        let mut context = Vec::new();
+        replica.context.encode(&mut context);
+        let rows = replica.tables.replicated();
+        let known = self.by_context.entry(context).or_insert_with(|| rows.clone());
+        assert_eq!(known, &rows, "equal contexts with different rows");
+    }
+
+    /// A new replica gets all operations, each time one of those that are ready.
+    fn by_delivery(&self, mut choose: impl FnMut(usize) -> usize) -> Replica {
+        let mut replica = Replica::new(99);
+        loop {
+            let ready: Vec<&Sent> = self.sent.iter().filter(|sent| replica.is_ready_for(sent)).collect();
+            if ready.is_empty() {
+                return replica;
+            }
+            replica.receive(ready[choose(ready.len())]);
+        }
+    }
+}
+
+/// What the step means to this replica; nothing if it is impossible. `settled` if everybody has seen the same.
+fn effects(replica: &Replica, step: Step, settled: bool) -> Vec<Effect> {
+    let tables = &replica.tables;
+    let tree = replica.tree();
+    let pick = |number: usize, wanted: &dyn Fn(&Child) -> bool| {
+        let entries: Vec<_> = tree.iter().filter(|(_, _, child)| wanted(child)).collect();
+        (!entries.is_empty()).then(|| entries[number % entries.len()].clone())
+    };
+    let dirs: Vec<DirId> = std::iter::once(DirId::ROOT)
+        .chain(tree.iter().filter_map(|(_, _, child)| match child {
+            Child::Dir(dir) => Some(*dir),
+            Child::Link { .. } => None,
+        }))
+        .collect();
+    let dir = dirs[step.second % dirs.len()];
+    let name = [&b"a"[..], b"b", b"c"][step.name];
+    let target = view::child(tables, dir, name).unwrap();
+    let row = |inode: InodeId| tables.inode(inode).unwrap().unwrap_or_default();
+    let dot = replica.next_dot();
+    let time = Timestamp::new(i64::from(step.first as u32), 5);
+    let is_file = |child: &Child| matches!(child, Child::Link { .. });
+    let is_dir = |child: &Child| matches!(child, Child::Dir(_));
+    let mut effects = Vec::new();
+    match step.what {
+        What::Mkdir | What::Create if target.is_none() => {
+            let kind = match (step.what, step.first % 3) {
+                (What::Mkdir, _) => FileKind::Directory,
+                (_, 0) => FileKind::Symlink,
+                _ => FileKind::File,
+            };
+            let birth = super::Birth { kind, rdev: 0, time, target: name.to_vec() };
+            let (mode, owner) = (Mode { permissions: 0o644, acl: Vec::new() }, Owner { uid: 1, gid: 1 });
+            effects.extend(plan::create(dot, birth, mode, owner, dir, name));
+            effects.extend(replica.touched(dir));
+        }
+        What::Link if target.is_none() => {
+            let Some((_, _, child)) = pick(step.first, &is_file) else { return effects };
+            effects.push(plan::link(dot, child.inode(), child.kind(), dir, name));
+            effects.push(plan::touch(child.inode(), &row(child.inode()), time));
+            effects.extend(replica.touched(dir));
+        }
+        What::Unlink => {
+            let Some((parent, _, child)) = pick(step.first, &is_file) else { return effects };
+            let Child::Link { link, inode, kind } = child else { return effects };
+            effects.push(plan::unlink(tables, link, inode, kind).unwrap());
+            effects.push(plan::touch(inode, &row(inode), time));
+            effects.extend(replica.touched(parent));
+        }
+        What::Rmdir => {
+            let empty = |child: &Child| match child {
+                Child::Dir(dir) => tables.dir(*dir).unwrap().unwrap().entries == 0,
+                Child::Link { .. } => false,
+            };
+            let Some((parent, _, Child::Dir(dir))) = pick(step.first, &empty) else { return effects };
+            effects.push(plan::remove_dir(dir, &row(dir.inode())));
+            effects.extend(replica.touched(parent));
+        }
+        What::Rename | What::MoveDir | What::Fold => {
+            let wanted: &dyn Fn(&Child) -> bool = if matches!(step.what, What::Rename) { &is_file } else { &is_dir };
+            let Some((from, _, child)) = pick(step.first, wanted) else { return effects };
+            match (child, target) {
+                (Child::Dir(moved), _) if derive::is_inside(tables, dir, moved).unwrap() => return effects,
+                (_, None) => {}
+                (_, Some(target)) if target.inode() == child.inode() => return effects,
+                (Child::Dir(_), Some(Child::Dir(over))) if tables.dir(over).unwrap().unwrap().entries == 0 => {
+                    effects.push(plan::remove_dir(over, &row(over.inode())));
+                }
+                (Child::Link { .. }, Some(Child::Link { link, inode, kind })) => {
+                    effects.push(plan::unlink(tables, link, inode, kind).unwrap());
+                }
+                _ => return effects,
+            }
+            let mut placed = plan::place(tables, child, dir, name, false).unwrap();
+            // What lies before the last move that everybody has seen, while no move is skipped.
+            if let (What::Fold, true, Effect::Move { dir, folds, .. }) = (step.what, settled, &mut placed[0])
+                && tables.with_prefix(Table::Skipped, &[]).unwrap().is_empty()
+            {
+                *folds = tables.dir(*dir).unwrap().unwrap().moves;
+                folds.pop();
+            }
+            effects.extend(placed);
+            effects.push(plan::touch(child.inode(), &row(child.inode()), time));
+            effects.extend(replica.touched(from));
+            effects.extend(replica.touched(dir));
+        }
+        What::Exchange => {
+            let (Some(a), Some(b)) = (pick(step.first, &|_| true), pick(step.second, &|_| true)) else {
+                return effects;
+            };
+            let inside = |what: &Child, place: DirId| match what {
+                Child::Dir(dir) => derive::is_inside(tables, place, *dir).unwrap(),
+                Child::Link { .. } => false,
+            };
+            if a.2 == b.2 || inside(&a.2, b.0) || inside(&b.2, a.0) {
+                return effects;
+            }
+            let mut moves = [(a.2, b.0, b.1.clone()), (b.2, a.0, a.1)];
+            moves.sort_unstable_by_key(|(what, ..)| *what);
+            for (what, dir, name) in moves {
+                effects.extend(plan::place(tables, what, dir, &name, false).unwrap());
+            }
+        }
+        What::Write => {
+            let Some((_, _, child)) = pick(step.first, &is_file) else { return effects };
+            let row = row(child.inode());
+            let bytes = vec![step.name as u8; 3];
+            let content = Content::Inline { len_bytes: 3, hash: GlyphId::of(&bytes) };
+            let bases = row.versions.dots().collect();
+            let version = Version { content, mtime: time, closure: Closure::Close, bases };
+            effects = plan::publish(tables, child.inode(), &row, (version, Some(bytes)), time).unwrap();
+        }
+        What::SetAttributes => {
+            let Some((_, _, child)) = pick(step.first, &|_| true) else { return effects };
+            let row = row(child.inode());
+            let mut effect = InodeEffect { touched: Some(time), ..InodeEffect::new(child.inode()) };
+            effect.drops = plan::drops(Field::Touched, &row.touched).collect();
+            match step.name {
+                0 => {
+                    effect.mode = Some(Mode { permissions: step.second as u16, acl: vec![1] });
+                    effect.drops.extend(plan::drops(Field::Mode, &row.mode));
+                }
+                1 => {
+                    effect.owner = Some(Owner { uid: step.second as u32, gid: 7 });
+                    effect.drops.extend(plan::drops(Field::Owner, &row.owner));
+                }
+                _ => {
+                    effect.mtime = Some(time);
+                    effect.drops.extend(plan::drops(Field::Mtime, &row.mtime));
+                }
+            }
+            effects.push(Effect::Inode(effect));
+        }
+        What::SetXattr | What::RemoveXattr => {
+            let Some((_, _, child)) = pick(step.first, &|_| true) else { return effects };
+            let value = matches!(step.what, What::SetXattr).then(|| vec![step.second as u8]);
+            effects.push(plan::set_xattr(tables, child.inode(), name, value).unwrap());
+        }
+        What::Purge if settled => {
+            let rows = tables.with_prefix(Table::Inodes, &[]).unwrap();
+            let gone: Vec<InodeId> = rows
+                .iter()
+                .map(|(key, _)| InodeId(Dot::from_bytes(key[..].first_chunk().unwrap())))
+                .filter(|id| match row(*id).kind() {
+                    FileKind::Directory => !tables.dir(DirId(id.0)).unwrap().is_some_and(|row| row.shown),
+                    _ => derive::links_of(tables, *id).unwrap().is_empty(),
+                })
+                .collect();
+            if !gone.is_empty() && tables.with_prefix(Table::Skipped, &[]).unwrap().is_empty() {
+                let inode = gone[step.first % gone.len()];
+                effects.push(plan::purge(tables, inode, &row(inode)).unwrap());
+            }
+        }
+        _ => {}
+    }
+    effects
+}
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, max_shrink_iters: 4000, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config(192))]
+
+    #[test]
+    fn every_order_of_deliveries_and_joins_comes_to_the_same_tables(
+        count in 2..5usize,
+        steps in steps(90),
+        orders in prop::collection::vec(0..1000usize, 8),
+    ) {
+        let mut world = World::new(count);
+        steps.into_iter().for_each(|step| world.step(step));
+        let mut numbers = orders.iter().copied().cycle();
+        let delivered = world.by_delivery(|ready| numbers.next().unwrap() % ready);
+        let in_author_order = world.by_delivery(|_| 0);
+        prop_assert_eq!(&delivered.tables, &in_author_order.tables);
+        let mut joined = Replica::new(99);
+        world.replicas.iter().for_each(|replica| joined.join(replica));
+        prop_assert_eq!(&joined.context, &delivered.context);
+        prop_assert_eq!(&joined.tables, &delivered.tables);
+        let mut backwards = world.replicas.pop().unwrap();
+        world.replicas.iter().rev().for_each(|replica| backwards.join(replica));
+        prop_assert_eq!(&backwards.tables, &delivered.tables);
+    }
+
+    #[test]
+    fn join_is_commutative_associative_and_idempotent(steps in steps(60)) {
+        let mut world = World::new(3);
+        steps.into_iter().for_each(|step| world.step(step));
+        let joined = |a: &Replica, b: &Replica| { let mut a = a.clone(); a.join(b); a };
+        let [a, b, c] = &world.replicas[..] else { unreachable!() };
+        prop_assert_eq!(joined(a, b).tables, joined(b, a).tables);
+        prop_assert_eq!(joined(&joined(a, b), c).tables, joined(a, &joined(b, c)).tables);
+        prop_assert_eq!(&joined(a, a).tables, &a.tables);
+        let once = joined(a, b);
+        prop_assert_eq!(&joined(&once, b).tables, &once.tables);
+    }
+}
+
+/// The property tests are worth little if their histories never get anywhere.
+#[test]
+fn histories_meet_conflicts_cycles_revivals_and_purges() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+
+    let mut runner = TestRunner::deterministic();
+    let [mut cycles, mut conflicts, mut revived, mut purges, mut folds, mut hard_links] = [0; 6];
+    for _ in 0..60 {
+        let mut world = World::new(3);
+        steps(90).new_tree(&mut runner).unwrap().current().into_iter().for_each(|step| world.step(step));
+        let end = world.by_delivery(|_| 0);
+        cycles += end.tables.with_prefix(Table::Skipped, &[]).unwrap().len();
+        hard_links += end.tables.with_prefix(Table::LinksOf, &[]).unwrap().len();
+        let names = end.tables.with_prefix(Table::Children, &[]).unwrap();
+        conflicts += names.iter().filter(|(_, row)| derive::Children::decode(row).unwrap().all().len() > 1).count();
+        revived += end
+            .tree()
+            .iter()
+            .filter(|(_, _, child)| match child {
+                Child::Dir(dir) => end.tables.inode(dir.inode()).unwrap().is_some_and(|row| row.alive.is_empty()),
+                Child::Link { .. } => false,
+            })
+            .count();
+        let effects = world.sent.iter().flat_map(|sent| &sent.op.effects);
+        purges += effects.clone().filter(|effect| matches!(effect, Effect::Purge { .. })).count();
+        folds += effects.filter(|effect| matches!(effect, Effect::Move { folds, .. } if !folds.is_empty())).count();
+    }
+    let seen = [cycles, conflicts, revived, purges, folds, hard_links];
+    assert!(seen.iter().all(|count| *count > 2), "{seen:?}");
+}
+
+#[test]
+fn context_tells_what_was_applied_already() {
+    let (mut a, mut b) = (Replica::new(1), Replica::new(2));
+    let (_, sent) = a.mkdir(DirId::ROOT, "x");
+    b.receive(&sent);
+    assert!(!b.is_ready_for(&sent) && b.context.contains(sent.op.dot));
+    let unknown = VersionVector::new().with(AuthorId([9; 16]), 1);
+    assert!(!b.is_ready_for(&Sent { seen: unknown, ..sent }));
+}

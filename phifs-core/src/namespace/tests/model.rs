@@ -1,0 +1,253 @@
+//! The reference: a set of dotted cells, without storage, registers or anything kept.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::derive::{Child, Children, DirRow, links_of};
+use super::super::op::{Effect, Field, Op};
+use super::super::position::Move;
+use super::super::register::Register;
+use super::super::row::{InodeRow, LinkRow, Place, Stamp, decode_xattr};
+use super::super::tables::{Rows, Table};
+use super::super::view;
+use super::MapTables;
+use crate::causal::VersionVector;
+use crate::id::{DirId, Dot, InodeId, LinkId};
+use crate::time::Hlc;
+use crate::volume::FileKind;
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Cell {
+    Field(InodeId, Field),
+    Content(InodeId),
+    Xattr(InodeId, Vec<u8>),
+    Place(LinkId),
+    Move(DirId),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    Plain(String),
+    Place(Hlc, Place),
+    Move(Hlc, DirId, Vec<u8>),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Model {
+    cells: BTreeMap<(Cell, Dot), Value>,
+}
+
+impl Model {
+    pub fn of(tables: &MapTables) -> Self {
+        let mut model = Self::default();
+        for ((table, key), value) in &tables.0 {
+            let dot = |at: usize| Dot::from_bytes(key[at..].first_chunk().unwrap());
+            match table {
+                Table::Inodes => {
+                    let (id, row) = (InodeId(dot(0)), InodeRow::decode(dot(0), value).unwrap());
+                    model.register(|| Cell::Field(id, Field::Birth), &row.birth);
+                    model.register(|| Cell::Field(id, Field::Alive), &row.alive);
+                    model.register(|| Cell::Field(id, Field::Mode), &row.mode);
+                    model.register(|| Cell::Field(id, Field::Owner), &row.owner);
+                    model.register(|| Cell::Field(id, Field::Mtime), &row.mtime);
+                    model.register(|| Cell::Field(id, Field::Touched), &row.touched);
+                    model.register(|| Cell::Field(id, Field::Version), &row.versions);
+                }
+                Table::Links => {
+                    for entry in LinkRow::decode(dot(0), value).unwrap().places.entries() {
+                        let place = Value::Place(entry.hlc, entry.value.clone());
+                        model.cells.insert((Cell::Place(LinkId(dot(0))), entry.dot), place);
+                    }
+                }
+                Table::Moves => {
+                    let row = Move::decode(key, value).unwrap();
+                    let cell = (Cell::Move(row.dir), row.id.dot);
+                    model.cells.insert(cell, Value::Move(row.id.hlc, row.parent, row.name));
+                }
+                Table::Xattrs => {
+                    let row = decode_xattr(dot(0), value).unwrap();
+                    model.register(|| Cell::Xattr(InodeId(dot(0)), key[Dot::LEN..].to_vec()), &row);
+                }
+                Table::Contents => {
+                    let cell = (Cell::Content(InodeId(dot(0))), dot(Dot::LEN));
+                    model.cells.insert(cell, Value::Plain(format!("{value:?}")));
+                }
+                _ => {}
+            }
+        }
+        model
+    }
+
+    fn register<V: std::fmt::Debug>(&mut self, cell: impl Fn() -> Cell, register: &Register<V>) {
+        for entry in register.entries() {
+            self.cells.insert((cell(), entry.dot), plain(entry.hlc, &entry.value));
+        }
+    }
+
+    pub fn apply(&mut self, op: &Op) {
+        for effect in &op.effects {
+            match effect {
+                Effect::Inode(effect) => {
+                    let cell = |field| Cell::Field(effect.inode, field);
+                    for (field, dot) in &effect.drops {
+                        self.cells.remove(&(cell(*field), *dot));
+                        if *field == Field::Version {
+                            self.cells.remove(&(Cell::Content(effect.inode), *dot));
+                        }
+                    }
+                    let version = effect.version.as_ref();
+                    let values = [
+                        (Field::Birth, effect.birth.as_ref().map(|value| plain(op.hlc, value))),
+                        (Field::Alive, effect.alive.then(|| plain(op.hlc, &()))),
+                        (Field::Mode, effect.mode.as_ref().map(|value| plain(op.hlc, value))),
+                        (Field::Owner, effect.owner.as_ref().map(|value| plain(op.hlc, value))),
+                        (Field::Mtime, effect.mtime.as_ref().map(|value| plain(op.hlc, value))),
+                        (Field::Touched, effect.touched.as_ref().map(|value| plain(op.hlc, value))),
+                        (Field::Version, version.map(|(version, _)| plain(op.hlc, version))),
+                    ];
+                    let bytes = version.and_then(|(_, inline)| inline.clone());
+                    if let Some(bytes) = bytes.filter(|_| !self.cells.contains_key(&(cell(Field::Version), op.dot))) {
+                        let bytes = Value::Plain(format!("{:?}", bytes::Bytes::from(bytes)));
+                        self.cells.insert((Cell::Content(effect.inode), op.dot), bytes);
+                    }
+                    for (field, value) in values {
+                        self.add(op, cell(field), value);
+                    }
+                }
+                Effect::Link(effect) => {
+                    let cell = Cell::Place(effect.link);
+                    self.drop_dots(&cell, &effect.drops);
+                    let own = Stamp { hlc: op.hlc, author: op.dot.author };
+                    let place = effect.place.as_ref().map(|place| Place {
+                        inode: effect.inode,
+                        kind: effect.kind,
+                        since: place.since.unwrap_or(own),
+                        parent: place.parent,
+                        name: place.name.clone(),
+                    });
+                    self.add(op, cell, place.map(|place| Value::Place(op.hlc, place)));
+                }
+                Effect::Move { dir, parent, name, folds } => {
+                    self.add(op, Cell::Move(*dir), Some(Value::Move(op.hlc, *parent, name.clone())));
+                    folds.iter().for_each(|id| self.drop_dots(&Cell::Move(*dir), &[id.dot]));
+                }
+                Effect::Xattr { inode, name, value, drops } => {
+                    let cell = Cell::Xattr(*inode, name.clone());
+                    self.drop_dots(&cell, drops);
+                    self.add(op, cell, value.as_ref().map(|value| plain(op.hlc, value)));
+                }
+                Effect::Purge { inode, dots, folds } => {
+                    self.cells.retain(|(cell, dot), _| match cell {
+                        Cell::Field(id, _) | Cell::Xattr(id, _) | Cell::Content(id) if id == inode => {
+                            !dots.contains(dot)
+                        }
+                        Cell::Move(dir) if dir.inode() == *inode => !folds.iter().any(|id| id.dot == *dot),
+                        _ => true,
+                    });
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, op: &Op, cell: Cell, value: Option<Value>) {
+        if let Some(value) = value {
+            self.cells.entry((cell, op.dot)).or_insert(value);
+        }
+    }
+
+    fn drop_dots(&mut self, cell: &Cell, dots: &[Dot]) {
+        dots.iter().for_each(|dot| drop(self.cells.remove(&(cell.clone(), *dot))));
+    }
+
+    pub fn join(&mut self, context: &VersionVector, other: &Self, other_context: &VersionVector) {
+        let mine: BTreeSet<(Cell, Dot)> = self.cells.keys().cloned().collect();
+        self.cells.retain(|key, _| other.cells.contains_key(key) || !other_context.contains(key.1));
+        for (key, value) in &other.cells {
+            if !mine.contains(key) && !context.contains(key.1) {
+                self.cells.insert(key.clone(), value.clone());
+            }
+        }
+    }
+
+    /// Holds what the tables derive against what follows from the cells in the most naive way.
+    pub fn check_derived(&self, tables: &MapTables) {
+        let mut moves: Vec<(Hlc, Dot, DirId, DirId, &[u8])> = Vec::new();
+        let mut places: BTreeMap<LinkId, &Place> = BTreeMap::new();
+        let mut wanted: BTreeSet<DirId> = BTreeSet::from([DirId::ROOT]);
+        for ((cell, dot), value) in &self.cells {
+            match (cell, value) {
+                (Cell::Move(dir), Value::Move(hlc, parent, name)) => moves.push((*hlc, *dot, *dir, *parent, name)),
+                (Cell::Place(link), Value::Place(_, place)) => {
+                    let at = places.entry(*link).or_insert(place);
+                    if place.since >= at.since {
+                        *at = place;
+                    }
+                }
+                (Cell::Field(inode, Field::Alive), _) => drop(wanted.insert(DirId(inode.0))),
+                _ => {}
+            }
+        }
+        moves.sort_unstable();
+        let mut positions: BTreeMap<DirId, (DirId, &[u8])> = BTreeMap::new();
+        let mut skipped = 0;
+        for (_, _, dir, parent, name) in &moves {
+            let chain: Vec<DirId> =
+                std::iter::successors(Some(*parent), |at| positions.get(at).map(|(parent, _)| *parent)).collect();
+            if chain.contains(dir) {
+                skipped += 1;
+            } else {
+                positions.insert(*dir, (*parent, *name));
+            }
+        }
+        assert_eq!(tables.with_prefix(Table::Skipped, &[]).unwrap().len(), skipped);
+
+        wanted.extend(places.values().map(|place| place.parent));
+        for dir in wanted.clone() {
+            wanted.extend(std::iter::successors(Some(dir), |at| positions.get(at).map(|(parent, _)| *parent)));
+        }
+        let mut listing: BTreeMap<(DirId, Vec<u8>), BTreeSet<Child>> = BTreeMap::new();
+        for (dir, (parent, name)) in positions.iter().filter(|(dir, _)| wanted.contains(dir)) {
+            listing.entry((*parent, name.to_vec())).or_default().insert(Child::Dir(*dir));
+        }
+        let mut names: BTreeMap<InodeId, BTreeSet<LinkId>> = BTreeMap::new();
+        for (link, place) in &places {
+            let child = Child::Link { link: *link, inode: place.inode, kind: place.kind };
+            listing.entry((place.parent, place.name.clone())).or_default().insert(child);
+            names.entry(place.inode).or_default().insert(*link);
+        }
+        self.check_listing(tables, &listing);
+        let inodes = self.cells.keys().filter_map(|(cell, _)| match cell {
+            Cell::Field(inode, _) => Some(*inode),
+            _ => None,
+        });
+        for inode in names.keys().copied().chain(inodes).collect::<BTreeSet<_>>() {
+            assert_eq!(links_of(tables, inode).unwrap(), names.get(&inode).cloned().unwrap_or_default(), "{inode:?}");
+        }
+        for (key, value) in tables.with_prefix(Table::Dirs, &[]).unwrap() {
+            let (dir, row) = (DirId(Dot::from_bytes(key[..].first_chunk().unwrap())), DirRow::decode(&value).unwrap());
+            assert_eq!(row.position(), positions.get(&dir).map(|(parent, name)| (*parent, name.to_vec())), "{dir:?}");
+            assert_eq!(row.shown, wanted.contains(&dir), "{dir:?}");
+            let inside = || listing.iter().filter(|((parent, _), _)| *parent == dir).flat_map(|(_, children)| children);
+            let subdirs = inside().filter(|child| matches!(child, Child::Dir(_))).count();
+            assert_eq!((row.entries, row.subdirs), (inside().count() as u64, subdirs as u64), "{dir:?}");
+            let nlink = if row.shown { 2 + subdirs as u32 } else { 0 };
+            assert_eq!(view::nlink(tables, dir.inode(), FileKind::Directory).unwrap(), nlink);
+        }
+        let rows: BTreeSet<DirId> =
+            positions.keys().copied().filter(|dir| tables.dir(*dir).unwrap().is_none()).collect();
+        assert_eq!(rows, BTreeSet::new(), "directories without a row");
+    }
+
+    fn check_listing(&self, tables: &MapTables, listing: &BTreeMap<(DirId, Vec<u8>), BTreeSet<Child>>) {
+        let mut found: BTreeMap<(DirId, Vec<u8>), BTreeSet<Child>> = BTreeMap::new();
+        for (key, value) in tables.with_prefix(Table::Children, &[]).unwrap() {
+            let dir = DirId(Dot::from_bytes(key[..].first_chunk().unwrap()));
+            let children = Children::decode(&value).unwrap();
+            found.insert((dir, key[Dot::LEN + 8..].to_vec()), children.all().iter().copied().collect());
+        }
+        assert_eq!(&found, listing);
+    }
+}
+
+fn plain<V: std::fmt::Debug>(hlc: Hlc, value: &V) -> Value {
+    Value::Plain(format!("{hlc} {value:?}"))
+}
