@@ -26,8 +26,10 @@ const CAPABILITY: &[u8] = b"security.capability";
 impl LocalVolume {
     /// What stat(2) says of an inode, with the bytes that are not published yet.
     pub(super) fn attr(&self, state: &State, id: InodeId) -> Result<Attr> {
-        let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
-        self.attr_of(state, id, &row)
+        match state.inode(id)? {
+            Some(row) => self.attr_of(state, id, &row),
+            None => self.departed.lock().get(&id).copied().ok_or(VolumeError::NotFound),
+        }
     }
 
     pub(super) fn attr_of(&self, state: &State, id: InodeId, row: &InodeRow) -> Result<Attr> {

@@ -320,7 +320,7 @@ impl LocalVolume {
         Ok((attr, Opened { handle, path }))
     }
 
-    pub(super) fn open_file(&self, ino: Ino, how: &OpenHow) -> Result<Opened> {
+    pub(super) fn open_file(&self, caller: &Caller, ino: Ino, how: &OpenHow) -> Result<Opened> {
         if reserved::is_virtual(ino) {
             return self.reserved_open(ino, how);
         }
@@ -332,6 +332,9 @@ impl LocalVolume {
         let opening = Opening::new(&user.cell);
         if how.truncate {
             self.truncate_cell(&user.cell, 0)?;
+            if caller.uid != 0 {
+                self.kill_set_id(id, caller)?;
+            }
         }
         let mut gate = user.cell.gate.lock();
         let path = self.choose_path(&user.cell, &gate, how)?;

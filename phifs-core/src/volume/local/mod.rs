@@ -138,6 +138,9 @@ pub struct LocalVolume {
     /// Files to settle: published, dropped or forgotten.
     queue: Mutex<VecDeque<InodeId>>,
     queued: Condvar,
+    /// What files without a name looked like when they were forgotten here. The kernel still knows them, perhaps by a
+    /// descriptor that was never opened for reading or writing (O_PATH).
+    departed: Mutex<HashMap<InodeId, Attr>>,
     /// Directories that were removed and that the kernel still knows: somebody may have them open.
     removed_dirs: Mutex<HashSet<InodeId>>,
     /// Files whose publication has to wait for the next tick.
@@ -187,6 +190,7 @@ impl Volume for LocalVolume {
         let id = self.state.read().inode_id(ino);
         if let Ok(id) = id {
             self.cached_versions.lock().remove(&id);
+            self.departed.lock().remove(&id);
             let removed = self.removed_dirs.lock().remove(&id);
             if removed && let Err(error) = self.purge_orphan(id) {
                 tracing::error!(%error, "a removed directory is forgotten at the next start only");
@@ -243,8 +247,8 @@ impl Volume for LocalVolume {
         self.rename_name(parent, name, new_parent, new_name, mode)
     }
 
-    fn open(&self, _: &Caller, ino: Ino, how: &OpenHow) -> Result<Opened> {
-        self.open_file(ino, how)
+    fn open(&self, caller: &Caller, ino: Ino, how: &OpenHow) -> Result<Opened> {
+        self.open_file(caller, ino, how)
     }
 
     fn refuse_passthrough(&self, handle: Handle) -> bool {

@@ -155,6 +155,9 @@ impl LocalVolume {
         let gone = view::nlink(state, inode, kind)? <= 1;
         let Some(row) = state.inode(inode)? else { return Ok(gone) };
         if gone && !self.is_open(inode) {
+            let mut attr = self.attr_of(state, inode, &row)?;
+            (attr.nlink, attr.ctime) = (0, draft.time);
+            self.departed.lock().insert(inode, attr);
             purge(state, draft, inode, &row)?;
         } else {
             touch_inode(draft, inode, &row);

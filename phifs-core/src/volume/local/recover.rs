@@ -188,6 +188,7 @@ impl LocalVolume {
             cached_versions: Mutex::new(HashMap::new()),
             queue: Mutex::default(),
             queued: Condvar::new(),
+            departed: Mutex::default(),
             removed_dirs: Mutex::default(),
             retries: Mutex::default(),
             room: AtomicBool::new(true),
