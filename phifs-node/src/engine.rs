@@ -161,6 +161,10 @@ impl Engine {
             let paths = report.damaged_paths.iter().map(|path| Name::new(path)).collect();
             problems.push(Problem { what: "files with damaged parts".into(), paths, repaired: false });
         }
+        if let Some(error) = report.metadata_error {
+            let what = format!("not all files could be looked at: {error}");
+            problems.push(Problem { what, paths: Vec::new(), repaired: false });
+        }
         Ok(Checked { checked_glyphs: report.glyphs, checked_bytes: report.bytes, problems })
     }
 
@@ -177,10 +181,8 @@ impl Engine {
             let tell = |step| (progress.lock())(describe(OpenProgress::Packs(step)));
             self.volume.rebuild_index(&tell).map_err(Failure::plain)?;
         }
-        let told = progress;
-        let progress = Mutex::new(&mut *told);
-        let tell = |inodes| (progress.lock())(counted("checking", inodes, None, "inodes"));
-        let report = self.volume.fsck(repair, &tell).map_err(Failure::plain)?;
+        progress(Progress::step("checking the metadata"));
+        let report = self.volume.fsck(repair).map_err(Failure::plain)?;
         let problem = |problem: phifs_core::volume::local::Problem| Problem {
             what: problem.what,
             paths: problem.path.iter().map(|path| Name::new(path)).collect(),
@@ -191,8 +193,7 @@ impl Engine {
             let what = format!("{} derived rows were wrong", report.repaired);
             problems.push(Problem { what, paths: Vec::new(), repaired: true });
         }
-        drop(progress);
-        let read = self.scrub(told)?;
+        let read = self.scrub(progress)?;
         problems.extend(read.problems);
         Ok(Checked { checked_glyphs: read.checked_glyphs, checked_bytes: read.checked_bytes, problems })
     }

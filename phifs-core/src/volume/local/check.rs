@@ -1,6 +1,5 @@
 //! fsck: reads every row and holds the tables against each other and against the store.
 
-use crate::content::manifest::visit_glyphs;
 use crate::id::{DirId, InodeId};
 use crate::merkle;
 use crate::namespace::derive;
@@ -19,7 +18,6 @@ pub struct Problem {
 
 #[derive(Clone, Debug, Default)]
 pub struct FsckReport {
-    pub inodes: u64,
     pub nodes: u64,
     pub problems: Vec<Problem>,
     /// Problems that were mended.
@@ -27,14 +25,12 @@ pub struct FsckReport {
 }
 
 impl LocalVolume {
-    /// Checks all metadata and that every glyph it names is stored; `repair` derives anew what can be derived.
-    /// (`scrub` reads the glyphs themselves.) `progress` gets the number of inodes looked at.
-    pub fn fsck(&self, repair: bool, progress: &dyn Fn(u64)) -> Result<FsckReport> {
+    /// Checks all metadata (`scrub` reads the files); `repair` derives anew what can be derived.
+    pub fn fsck(&self, repair: bool) -> Result<FsckReport> {
         let mut report = FsckReport::default();
         self.check_nodes(&mut report)?;
         if report.problems.is_empty() {
             self.check_derived(repair, &mut report)?;
-            self.check_contents(&mut report, progress)?;
         }
         let oplog = self.oplog.check().map_err(|error| VolumeError::Internal(error.to_string()))?;
         if !oplog.is_intact() {
@@ -85,34 +81,6 @@ impl LocalVolume {
         let problem =
             |row| Problem { path: None, what: format!("a derived row does not follow from the others: {row}") };
         report.problems.extend(differences.into_iter().map(problem));
-        Ok(())
-    }
-
-    fn check_contents(&self, report: &mut FsckReport, progress: &dyn Fn(u64)) -> Result<()> {
-        let mut problems = Vec::new();
-        let mut inodes = 0;
-        self.each_inode(&mut |id, row| {
-            inodes += 1;
-            if inodes % 4096 == 0 {
-                progress(inodes);
-            }
-            for entry in row.versions.entries() {
-                let mut missing = 0u64;
-                let visited = visit_glyphs(&*self.store, &entry.value.content, &mut |_, glyph| {
-                    missing += u64::from(!self.store.contains(GlyphKind::Data, glyph).unwrap_or(false));
-                    true
-                });
-                let what = match visited {
-                    Err(error) => error.to_string(),
-                    Ok(()) if missing > 0 => format!("{missing} glyphs are not stored"),
-                    Ok(()) => continue,
-                };
-                problems.push(Problem { path: Some(self.path_of(id)?), what });
-            }
-            Ok(())
-        })?;
-        report.inodes = inodes;
-        report.problems.extend(problems);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 
 use crate::content::Content;
 use crate::content::manifest::{Part, visit_glyphs};
+use crate::content::reader::ContentReader;
 use crate::id::{GlyphId, InodeId};
 use crate::merkle;
 use crate::namespace::derive::dot_of;
@@ -17,6 +18,7 @@ use crate::store::{Damage, GlyphKind, GlyphSource as _, Mark, ScrubCursor, Store
 use crate::volume::{Result, VolumeError};
 
 use super::LocalVolume;
+use super::files::inline_bytes;
 
 /// Rows looked at under one hold of the state's lock.
 const BATCH: usize = 1024;
@@ -35,6 +37,8 @@ pub struct ScrubReport {
     pub damage: Vec<Damage>,
     /// Paths of files with a damaged part.
     pub damaged_paths: Vec<Vec<u8>>,
+    /// Why not all files could be looked at.
+    pub metadata_error: Option<String>,
 }
 
 impl LocalVolume {
@@ -152,25 +156,38 @@ impl LocalVolume {
         }
         // What was damaged so badly when the store was opened that it is not in the packs' lists any more.
         report.damage.extend(&self.opened.store.damage);
-        let damaged: HashSet<GlyphId> = report.damage.iter().filter_map(|damage| damage.id).collect();
-        let unnamed = report.damage.iter().any(|damage| damage.id.is_none());
-        if !report.damage.is_empty() {
-            self.each_inode(&mut |id, row| {
-                let mut hit = false;
-                for entry in row.versions.entries() {
-                    let looked = visit_glyphs(&*self.store, &entry.value.content, &mut |_, glyph| {
-                        hit |= damaged.contains(glyph) || unnamed && self.store.read(GlyphKind::Data, glyph).is_err();
-                        true
-                    });
-                    // A page of the manifest itself may be what is damaged.
-                    hit |= looked.is_err();
-                }
-                if hit {
-                    report.damaged_paths.push(self.path_of(id)?);
-                }
-                Ok(())
-            })?;
-        }
+        self.find_unreadable(&mut report, progress);
         Ok(report)
+    }
+
+    /// Looks for files that cannot be read, by reading all of them: also what no pack lists any more is missed so.
+    fn find_unreadable(&self, report: &mut ScrubReport, progress: &dyn Fn(u64)) {
+        let mut good: HashSet<GlyphId> = HashSet::new();
+        let mut unreadable = Vec::new();
+        let looked = self.each_inode(&mut |id, row| {
+            let mut hit = false;
+            for entry in row.versions.entries() {
+                let content = &entry.value.content;
+                let looked = visit_glyphs(&*self.store, content, &mut |_, glyph| {
+                    let known = good.contains(glyph);
+                    if !known && self.store.read(GlyphKind::Data, glyph).is_ok() {
+                        good.insert(*glyph);
+                    } else {
+                        hit |= !known;
+                    }
+                    true
+                });
+                let inline = inline_bytes(&self.state.read(), id, Some(entry.dot), content);
+                let inline = inline.and_then(|inline| Ok(ContentReader::new(*content, inline)?));
+                hit |= looked.is_err() || inline.is_err();
+            }
+            if hit {
+                unreadable.push(self.path_of(id).unwrap_or_else(|_| format!("(inode {})", id.0).into_bytes()));
+            }
+            progress(report.bytes);
+            Ok(())
+        });
+        report.damaged_paths = unreadable;
+        report.metadata_error = looked.err().map(|error| error.to_string());
     }
 }

@@ -168,6 +168,23 @@ impl LocalVolume {
         }
     }
 
+    /// Tells the log which file cannot be read, as the caller only gets a number.
+    fn log_damage(&self, error: &VolumeError, ino: Ino, name: Option<&[u8]>) {
+        use crate::store::StoreError::{Corrupt, Malformed, Missing};
+        if !matches!(error, VolumeError::Store(Corrupt { .. } | Malformed { .. } | Missing(_))) {
+            return;
+        }
+        let id = self.state.read().inode_id(ino);
+        let mut path = id.and_then(|id| self.path_of(id)).unwrap_or_else(|_| format!("(inode {})", ino.0).into_bytes());
+        if let Some(name) = name {
+            if path != b"/" {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name);
+        }
+        tracing::error!(%error, path = %path.escape_ascii(), "a file cannot be read");
+    }
+
     fn check_writable(&self) -> Result<()> {
         if self.journal.is_failed() {
             return Err(VolumeError::ReadOnly);
@@ -183,7 +200,7 @@ impl LocalVolume {
 
 impl Volume for LocalVolume {
     fn lookup(&self, _: &Caller, parent: Ino, name: &[u8]) -> Result<Attr> {
-        self.lookup_name(parent, name)
+        self.lookup_name(parent, name).inspect_err(|error| self.log_damage(error, parent, Some(name)))
     }
 
     fn forget(&self, ino: Ino) {
@@ -248,7 +265,7 @@ impl Volume for LocalVolume {
     }
 
     fn open(&self, caller: &Caller, ino: Ino, how: &OpenHow) -> Result<Opened> {
-        self.open_file(caller, ino, how)
+        self.open_file(caller, ino, how).inspect_err(|error| self.log_damage(error, ino, None))
     }
 
     fn refuse_passthrough(&self, handle: Handle) -> bool {
@@ -256,7 +273,7 @@ impl Volume for LocalVolume {
     }
 
     fn read(&self, ino: Ino, handle: Handle, offset_bytes: u64, len_bytes: u32) -> Result<Vec<u8>> {
-        self.read_file(ino, handle, offset_bytes, len_bytes)
+        self.read_file(ino, handle, offset_bytes, len_bytes).inspect_err(|error| self.log_damage(error, ino, None))
     }
 
     fn write(
@@ -310,7 +327,7 @@ impl Volume for LocalVolume {
     }
 
     fn readdir(&self, ino: Ino, after: u64, each: &mut dyn FnMut(&Entry) -> bool) -> Result<()> {
-        self.list(ino, after, each)
+        self.list(ino, after, each).inspect_err(|error| self.log_damage(error, ino, None))
     }
 
     fn statfs(&self) -> Result<StatFs> {
