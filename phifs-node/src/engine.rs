@@ -84,7 +84,7 @@ impl Engine {
     pub fn status(&self) -> VolumeStatus {
         let status = self.volume.status();
         VolumeStatus {
-            node: status.store_id,
+            node: status.node,
             author: status.author,
             operations: status.operations,
             inodes: status.inodes,

@@ -130,6 +130,8 @@ impl Cache {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     pub store_id: String,
+    /// The public key of this node, in hexadecimal.
+    pub node: String,
     pub author: String,
     pub operations: u64,
     pub inodes: u64,
@@ -476,6 +478,7 @@ impl LocalVolume {
         let state = self.state.read();
         Status {
             store_id: self.store_id.to_string(),
+            node: self.key.public().to_string(),
             author: state.author_id().to_string(),
             operations: state.context.iter().map(|(_, n)| n).sum(),
             inodes,
