@@ -130,7 +130,7 @@ impl Cache {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     pub store_id: String,
-    /// The public key of this node, in hexadecimal.
+    /// The first bytes of this node's public key, in hexadecimal.
     pub node: String,
     pub author: String,
     pub operations: u64,
