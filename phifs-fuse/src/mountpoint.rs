@@ -59,7 +59,7 @@ pub(crate) fn check(path: &Path) -> Result<PathBuf, MountError> {
 
 /// Whether the process behind a FUSE mount is gone. Attributes may still come from the kernel's cache; the sizes of
 /// the filesystem never do.
-fn is_dead(mounted: &Mounted) -> bool {
+pub(crate) fn is_dead(mounted: &Mounted) -> bool {
     mounted.fs_type.starts_with("fuse") && rustix::fs::statvfs(&mounted.path).is_err_and(means_dead)
 }
 

@@ -149,7 +149,10 @@ impl Serve {
             self.ended.wait();
             self.announcer.close();
         });
-        self.abort();
+        // A live mount here is the next one: the kernel gives the ids of mounts that are gone to new ones.
+        if mountpoint::is_dead(&self.mounted) {
+            self.abort();
+        }
         self.finished.open();
     }
 

@@ -60,6 +60,8 @@ pub fn serve(
     let (lock, engine) = open(config, &store, Role { name: "daemon", repair: false, rebuild_index: false }, progress)?;
     let engine = Arc::new(engine);
     progress(Progress::step(format!("mounting on {}", show::path(&config.mount))));
+    // Before the mount: whoever finds it served finds out by whom.
+    lock.publish_pid()?;
     let mount = mount(config, &engine)?;
     engine.set_invalidate(mount.invalidator());
 
@@ -79,7 +81,6 @@ pub fn serve(
     let socket = store.control_socket();
     let server = Server::start(socket.clone(), daemon.clone())
         .map_err(|error| Failure::plain(format!("cannot listen at {}: {error}", show::path(&socket))))?;
-    lock.publish_pid()?;
     let (pid, mount) = (std::process::id(), Name::of_path(&config.mount));
     tracing::info!(pid, mount = %mount.quoted(), store = %show::path(store.path()), "serving");
     let event = match ready(&Ready { pid, mount, store: Name::of_path(store.path()), log: None }) {

@@ -348,7 +348,7 @@ mod tests {
         disk.remove(FileName::Pack(7)).unwrap();
         assert_eq!(disk.open(FileName::Pack(7)).err().unwrap().kind(), io::ErrorKind::NotFound);
         assert_eq!(disk.remove(FileName::Pack(7)).unwrap_err().kind(), io::ErrorKind::NotFound);
-        assert_eq!(disk.list().unwrap().len(), 4);
+        assert_eq!(disk.list().unwrap().len(), ONE_OF_EACH.len() - 1);
     }
 
     #[test]
