@@ -39,7 +39,7 @@ pub fn pjdfstest(program: &Path, dir: &Path, other: &Path) -> BTreeMap<String, V
         utime_now = {}
         utimensat = {}
         [settings]
-        naptime = 0.01
+        naptime = 0.05
         allow_remount = false
         [dummy_auth]
         entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
