@@ -68,9 +68,8 @@ fn power_cut_keeps_promises(mode: DataMode) {
     let mut host = Ext4Loop::new(STORE_BYTES);
     let mut node = Node::with_store(mode, host.dir().join("store"));
     node.start();
-    // Bytes that the kernel wrote through passthrough and nobody synced are as the host's filesystem leaves them.
-    let tail = if mode == DataMode::Passthrough { Tail::MayBeZero } else { Tail::Written };
-    let mut load = Load::prepare(node.dir(), seed, Syncing::Real, tail);
+    // Bytes of staging files that nobody synced are as the host's filesystem leaves them.
+    let mut load = Load::prepare(node.dir(), seed, Syncing::Real, Tail::MayBeZero);
     let mut acknowledged = 0;
     for round in 0..rounds {
         let report = load.run_until_crash(pause(&mut rng), || {

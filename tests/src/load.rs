@@ -44,11 +44,11 @@ impl Syncing {
 /// What the unsynced end of a file that was appended to may look like after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tail {
-    /// Bytes that were written, or nothing: what phifs promises of what it writes itself.
+    /// Bytes that were written, or nothing: what phifs promises when only the daemon dies.
     Written,
     /// Zeroes to the end of the last block too: ext4 makes the new size durable before the bytes where the last block
-    /// was there already (seen here in every second power cut). So it is under passthrough, where the kernel writes
-    /// to a file of the host.
+    /// was there already (seen here in every second power cut). So it is with the staging files of phifs, which are
+    /// files of the host.
     MayBeZero,
 }
 
