@@ -158,7 +158,7 @@ impl LocalVolume {
         }
         // Until there is an operation: the making of the volume may have been interrupted just before this.
         let is_untouched = state.context.iter().all(|(author, _)| author == GENESIS_DOT.author);
-        if is_untouched && options.root_owner != (0, 0) {
+        if is_untouched {
             own_root(&mut state, options.root_owner, &*env, &journal)?;
         }
 
@@ -370,14 +370,19 @@ fn new_author(env: &dyn Env, key: &NodeKey) -> Author {
     Author { node: key.public(), incarnation: u64::from_le_bytes(incarnation) }
 }
 
-/// The root of a new volume belongs to whoever makes the volume.
+/// The root of a new volume belongs to whoever makes the volume, and is as old as that.
 fn own_root(state: &mut State, owner: (u32, u32), env: &dyn Env, journal: &Journal) -> Result<(), StoreError> {
     let root = DirId::ROOT.inode();
     let Some(row) = state.inode(root)? else { return Ok(()) };
     let mut draft = state.draft(env.now());
     draft.effects.push(Effect::Inode(InodeEffect {
         owner: Some(Owner { uid: owner.0, gid: owner.1 }),
-        drops: plan::drops(Field::Owner, &row.owner).collect(),
+        mtime: Some(draft.time),
+        touched: Some(draft.time),
+        drops: plan::drops(Field::Owner, &row.owner)
+            .chain(plan::drops(Field::Mtime, &row.mtime))
+            .chain(plan::drops(Field::Touched, &row.touched))
+            .collect(),
         ..InodeEffect::new(root)
     }));
     state.commit(draft, journal)?;
