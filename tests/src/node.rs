@@ -15,6 +15,8 @@ use tempfile::TempDir;
 
 use crate::process::{Ran, run, wait_until};
 
+/// What statfs(2) says of every FUSE filesystem.
+const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;
 /// How long a daemon may take to mount, to stop, or to answer a command.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// No daemon of a test lives longer: when it hangs, killing it turns the hang of the test into a failure.
@@ -177,7 +179,8 @@ impl Node {
 
     /// Mounted, and by a living daemon. Only what the kernel does not cache tells a dead mount: `statfs` does.
     pub fn serves(&self) -> bool {
-        is_mounted(&self.mount) && rustix::fs::statfs(&self.mount).is_ok()
+        // A dead mount may be taken away between the two questions, and then the directory below answers the second.
+        is_mounted(&self.mount) && rustix::fs::statfs(&self.mount).is_ok_and(|statfs| statfs.f_type == FUSE_SUPER_MAGIC)
     }
 
     /// The serving daemon's process.
