@@ -46,6 +46,7 @@ impl Adapter {
         reply: R,
         work: impl FnOnce(&State, &R) -> Result<T>,
     ) {
+        self.state.requests.count(op);
         let outcome = guarded(op, Ino(ino.0), || work(&self.state, &reply));
         reply.answer(outcome);
     }
@@ -57,6 +58,7 @@ impl Adapter {
         reply: R,
         work: impl FnOnce(&State, &R) -> Result<T> + Send + 'static,
     ) {
+        self.state.requests.count(op);
         let state = Arc::clone(&self.state);
         self.pool.run(move || {
             let outcome = guarded(op, Ino(ino.0), || work(&state, &reply));
@@ -95,6 +97,7 @@ impl Filesystem for Adapter {
 
     /// Also serves BATCH_FORGET, one inode at a time.
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
+        self.state.requests.count("forget");
         self.state.forget(Ino(ino.0), lookups);
     }
 
@@ -292,10 +295,12 @@ impl Filesystem for Adapter {
 
     /// ENOSYS makes the kernel open directories by itself, and keep what it read of them.
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.state.requests.count("opendir");
         reply.error(Errno::ENOSYS);
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, after: u64, mut reply: ReplyDirectory) {
+        self.state.requests.count("readdir");
         let listed = guarded("readdir", Ino(ino.0), || {
             self.state.volume.readdir(Ino(ino.0), after, &mut |entry| {
                 let name = OsStr::from_bytes(&entry.name);
@@ -306,6 +311,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, after: u64, mut reply: ReplyDirectoryPlus) {
+        self.state.requests.count("readdirplus");
         let listed = guarded("readdirplus", Ino(ino.0), || self.state.readdirplus(Ino(ino.0), after, &mut reply));
         reply.answer(listed);
     }
@@ -353,6 +359,7 @@ impl Filesystem for Adapter {
 
     /// The kernel checks permissions itself.
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        self.state.requests.count("access");
         reply.error(Errno::ENOSYS);
     }
 
@@ -367,6 +374,7 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyIoctl,
     ) {
+        self.state.requests.count("ioctl");
         reply.error(Errno::ENOTTY);
     }
 
@@ -381,6 +389,7 @@ impl Filesystem for Adapter {
         _: PollFlags,
         reply: ReplyPoll,
     ) {
+        self.state.requests.count("poll");
         reply.error(Errno::ENOSYS);
     }
 
@@ -404,6 +413,7 @@ impl Filesystem for Adapter {
         if self.state.is_writeback() {
             // The kernel holds bytes and a length that the volume has not seen. Told that there is no such call, it
             // takes everything up to the end for data.
+            self.state.requests.count("lseek");
             return reply.error(Errno::ENOSYS);
         }
         self.at_once("lseek", ino, reply, |state, _| {

@@ -18,6 +18,7 @@ mod latch;
 mod mountpoint;
 mod notify;
 mod pool;
+mod requests;
 mod session;
 mod state;
 

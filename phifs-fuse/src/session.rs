@@ -209,6 +209,11 @@ impl Mount {
         features
     }
 
+    /// How many requests of each kind the kernel has sent so far, those that came at all.
+    pub fn requests(&self) -> Vec<(&'static str, u64)> {
+        self.state.requests.counts()
+    }
+
     /// Where the volume reports changes that did not come through this mount.
     pub fn invalidator(&self) -> Arc<dyn Invalidate> {
         Arc::clone(&self.announcer) as Arc<dyn Invalidate>

@@ -21,9 +21,11 @@ use crate::backing::{Backings, Refusal};
 use crate::guard::guarded;
 use crate::handle::{Handles, OpenFile};
 use crate::inode::Inodes;
+use crate::requests::Requests;
 
 pub(crate) struct State {
     pub(crate) volume: Arc<dyn Volume>,
+    pub(crate) requests: Requests,
     pub(crate) inodes: Inodes,
     pub(crate) backings: Backings<BackingId>,
     handles: Handles,
@@ -38,6 +40,7 @@ impl State {
     pub(crate) fn new(volume: Arc<dyn Volume>) -> Self {
         Self {
             volume,
+            requests: Requests::default(),
             inodes: Inodes::default(),
             backings: Backings::default(),
             handles: Handles::default(),

@@ -67,6 +67,17 @@ fn soon(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
+fn requests_of_the_kernel_are_counted_by_kind() {
+    let Some(fs) = Mounted::new(DataMode::Plain) else { return };
+    let before = fs.mount.requests();
+    for name in ["a", "b"] {
+        fs::create_dir(fs.path(name)).unwrap();
+    }
+    let count = |counts: &[(&str, u64)], kind| counts.iter().find(|(known, _)| *known == kind).map(|(_, n)| *n);
+    assert_eq!((count(&before, "mkdir"), count(&fs.mount.requests(), "mkdir")), (None, Some(2)));
+}
+
+#[test]
 fn files_are_kept_whichever_way_the_bytes_travel() {
     for mode in [DataMode::Passthrough, DataMode::Writeback, DataMode::Plain] {
         let Some(fs) = Mounted::new(mode) else { return };

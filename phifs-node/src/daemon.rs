@@ -309,6 +309,7 @@ impl Daemon {
                 read_ahead_bytes: features.read_ahead_bytes,
                 options: features.options.iter().map(|(name, on)| ((*name).to_owned(), *on)).collect(),
             },
+            requests: self.mount.requests().into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect(),
             volume: self.engine.status(),
         }
     }

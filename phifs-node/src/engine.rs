@@ -92,6 +92,7 @@ impl Engine {
             unpublished_files: status.dirty_files,
             journal_bytes: status.journal_bytes,
             journal_syncs: status.journal_syncs,
+            checkpoint_pending: status.checkpoint_pending,
             read_only: status.read_only.then(|| "bytes could not be made durable; see the log".to_owned()),
         }
     }

@@ -1,6 +1,7 @@
 //! What the daemon tells about itself and its volume: plain data, the same over the control socket and under `--json`.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 use crate::show::Name;
 
@@ -14,6 +15,9 @@ pub struct Status {
     /// The served mountpoint first, then further mounts of it.
     pub mounts: Vec<Name>,
     pub features: Features,
+    /// How many FUSE requests of each kind the kernel has sent since the start.
+    #[serde(default)]
+    pub requests: BTreeMap<String, u64>,
     pub volume: VolumeStatus,
 }
 
@@ -44,6 +48,9 @@ pub struct VolumeStatus {
     /// Syncs of the journal since the start; one serves all who wait for it.
     #[serde(default)]
     pub journal_syncs: u64,
+    /// Whether a checkpoint is due or being written.
+    #[serde(default)]
+    pub checkpoint_pending: bool,
     /// Why nothing more is accepted, if that is so.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub read_only: Option<String>,

@@ -142,6 +142,8 @@ pub struct Status {
     pub checkpoints: u64,
     pub journal_bytes: u64,
     pub journal_syncs: u64,
+    /// A checkpoint is due or being made.
+    pub checkpoint_pending: bool,
     pub oplog_bytes: u64,
     pub pack_count: u64,
     pub data_stored_bytes: u64,
@@ -475,6 +477,7 @@ impl LocalVolume {
         let dirty = self.files.lock().len() as u64;
         let lsn = Lsn(self.counters.checkpoint_lsn.load(Ordering::Relaxed));
         let inodes = self.inode_count();
+        let checkpoint_pending = self.checkpoint.is_locked() || self.needs_checkpoint();
         let state = self.state.read();
         Status {
             store_id: self.store_id.to_string(),
@@ -489,6 +492,7 @@ impl LocalVolume {
             checkpoints: self.counters.checkpoints.load(Ordering::Relaxed),
             journal_bytes: self.journal.bytes_since(lsn),
             journal_syncs: journal.syncs,
+            checkpoint_pending,
             oplog_bytes: self.oplog.size_bytes(),
             pack_count: usage.packs,
             data_stored_bytes: usage.data_stored_bytes,
