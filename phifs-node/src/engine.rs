@@ -89,7 +89,7 @@ impl Engine {
             operations: status.operations,
             inodes: status.inodes,
             open_files: status.open_handles,
-            unpublished_files: status.dirty_files,
+            unpublished_files: status.unpublished_files,
             journal_bytes: status.journal_bytes,
             journal_syncs: status.journal_syncs,
             checkpoint_pending: status.checkpoint_pending,

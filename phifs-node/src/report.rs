@@ -41,7 +41,7 @@ pub struct VolumeStatus {
     pub operations: u64,
     pub inodes: u64,
     pub open_files: u64,
-    /// Files that are open, or written and not yet published.
+    /// Files that are open for writing, or written and not yet published.
     pub unpublished_files: u64,
     /// Journal behind the last checkpoint: what a start after a crash would replay.
     pub journal_bytes: u64,

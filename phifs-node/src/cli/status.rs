@@ -34,7 +34,7 @@ fn describe(status: &report::Status) -> String {
         ("node", volume.node.clone()),
         ("author", format!("{}, {} operations", volume.author, volume.operations)),
         ("inodes", format!("{}, {} files open", volume.inodes, volume.open_files)),
-        ("files in use", volume.unpublished_files.to_string()),
+        ("unpublished", format!("{} files", volume.unpublished_files)),
         ("journal", show::size(volume.journal_bytes)),
     ])
 }

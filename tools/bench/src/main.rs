@@ -1,164 +1,176 @@
-//! `phifs-bench`: the same workloads on two directories, say one on ext4 and one on a phifs mount, row by row.
+//! `phifs-bench`: every figure that the project promises about speed and resources, from one command.
 //!
 //! Disks burst and then slow down, and machines are noisy, so figures of two separate runs say little. Here each row
-//! runs on one directory and then on the other, in turns, with a rest before each; what counts is the ratio of the
-//! medians, and the spread is printed beside it. A row ends when its last call has returned; the time until nothing
-//! is written any more ("settled") is measured apart.
+//! runs on the host's filesystem, on a phifs that keeps its store there, and on JuiceFS on the same disk, in turns,
+//! with a rest before each; what counts is the ratio of the medians, and the spread is printed beside it.
+//!
+//! `workloads` runs the rows of `rows`, `systems` are the filesystems, `machine` asks the host, `table` prints.
+//! `tools/bench/run` builds all of it, makes the directory to work in and clears it away, however the run ends.
 
+mod machine;
 mod rows;
+mod sources;
+mod systems;
 mod table;
+mod workloads;
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Parser;
 
-use rows::{ROWS, Row, Scale};
-use table::{Measured, Results};
+use machine::Disk;
+use rows::{Bench, ROWS, Row, Scale};
+use systems::{Host, JuiceFs, Phifs, System};
+use table::{Report, Workload};
+use workloads::Workloads;
 
-/// Measure workloads on two directories, side by side
+/// Measure phifs against the filesystem of the host and against JuiceFS
 #[derive(Parser)]
 #[command(
     name = "phifs-bench",
-    after_help = "Examples:\n  phifs-bench /srv/ext4 /phi\n  \
-    phifs-bench --scale 0.05 --rest 0 --rows create,unlink /srv/ext4 /phi\n  phifs-bench --list"
+    after_help = "Examples:\n  tools/bench/run\n  tools/bench/run --quick --only create,unlink\n  \
+    tools/bench/run --list\n\nBENCH_DIR is where to work (default: /var/tmp), PHIFS_BIN the phifs to measure."
 )]
 struct Arguments {
-    /// The directory that is compared with, on a filesystem of the host
-    #[arg(required_unless_present = "list")]
-    reference: Option<PathBuf>,
-    /// The directory under measurement
-    #[arg(required_unless_present = "list")]
-    measured: Option<PathBuf>,
-    /// Run these rows only, by name
+    /// Measure these rows only, by name
     #[arg(long, value_delimiter = ',', value_name = "ROW,..")]
-    rows: Vec<String>,
-    /// Multiply all sizes and counts
-    #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
-    scale: f64,
-    /// Run each row so many times on each directory
+    only: Vec<String>,
+    /// Finish in some minutes: a tenth of the size, no rests, no JuiceFS
+    #[arg(long)]
+    quick: bool,
+    /// Multiply all sizes and counts [default: 1, quick: 0.1]
+    #[arg(long, value_name = "FACTOR")]
+    scale: Option<f64>,
+    /// Run each row so many times on each system
     #[arg(long, default_value_t = 3, value_name = "N")]
     repeat: usize,
-    /// Rest this long before each run, for disks that burst
-    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
-    rest: u64,
+    /// Rest this long before each run, for disks that burst [default: 10, quick: 0]
+    #[arg(long, value_name = "SECONDS")]
+    rest: Option<u64>,
+    /// Measure JuiceFS as well [default: yes, quick: no]
+    #[arg(long, value_name = "BOOL")]
+    juicefs: Option<bool>,
     /// Print JSON
     #[arg(long)]
     json: bool,
     /// List the rows
     #[arg(long)]
     list: bool,
+    /// Work in this directory, which is new and cleared away by the caller
+    #[arg(long, hide = true, default_value = "")]
+    home: PathBuf,
+    /// Measure this phifs
+    #[arg(long, hide = true, default_value = "phifs")]
+    phifs: PathBuf,
+    /// Keep the virtual environment of JuiceFS here
+    #[arg(long, hide = true, default_value = "")]
+    tools: PathBuf,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+impl Arguments {
+    fn scale(&self) -> Scale {
+        Scale(self.scale.unwrap_or(if self.quick { 0.1 } else { 1.0 }))
+    }
+
+    fn rest(&self) -> Duration {
+        Duration::from_secs(self.rest.unwrap_or(if self.quick { 0 } else { 10 }))
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|wanted| wanted == name)
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
     if arguments.list {
         for row in ROWS {
-            println!("{:<22} {}", row.name, row.what);
+            println!("{:<18} {}", row.name, row.what);
         }
         return Ok(());
     }
-    let (Some(reference), Some(measured)) = (&arguments.reference, &arguments.measured) else {
-        unreachable!("clap asks for both");
-    };
-    ensure!(arguments.scale > 0.0 && arguments.repeat > 0, "--scale and --repeat must be positive");
+    ensure!(arguments.scale().0 > 0.0 && arguments.repeat > 0, "--scale and --repeat must be positive");
     let unknown: Vec<&String> =
-        arguments.rows.iter().filter(|name| !ROWS.iter().any(|row| row.name == **name)).collect();
-    ensure!(unknown.is_empty(), "no such rows: {unknown:?}; `phifs-bench --list` lists them");
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("not root: caches are not dropped, so the cold rows are left out");
-    }
-    let mut results = Results::new(reference, measured, arguments.scale, arguments.repeat);
-    for row in ROWS {
-        let wanted = arguments.rows.is_empty() || arguments.rows.iter().any(|name| name == row.name);
-        if !wanted || (row.cold && !rustix::process::geteuid().is_root()) {
-            continue;
-        }
-        results.add(measure(row, &arguments, reference, measured)?);
-    }
+        arguments.only.iter().filter(|name| !ROWS.iter().any(|row| row.name == **name)).collect();
+    ensure!(unknown.is_empty(), "no such rows: {unknown:?}; --list lists them");
+    ensure!(arguments.home.is_absolute(), "start it as tools/bench/run, which makes a directory to work in");
+    let report = measure(arguments)?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        print!("{}", results.markdown());
+        print!("{}", report.markdown());
     }
     Ok(())
 }
 
-/// One row on both directories in turns, first one and then the other going first.
-fn measure(row: &Row, arguments: &Arguments, reference: &Path, measured: &Path) -> Result<Measured> {
-    let scale = Scale(arguments.scale);
-    let mut seconds = [Vec::new(), Vec::new()];
-    let mut settle = [Vec::new(), Vec::new()];
-    for repetition in 0..arguments.repeat {
-        let order = if repetition % 2 == 0 { [0, 1] } else { [1, 0] };
-        for side in order {
-            let parent = [reference, measured][side];
-            let dir = parent.join(format!("phifs-bench-{}-{}", std::process::id(), row.name));
-            std::fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-            let run = || -> Result<(f64, f64)> {
-                let prepared = (row.prepare)(&dir, scale)?;
-                settle_down(&dir)?;
-                std::thread::sleep(Duration::from_secs(arguments.rest));
-                if row.cold {
-                    drop_caches()?;
-                }
-                let start = Instant::now();
-                (row.run)(&dir, scale, prepared)?;
-                let took = start.elapsed().as_secs_f64();
-                let start = Instant::now();
-                settle_down(&dir)?;
-                Ok((took, start.elapsed().as_secs_f64()))
-            };
-            let result = run().with_context(|| format!("{} on {}", row.name, parent.display()));
-            std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
-            let (took, settled) = result?;
-            seconds[side].push(took);
-            settle[side].push(settled);
-            eprintln!("{:<22} {:<30} {took:9.3} s, settled after {settled:.2} s more", row.name, parent.display());
-        }
+fn measure(arguments: &Arguments) -> Result<Report> {
+    let home = &arguments.home;
+    let disk = Rc::new(Disk::below(home)?);
+    let scratch = home.join("scratch");
+    std::fs::create_dir(&scratch)?;
+    let bench = Bench::new(arguments.scale(), scratch);
+    let mut report = Report {
+        scale: arguments.scale().0,
+        repeat: arguments.repeat,
+        rest_seconds: arguments.rest().as_secs(),
+        machine: machine::describe(home)?,
+        data_path: String::new(),
+        without_juicefs: None,
+        workloads: Vec::new(),
+        resources: Vec::new(),
+    };
+    let rows: Vec<&Row> = ROWS.iter().filter(|row| arguments.wants(row.name)).collect();
+    if !rows.is_empty() {
+        measure_rows(arguments, &rows, &bench, &disk, &mut report)?;
     }
-    let [reference_seconds, measured_seconds] = seconds;
-    let [reference_settle, measured_settle] = settle;
-    Ok(Measured {
-        row: row.name.to_owned(),
-        what: row.what.to_owned(),
-        reference_seconds,
-        measured_seconds,
-        reference_settle,
-        measured_settle,
-    })
+    Ok(report)
 }
 
-/// Waits until the machine writes nothing any more: the next row must not pay for this one.
-///
-/// Everything dirty is written, then the sectors written to all disks must stay the same for a while.
-fn settle_down(dir: &Path) -> Result<()> {
-    const QUIET: Duration = Duration::from_millis(300);
-    const LIMIT: Duration = Duration::from_secs(120);
-    let root = std::fs::File::open(dir)?;
-    rustix::fs::syncfs(&root)?;
-    rustix::fs::sync();
-    let deadline = Instant::now() + LIMIT;
-    let mut before = sectors_written()?;
-    loop {
-        std::thread::sleep(QUIET);
-        let now = sectors_written()?;
-        // A journal commit of an idle filesystem is a few blocks.
-        if now - before < 256 || Instant::now() > deadline {
-            return Ok(());
-        }
-        before = now;
+fn measure_rows(
+    arguments: &Arguments,
+    rows: &[&Row],
+    bench: &Bench,
+    disk: &Rc<Disk>,
+    report: &mut Report,
+) -> Result<()> {
+    // A file, its packed form and what has not been collected yet, on each of the systems.
+    disk.ensure_free(bench.scale.bytes(6 << 10) as u64, "the first table")?;
+    let home = &arguments.home;
+    let phifs = Phifs::start(&arguments.phifs, &home.join("phifs"), Rc::clone(disk))?;
+    report.data_path = phifs.data_path()?;
+    let mut systems: Vec<Box<dyn System>> =
+        vec![Box::new(Host::new(home.join("host"), Rc::clone(disk))?), Box::new(phifs)];
+    match juicefs(arguments, disk) {
+        Ok(juicefs) => systems.push(Box::new(juicefs)),
+        Err(why) => report.without_juicefs = Some(format!("{why:#}")),
     }
+    let workloads = Workloads { bench, disk, systems: &systems, repeat: arguments.repeat, rest: arguments.rest() };
+    for row in rows {
+        if row.cold && !machine::is_root() {
+            eprintln!("{}: left out, as only root can drop the caches", row.name);
+            continue;
+        }
+        let sides = workloads.measure(row)?;
+        report.workloads.push(Workload::new(row, sides, (row.operations)(bench), (row.flushes_min)(bench)));
+    }
+    Ok(())
 }
 
-fn sectors_written() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/diskstats")?;
-    // The tenth column of each device: Documentation/admin-guide/iostats.rst.
-    Ok(text.lines().filter_map(|line| line.split_whitespace().nth(9)?.parse::<u64>().ok()).sum())
-}
-
-fn drop_caches() -> Result<()> {
-    rustix::fs::sync();
-    std::fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the caches")
+fn juicefs(arguments: &Arguments, disk: &Rc<Disk>) -> Result<JuiceFs> {
+    ensure!(arguments.juicefs.unwrap_or(!arguments.quick), "it was not asked for");
+    let program = JuiceFs::install(&arguments.tools)?;
+    JuiceFs::start(&program, &arguments.home.join("juicefs"), Rc::clone(disk))
 }

@@ -140,6 +140,15 @@ impl FileCell {
             data: Mutex::new(Some(data)),
         }
     }
+
+    /// Whether it is written to or holds bytes that are not published. What the kernel wrote into a staging file by
+    /// itself is noticed only after the close.
+    pub fn is_unpublished(&self) -> bool {
+        // Whoever holds one of these locks is at work on the file; nobody who only asks waits for that.
+        let written = || self.gate.try_lock().is_none_or(|gate| gate.writers > 0);
+        let dirty = |data: &Data| data.staging.as_ref().is_some_and(|staging| staging.dirty);
+        written() || self.data.try_lock().is_none_or(|data| data.as_ref().is_some_and(dirty))
+    }
 }
 
 impl From<ContentError> for VolumeError {

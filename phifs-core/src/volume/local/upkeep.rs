@@ -2,7 +2,7 @@
 //!
 //! Core spawns no thread; the daemon gives each of `run_publisher`, `tick` and `checkpoint` one of its own.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -136,7 +136,10 @@ pub struct Status {
     pub operations: u64,
     pub inodes: u64,
     pub open_handles: u64,
+    /// Files that are open, or whose bytes lie in a staging file, if only as a cache.
     pub dirty_files: u64,
+    /// Files that are written to, or whose bytes are not published yet.
+    pub unpublished_files: u64,
     pub unsealed_operations: u64,
     pub published_versions: u64,
     pub checkpoints: u64,
@@ -474,7 +477,9 @@ impl LocalVolume {
     pub fn status(&self) -> Status {
         let usage = self.store.usage();
         let journal = self.journal.stats();
-        let dirty = self.files.lock().len() as u64;
+        let cells: Vec<_> = self.files.lock().values().cloned().collect();
+        let queued: BTreeSet<InodeId> = self.queue.lock().iter().copied().collect();
+        let unpublished = cells.iter().filter(|cell| queued.contains(&cell.id) || cell.is_unpublished()).count();
         let lsn = Lsn(self.counters.checkpoint_lsn.load(Ordering::Relaxed));
         let inodes = self.inode_count();
         let checkpoint_pending = self.checkpoint.is_locked() || self.needs_checkpoint();
@@ -486,7 +491,8 @@ impl LocalVolume {
             operations: state.context.iter().map(|(_, n)| n).sum(),
             inodes,
             open_handles: self.handles.read().len() as u64,
-            dirty_files: dirty,
+            dirty_files: cells.len() as u64,
+            unpublished_files: unpublished as u64,
             unsealed_operations: state.unsealed.len() as u64,
             published_versions: self.counters.published.load(Ordering::Relaxed),
             checkpoints: self.counters.checkpoints.load(Ordering::Relaxed),

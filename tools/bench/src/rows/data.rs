@@ -7,21 +7,23 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Prepared, Scale};
+use super::Bench;
 
 const MIB: usize = 1 << 20;
 const PAGE: usize = 4096;
 const LARGE_MIB: usize = 1024;
 const HALF_MIB: usize = 512;
+pub const JOBS: usize = 8;
+const SYNCED_EACH: usize = 400;
 
 /// Bytes that neither compress nor repeat, made faster than a disk takes them.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     fastrand::Rng::with_seed(seed).fill(&mut bytes);
     bytes
 }
 
-fn write_file(path: &Path, bytes: usize) -> Result<()> {
+pub fn write_file(path: &Path, bytes: usize) -> Result<()> {
     let mut file = File::create(path)?;
     for at in 0..bytes / MIB {
         file.write_all(&noise(at as u64, MIB))?;
@@ -30,38 +32,34 @@ fn write_file(path: &Path, bytes: usize) -> Result<()> {
     Ok(())
 }
 
-pub fn write_sequentially(dir: &Path, scale: Scale, _: Prepared) -> Result<()> {
+pub fn write_sequentially(dir: &Path, bench: &Bench) -> Result<()> {
     // Made while writing, at several GB/s: nothing of a file this size has to lie in memory.
-    write_file(&dir.join("large"), scale.bytes(LARGE_MIB))
+    write_file(&dir.join("large"), bench.scale.bytes(LARGE_MIB))
 }
 
-pub fn one_large(dir: &Path, scale: Scale) -> Result<Prepared> {
-    write_file(&dir.join("large"), scale.bytes(LARGE_MIB))?;
-    Ok(None)
+pub fn one_large(dir: &Path, bench: &Bench) -> Result<()> {
+    write_file(&dir.join("large"), bench.scale.bytes(LARGE_MIB))
 }
 
-pub fn one_large_warm(dir: &Path, scale: Scale) -> Result<Prepared> {
-    one_large(dir, scale)?;
-    read_sequentially(dir, scale, None)?;
-    Ok(None)
+pub fn one_large_warm(dir: &Path, bench: &Bench) -> Result<()> {
+    one_large(dir, bench)?;
+    read_sequentially(dir, bench)
 }
 
-pub fn read_sequentially(dir: &Path, _: Scale, _: Prepared) -> Result<()> {
+pub fn read_sequentially(dir: &Path, _: &Bench) -> Result<()> {
     let mut file = File::open(dir.join("large"))?;
     let mut buffer = vec![0; MIB];
     while file.read(&mut buffer)? > 0 {}
     Ok(())
 }
 
-pub fn half_large(dir: &Path, scale: Scale) -> Result<Prepared> {
-    write_file(&dir.join("large"), scale.bytes(HALF_MIB))?;
-    Ok(None)
+pub fn half_large(dir: &Path, bench: &Bench) -> Result<()> {
+    write_file(&dir.join("large"), bench.scale.bytes(HALF_MIB))
 }
 
-pub fn half_large_warm(dir: &Path, scale: Scale) -> Result<Prepared> {
-    half_large(dir, scale)?;
-    read_sequentially(dir, scale, None)?;
-    Ok(None)
+pub fn half_large_warm(dir: &Path, bench: &Bench) -> Result<()> {
+    half_large(dir, bench)?;
+    read_sequentially(dir, bench)
 }
 
 fn random_reads(file: &File, seed: u64, reads: usize) -> Result<()> {
@@ -74,48 +72,58 @@ fn random_reads(file: &File, seed: u64, reads: usize) -> Result<()> {
     Ok(())
 }
 
-pub fn read_randomly(dir: &Path, scale: Scale, _: Prepared) -> Result<()> {
-    random_reads(&File::open(dir.join("large"))?, 1, scale.count(400_000))
+pub fn read_randomly(dir: &Path, bench: &Bench) -> Result<()> {
+    random_reads(&File::open(dir.join("large"))?, 1, bench.scale.count(400_000))
 }
 
-pub fn read_randomly_by_four(dir: &Path, scale: Scale, _: Prepared) -> Result<()> {
+pub fn read_randomly_by_four(dir: &Path, bench: &Bench) -> Result<()> {
     std::thread::scope(|scope| {
         let jobs: Vec<_> = (0..4)
-            .map(|job| scope.spawn(move || random_reads(&File::open(dir.join("large"))?, job, scale.count(8_000))))
+            .map(|job| {
+                scope.spawn(move || random_reads(&File::open(dir.join("large"))?, job, bench.scale.count(8_000)))
+            })
             .collect();
         jobs.into_iter().try_for_each(|job| job.join().expect("a reader"))
     })
 }
 
-pub fn write_randomly(dir: &Path, scale: Scale, _: Prepared) -> Result<()> {
+pub fn write_randomly(dir: &Path, bench: &Bench) -> Result<()> {
     let file = File::options().write(true).open(dir.join("large"))?;
     let pages = file.metadata()?.len() / PAGE as u64;
     let mut rng = fastrand::Rng::with_seed(5);
     let page = noise(6, PAGE);
-    for _ in 0..scale.count(40_000) {
+    for _ in 0..bench.scale.count(40_000) {
         file.write_all_at(&page, rng.u64(..pages) * PAGE as u64)?;
     }
     file.sync_all()?;
     Ok(())
 }
 
-pub fn append_and_sync(dir: &Path, scale: Scale, _: Prepared) -> Result<()> {
+pub fn appends(bench: &Bench) -> usize {
+    bench.scale.count(2_000)
+}
+
+pub fn append_and_sync(dir: &Path, bench: &Bench) -> Result<()> {
     let mut file = File::options().append(true).create_new(true).open(dir.join("log"))?;
     let record = noise(7, PAGE);
-    for _ in 0..scale.count(2_000) {
+    for _ in 0..appends(bench) {
         file.write_all(&record)?;
         file.sync_data()?;
     }
     Ok(())
 }
 
-pub fn create_and_sync_by_eight(dir: &Path, scale: Scale, _: Prepared) -> Result<()> {
+pub fn synced_files(bench: &Bench) -> usize {
+    JOBS * bench.scale.count(SYNCED_EACH)
+}
+
+pub fn create_and_sync_by_eight(dir: &Path, bench: &Bench) -> Result<()> {
     let record = noise(8, PAGE);
     std::thread::scope(|scope| {
         let create = |job: usize| {
             let record = &record;
             move || -> Result<()> {
-                for n in 0..scale.count(400) {
+                for n in 0..bench.scale.count(SYNCED_EACH) {
                     let mut file = File::create_new(dir.join(format!("{job}-{n}")))?;
                     file.write_all(record)?;
                     file.sync_all()?;
@@ -123,7 +131,7 @@ pub fn create_and_sync_by_eight(dir: &Path, scale: Scale, _: Prepared) -> Result
                 Ok(())
             }
         };
-        let jobs: Vec<_> = (0..8).map(|job| scope.spawn(create(job))).collect();
+        let jobs: Vec<_> = (0..JOBS).map(|job| scope.spawn(create(job))).collect();
         jobs.into_iter().try_for_each(|job| job.join().expect("a writer"))
     })
 }
