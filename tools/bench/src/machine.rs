@@ -90,6 +90,11 @@ pub fn drop_caches() -> Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the caches")
 }
 
+/// For figures that mean something, if less, without it.
+pub fn drop_caches_if_root() -> Result<()> {
+    if is_root() { drop_caches() } else { Ok(()) }
+}
+
 /// What a process has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {

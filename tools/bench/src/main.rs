@@ -4,10 +4,12 @@
 //! runs on the host's filesystem, on a phifs that keeps its store there, and on JuiceFS on the same disk, in turns,
 //! with a rest before each; what counts is the ratio of the medians, and the spread is printed beside it.
 //!
-//! `workloads` runs the rows of `rows`, `systems` are the filesystems, `machine` asks the host, `table` prints.
+//! `workloads` runs the rows of `rows`, `resources` measures what they take, `systems` are the filesystems, `machine` asks the host, `table` prints.
 //! `tools/bench/run` builds all of it, makes the directory to work in and clears it away, however the run ends.
 
 mod machine;
+mod population;
+mod resources;
 mod rows;
 mod sources;
 mod systems;
@@ -23,6 +25,7 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 
 use machine::Disk;
+use resources::{GROUPS, Group, Lab};
 use rows::{Bench, ROWS, Row, Scale};
 use systems::{Host, JuiceFs, Phifs, System};
 use table::{Report, Workload};
@@ -39,20 +42,23 @@ struct Arguments {
     /// Measure these rows only, by name
     #[arg(long, value_delimiter = ',', value_name = "ROW,..")]
     only: Vec<String>,
-    /// Finish in some minutes: a tenth of the size, no rests, no JuiceFS
+    /// Print this table only [default: both; quick: workloads]
+    #[arg(long, value_name = "TABLE")]
+    table: Option<Table>,
+    /// Finish in two or three minutes: a tenth of the size, no rests, no JuiceFS, workloads only
     #[arg(long)]
     quick: bool,
     /// Multiply all sizes and counts [default: 1, quick: 0.1]
     #[arg(long, value_name = "FACTOR")]
     scale: Option<f64>,
-    /// Run each row so many times on each system
-    #[arg(long, default_value_t = 3, value_name = "N")]
-    repeat: usize,
+    /// Run each row so many times on each system [default: 3, quick: 2]
+    #[arg(long, value_name = "N")]
+    repeat: Option<usize>,
     /// Rest this long before each run, for disks that burst [default: 10, quick: 0]
     #[arg(long, value_name = "SECONDS")]
     rest: Option<u64>,
     /// Measure JuiceFS as well [default: yes, quick: no]
-    #[arg(long, value_name = "BOOL")]
+    #[arg(long, value_name = "yes|no", value_parser = clap::builder::BoolishValueParser::new())]
     juicefs: Option<bool>,
     /// Print JSON
     #[arg(long)]
@@ -71,17 +77,35 @@ struct Arguments {
     tools: PathBuf,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Table {
+    /// Speed of programs, against the host and JuiceFS
+    Workloads,
+    /// Memory, disk space, starts, and speed with very many files
+    Resources,
+}
+
 impl Arguments {
     fn scale(&self) -> Scale {
         Scale(self.scale.unwrap_or(if self.quick { 0.1 } else { 1.0 }))
+    }
+
+    fn repeat(&self) -> usize {
+        self.repeat.unwrap_or(if self.quick { 2 } else { 3 })
     }
 
     fn rest(&self) -> Duration {
         Duration::from_secs(self.rest.unwrap_or(if self.quick { 0 } else { 10 }))
     }
 
-    fn wants(&self, name: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|wanted| wanted == name)
+    fn wants(&self, table: Table, name: &str) -> bool {
+        let named = self.only.iter().any(|wanted| wanted == name);
+        match (self.table, self.only.is_empty()) {
+            (Some(only), true) => table == only,
+            (Some(only), false) => table == only && named,
+            (None, true) => table == Table::Workloads || !self.quick,
+            (None, false) => named,
+        }
     }
 }
 
@@ -100,11 +124,14 @@ fn run(arguments: &Arguments) -> Result<()> {
         for row in ROWS {
             println!("{:<18} {}", row.name, row.what);
         }
+        for group in GROUPS {
+            println!("{:<18} {}", group.name, group.what);
+        }
         return Ok(());
     }
-    ensure!(arguments.scale().0 > 0.0 && arguments.repeat > 0, "--scale and --repeat must be positive");
-    let unknown: Vec<&String> =
-        arguments.only.iter().filter(|name| !ROWS.iter().any(|row| row.name == **name)).collect();
+    ensure!(arguments.scale().0 > 0.0 && arguments.repeat() > 0, "--scale and --repeat must be positive");
+    let names: Vec<&str> = ROWS.iter().map(|row| row.name).chain(GROUPS.iter().map(|group| group.name)).collect();
+    let unknown: Vec<&String> = arguments.only.iter().filter(|name| !names.contains(&name.as_str())).collect();
     ensure!(unknown.is_empty(), "no such rows: {unknown:?}; --list lists them");
     ensure!(arguments.home.is_absolute(), "start it as tools/bench/run, which makes a directory to work in");
     let report = measure(arguments)?;
@@ -124,17 +151,30 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     let bench = Bench::new(arguments.scale(), scratch);
     let mut report = Report {
         scale: arguments.scale().0,
-        repeat: arguments.repeat,
+        repeat: arguments.repeat(),
         rest_seconds: arguments.rest().as_secs(),
         machine: machine::describe(home)?,
-        data_path: String::new(),
+        phifs: String::new(),
         without_juicefs: None,
         workloads: Vec::new(),
         resources: Vec::new(),
     };
-    let rows: Vec<&Row> = ROWS.iter().filter(|row| arguments.wants(row.name)).collect();
+    let lab = Lab {
+        bench: &bench,
+        disk: Rc::clone(&disk),
+        program: &arguments.phifs,
+        home,
+        repeat: arguments.repeat(),
+        rest: arguments.rest(),
+    };
+    report.phifs = lab.describe()?;
+    let rows: Vec<&Row> = ROWS.iter().filter(|row| arguments.wants(Table::Workloads, row.name)).collect();
     if !rows.is_empty() {
         measure_rows(arguments, &rows, &bench, &disk, &mut report)?;
+    }
+    let groups: Vec<&Group> = GROUPS.iter().filter(|group| arguments.wants(Table::Resources, group.name)).collect();
+    for group in groups {
+        report.resources.extend(lab.run(group)?);
     }
     Ok(report)
 }
@@ -150,14 +190,13 @@ fn measure_rows(
     disk.ensure_free(bench.scale.bytes(6 << 10) as u64, "the first table")?;
     let home = &arguments.home;
     let phifs = Phifs::start(&arguments.phifs, &home.join("phifs"), Rc::clone(disk))?;
-    report.data_path = phifs.data_path()?;
     let mut systems: Vec<Box<dyn System>> =
         vec![Box::new(Host::new(home.join("host"), Rc::clone(disk))?), Box::new(phifs)];
     match juicefs(arguments, disk) {
         Ok(juicefs) => systems.push(Box::new(juicefs)),
         Err(why) => report.without_juicefs = Some(format!("{why:#}")),
     }
-    let workloads = Workloads { bench, disk, systems: &systems, repeat: arguments.repeat, rest: arguments.rest() };
+    let workloads = Workloads { bench, disk, systems: &systems, repeat: arguments.repeat(), rest: arguments.rest() };
     for row in rows {
         if row.cold && !machine::is_root() {
             eprintln!("{}: left out, as only root can drop the caches", row.name);

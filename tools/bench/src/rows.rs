@@ -11,6 +11,8 @@ use anyhow::Result;
 
 use crate::sources::Sources;
 
+pub use data::write_incompressible;
+
 /// Multiplies sizes and counts, so that a quick look takes a minute.
 #[derive(Clone, Copy)]
 pub struct Scale(pub f64);

@@ -28,9 +28,10 @@ pub trait System {
     /// Waits until all work in the background is done, and tells how long that took.
     fn settle(&self) -> Result<Duration>;
 
-    /// Bytes of its own files that the host's page cache holds; nothing where that is not of interest.
-    fn cached_bytes(&self) -> Option<u64> {
-        None
+    /// Waits as `settle` does, and tells when files of so many bytes were stored in their last form, with one copy in
+    /// the host's cache; and how many copies there are in the end, where that can be told.
+    fn pack(&self, _bytes: u64) -> Result<(Duration, Option<f64>)> {
+        Ok((self.settle()?, None))
     }
 
     /// Gives up what removed files have left, so that the next row does not find its bytes there already.
@@ -70,6 +71,11 @@ impl System for Host {
         let start = Instant::now();
         self.disk.sync()?;
         Ok(start.elapsed())
+    }
+
+    /// Nothing is left to do once fsync has returned.
+    fn pack(&self, _: u64) -> Result<(Duration, Option<f64>)> {
+        Ok((Duration::ZERO, None))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::rows::Row;
 use crate::workloads::{Sample, Side};
 
 /// More than this is a second copy. Metadata and the journal are cached as well.
-const COPIES_MAX: f64 = 1.1;
+pub const COPIES_MAX: f64 = 1.1;
 
 #[derive(Serialize)]
 pub struct Report {
@@ -16,8 +16,8 @@ pub struct Report {
     pub repeat: usize,
     pub rest_seconds: u64,
     pub machine: String,
-    /// How the bytes of files travel in the phifs that was measured.
-    pub data_path: String,
+    /// Which phifs was measured, and how the bytes of files travel in it.
+    pub phifs: String,
     /// Why there is no column for JuiceFS, if that is so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub without_juicefs: Option<String>,
@@ -127,7 +127,12 @@ impl Workload {
             self.to_host.text(),
         );
         if let (Some(side), Some(ratio)) = (self.sides.get(2), &self.to_juicefs) {
-            let _ = write!(line, " {} | {} |", spread(side), ratio.text());
+            // Who does not write to the disk is no measure for those who do.
+            let ratio = match self.unflushed.contains(&side.system) {
+                true => format!("{:.2} | not flushed", ratio.value),
+                false => ratio.text(),
+            };
+            let _ = write!(line, " {} | {ratio} |", spread(side));
         }
         line
     }
@@ -206,9 +211,9 @@ impl Figure {
 impl Report {
     pub fn markdown(&self) -> String {
         let mut out = format!(
-            "Medians of {} (least to most); sizes and counts times {}; {} s of rest before each run.\n\
-             {}, data path {}. A ratio over 1 is faster.\n\n",
-            self.repeat, self.scale, self.rest_seconds, self.machine, self.data_path
+            "Medians of {} (least to most); sizes and counts times {}; {} s of rest before each run. A ratio over 1 is \
+             faster.\n{}; {}.\n\n",
+            self.repeat, self.scale, self.rest_seconds, self.machine, self.phifs
         );
         if let Some(why) = &self.without_juicefs {
             let _ = writeln!(out, "Without JuiceFS: {why}.\n");

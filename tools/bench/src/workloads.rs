@@ -78,13 +78,10 @@ impl Workloads<'_> {
         let mut seconds = start.elapsed().as_secs_f64();
         let flushes = self.disk.flushes().zip(flushes).map(|(after, before)| after - before);
         let requests = since(&requests, system.requests()?);
-        let settle_seconds = system.settle()?.as_secs_f64();
-        let mut copies = None;
-        // On the host itself it is on the disk, and there is one copy, once fsync has returned.
-        if row.settled && system.name() != self.systems[0].name() {
+        let (settle, copies) = if row.settled { system.pack(files_bytes(&dir)?)? } else { (system.settle()?, None) };
+        let settle_seconds = settle.as_secs_f64();
+        if row.settled {
             seconds += settle_seconds;
-            let (cached, written) = (system.cached_bytes(), files_bytes(&dir)?);
-            copies = cached.map(|cached| cached as f64 / written as f64);
         }
         fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
         system.forget_removed()?;

@@ -17,28 +17,28 @@ pub const JOBS: usize = 8;
 const SYNCED_EACH: usize = 400;
 
 /// Bytes that neither compress nor repeat, made faster than a disk takes them.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     fastrand::Rng::with_seed(seed).fill(&mut bytes);
     bytes
 }
 
-pub fn write_file(path: &Path, bytes: usize) -> Result<()> {
+/// Made while writing, at several GB/s: nothing of a file this size has to lie in memory.
+pub fn write_incompressible(path: &Path, bytes: usize, seed: u64) -> Result<()> {
     let mut file = File::create(path)?;
     for at in 0..bytes / MIB {
-        file.write_all(&noise(at as u64, MIB))?;
+        file.write_all(&noise(seed + at as u64, MIB))?;
     }
     file.sync_all()?;
     Ok(())
 }
 
 pub fn write_sequentially(dir: &Path, bench: &Bench) -> Result<()> {
-    // Made while writing, at several GB/s: nothing of a file this size has to lie in memory.
-    write_file(&dir.join("large"), bench.scale.bytes(LARGE_MIB))
+    write_incompressible(&dir.join("large"), bench.scale.bytes(LARGE_MIB), 0)
 }
 
 pub fn one_large(dir: &Path, bench: &Bench) -> Result<()> {
-    write_file(&dir.join("large"), bench.scale.bytes(LARGE_MIB))
+    write_incompressible(&dir.join("large"), bench.scale.bytes(LARGE_MIB), 0)
 }
 
 pub fn one_large_warm(dir: &Path, bench: &Bench) -> Result<()> {
@@ -54,7 +54,7 @@ pub fn read_sequentially(dir: &Path, _: &Bench) -> Result<()> {
 }
 
 pub fn half_large(dir: &Path, bench: &Bench) -> Result<()> {
-    write_file(&dir.join("large"), bench.scale.bytes(HALF_MIB))
+    write_incompressible(&dir.join("large"), bench.scale.bytes(HALF_MIB), 0)
 }
 
 pub fn half_large_warm(dir: &Path, bench: &Bench) -> Result<()> {

@@ -6,10 +6,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal};
 use serde::Deserialize;
 
 use super::{Requests, System, succeed};
 use crate::machine::{self, Disk};
+use crate::table::COPIES_MAX;
 
 pub struct Phifs {
     program: PathBuf,
@@ -21,6 +23,7 @@ pub struct Phifs {
 /// The part of `phifs status --json` that is used here.
 #[derive(Deserialize)]
 struct Status {
+    version: String,
     pid: u32,
     features: Features,
     #[serde(default)]
@@ -36,6 +39,7 @@ struct Features {
 #[derive(Deserialize)]
 struct Volume {
     unpublished_files: u64,
+    journal_bytes: u64,
     #[serde(default)]
     checkpoint_pending: bool,
 }
@@ -77,12 +81,30 @@ impl Phifs {
         Ok(self.status()?.pid)
     }
 
-    pub fn data_path(&self) -> Result<String> {
-        Ok(self.status()?.features.data_path)
+    /// Its version and data path.
+    pub fn describe(&self) -> Result<String> {
+        let status = self.status()?;
+        Ok(format!("phifs {}, data path {}", status.version, status.features.data_path))
     }
 
     pub fn store(&self) -> &Path {
         &self.store
+    }
+
+    /// What a start after a crash would replay.
+    pub fn journal_bytes(&self) -> Result<u64> {
+        Ok(self.status()?.volume.journal_bytes)
+    }
+
+    /// Ends the daemon as a crash would, and waits until it is gone.
+    pub fn kill(&self) -> Result<()> {
+        let pid = self.pid()?;
+        let process = Pid::from_raw(pid.cast_signed()).context("a process has a positive id")?;
+        rustix::process::kill_process(process, Signal::KILL)?;
+        while Path::new(&format!("/proc/{pid}")).exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     fn is_busy(&self) -> Result<bool> {
@@ -108,8 +130,18 @@ impl System for Phifs {
         Ok(quiet + start.elapsed())
     }
 
-    fn cached_bytes(&self) -> Option<u64> {
-        machine::cached_bytes(&self.store)
+    fn pack(&self, bytes: u64) -> Result<(Duration, Option<f64>)> {
+        let copies = || machine::cached_bytes(&self.store).map(|cached| cached as f64 / bytes as f64);
+        let start = Instant::now();
+        let mut packed = Duration::ZERO;
+        machine::wait_until_quiet(&[self.pid()?], || {
+            let busy = self.is_busy()?;
+            if busy || copies().is_some_and(|copies| copies > COPIES_MAX) {
+                packed = start.elapsed();
+            }
+            Ok(busy)
+        })?;
+        Ok((packed, copies()))
     }
 
     fn forget_removed(&self) -> Result<()> {
