@@ -154,6 +154,8 @@ fn idle(lab: &Lab) -> Result<Vec<Figure>> {
     phifs.settle()?;
     let seconds = (60.0 * lab.bench.scale.0).clamp(10.0, 60.0);
     let pids = [phifs.pid()?];
+    // Some timers are slower than what settling waits for.
+    std::thread::sleep(Duration::from_secs(5));
     // Asked only before and after: a question is work too.
     let before = Work::of(&pids);
     std::thread::sleep(Duration::from_secs_f64(seconds));
