@@ -330,7 +330,7 @@ impl Handler for Daemon {
         match request {
             Request::Status => json(serde_json::to_value(self.status())),
             Request::Log { count } => json(serde_json::to_value(self.engine.recent_ops(count)?)),
-            Request::Usage => json(serde_json::to_value(self.engine.usage()?)),
+            Request::Usage => json(serde_json::to_value(self.engine.usage(&self.store)?)),
             Request::Gc => json(serde_json::to_value(self.engine.gc(progress)?)),
             Request::Scrub => json(serde_json::to_value(self.engine.scrub(progress)?)),
             Request::Fsck { rebuild_index, repair } => {

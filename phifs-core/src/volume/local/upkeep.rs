@@ -13,8 +13,8 @@ use crate::codec::{self, DecodeError, Encode, Reader};
 use crate::id::{Dot, InodeId};
 use crate::identity::Author;
 use crate::meta::journal::JournalError;
-use crate::meta::{Lsn, Roots};
-use crate::namespace::{Effect, Op};
+use crate::meta::{Lsn, Roots, TableId};
+use crate::namespace::{Effect, Op, Table};
 use crate::oplog::{GroupBuilder, Head};
 use crate::store::{GlyphKind, GlyphSink, StoreError};
 use crate::time::{Hlc, Timestamp};
@@ -331,7 +331,7 @@ impl LocalVolume {
         let mut checkpoints = self.checkpoint.lock();
         let last = &mut checkpoints.last;
         let _hold = self.store.hold();
-        let (job, mut next) = {
+        let (job, mut next, inodes) = {
             let mut state = self.state.write();
             let job = state.meta.freeze();
             let next = Checkpoint {
@@ -343,7 +343,7 @@ impl LocalVolume {
                 // Not those of the last checkpoint: if its superblock failed, the tables are ahead of it.
                 roots: state.meta.roots().clone(),
             };
-            (job, next)
+            (job, next, state.inodes())
         };
         let mut done = None;
         if let Some(job) = job {
@@ -351,6 +351,8 @@ impl LocalVolume {
             match job.run(&mut sink) {
                 Ok(result) => {
                     next.roots = result.roots().clone();
+                    let stored = next.roots.get(TableId(Table::Inodes as u8)).rows;
+                    debug_assert_eq!(stored, inodes, "the number of inodes was kept right");
                     done = Some(result);
                 }
                 Err(error) => {
@@ -448,7 +450,7 @@ impl LocalVolume {
         let space = self.disk.space().map_err(|source| VolumeError::Disk { doing: "asking for free space", source })?;
         let reserve = self.store.reserve_bytes();
         let free = space.free_bytes.saturating_sub(reserve) / BLOCK_BYTES;
-        let inodes = self.inode_count();
+        let inodes = self.state.read().inodes();
         Ok(StatFs {
             block_bytes: BLOCK_BYTES as u32,
             blocks: space.total_bytes / BLOCK_BYTES,
@@ -460,11 +462,6 @@ impl LocalVolume {
         })
     }
 
-    /// As of the last checkpoint.
-    fn inode_count(&self) -> u64 {
-        self.state.read().meta.roots().get(crate::meta::TableId(crate::namespace::Table::Inodes as u8)).rows
-    }
-
     pub fn opening(&self) -> &super::Opening {
         &self.opened
     }
@@ -474,14 +471,13 @@ impl LocalVolume {
         let journal = self.journal.stats();
         let dirty = self.files.lock().len() as u64;
         let lsn = Lsn(self.counters.checkpoint_lsn.load(Ordering::Relaxed));
-        let inodes = self.inode_count();
         let state = self.state.read();
         Status {
             store_id: self.store_id.to_string(),
             node: self.key.public().to_string(),
             author: state.author_id().to_string(),
             operations: state.context.iter().map(|(_, n)| n).sum(),
-            inodes,
+            inodes: state.inodes(),
             open_handles: self.handles.read().len() as u64,
             dirty_files: dirty,
             unsealed_operations: state.unsealed.len() as u64,
