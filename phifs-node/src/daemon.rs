@@ -153,6 +153,9 @@ fn mount(config: &Config, engine: &Engine) -> Result<Mount, Failure> {
         return Err(Failure::plain(format!("the mountpoint {at} is not empty"))
             .hint("what is in it would be hidden; choose another directory with --mount DIR"));
     }
+    if (config.suid || config.dev) && !rustix::process::geteuid().is_root() {
+        return Err(Failure::new(Kind::Usage, "only root can mount with suid or dev").hint("leave these settings out"));
+    }
     let options = MountOptions {
         source: source(config),
         data_mode: match config.data_mode {
@@ -162,6 +165,8 @@ fn mount(config: &Config, engine: &Engine) -> Result<Mount, Failure> {
             DataMode::Plain => phifs_fuse::DataMode::Plain,
         },
         allow_other: config.allow_other,
+        suid: config.suid,
+        dev: config.dev,
     };
     phifs_fuse::mount(engine.volume(), &config.mount, &options).map_err(explain)
 }
@@ -192,13 +197,24 @@ fn explain(error: MountError) -> Failure {
         MountError::Busy(_) | MountError::AlreadyMounted { .. } => {
             (Kind::InUse, "choose another mountpoint with --mount DIR, or unmount what is there")
         }
-        MountError::NoPermission { .. } => {
-            (Kind::Failed, "run as root, or install fusermount3 (package fuse3) to mount as a user")
-        }
+        MountError::NoPermission { why, .. } => (Kind::Failed, way_to_mount(why)),
         MountError::Unavailable(_) => (Kind::Failed, "use data_mode \"auto\""),
         _ => (Kind::Failed, "see the log for what came before"),
     };
     Failure::new(kind, error).hint(hint)
+}
+
+/// What helps a user whom the mount was refused.
+fn way_to_mount(why: &str) -> &'static str {
+    if why.contains("not installed") {
+        "install fusermount3 (package fuse3), or run as root"
+    } else if why.contains("/dev/fuse") {
+        "as root: chmod 666 /dev/fuse"
+    } else if why.contains("user_allow_other") {
+        "as root, put the line `user_allow_other` into /etc/fuse.conf; or leave allow_other out"
+    } else {
+        "choose a directory of your own with --mount DIR, or run as root"
+    }
 }
 
 /// What ends a daemon.

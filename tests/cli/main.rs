@@ -1,6 +1,8 @@
 //! The command and the daemon under bad conditions: each ends in a clear error, nothing lost, nothing hanging.
 
 mod disks;
+mod privileges;
+mod user;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
