@@ -144,8 +144,10 @@ fn mount(config: &Config, engine: &Engine) -> Result<Mount, Failure> {
     if !config.mount.exists() {
         // Its parent must be there: a mistyped path must not grow directories.
         std::fs::create_dir(&config.mount).map_err(|error| {
-            Failure::plain(format!("cannot make the mountpoint {at}: {error}"))
-                .hint("give a directory that you may write with --mount DIR, or make it as root")
+            Failure::plain(format!("cannot make the mountpoint {at}: {error}")).hint(match error.kind() {
+                std::io::ErrorKind::NotFound => "make the directory above it first, or choose another with --mount DIR",
+                _ => "give a directory that you may write with --mount DIR, or make it as root",
+            })
         })?;
     }
     let free = mounts::at(&config.mount).is_ok_and(|mount| mount.is_none());
@@ -198,6 +200,7 @@ fn explain(error: MountError) -> Failure {
             (Kind::InUse, "choose another mountpoint with --mount DIR, or unmount what is there")
         }
         MountError::NoPermission { why, .. } => (Kind::Failed, way_to_mount(why)),
+        MountError::Missing(_) | MountError::NotDirectory(_) => (Kind::Failed, "choose a directory with --mount DIR"),
         MountError::Unavailable(_) => (Kind::Failed, "use data_mode \"auto\""),
         _ => (Kind::Failed, "see the log for what came before"),
     };

@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use phifs_core::disk::{Disk, Space};
+use phifs_core::meta::journal::JournalError;
+use phifs_core::meta::superblock::SuperblockError;
 use phifs_core::namespace::Effect;
-use phifs_core::store::{GlyphIndex, Progress as PackProgress, Stage};
+use phifs_core::oplog::OplogError;
+use phifs_core::store::{GlyphIndex, Progress as PackProgress, Stage, StoreError};
 use phifs_core::time::Env;
 use phifs_core::volume::local::{LocalVolume, OpenError, Opening, Options as VolumeOptions, Progress as OpenProgress};
 use phifs_core::volume::{Invalidate, Volume};
@@ -251,13 +254,27 @@ fn report_opening(opening: &Opening) {
 }
 
 fn explain_open(error: OpenError) -> Failure {
+    use phifs_core::codec::DecodeError::NewerVersion;
     let failure = Failure::new(Kind::Failed, &error);
-    match error {
-        OpenError::Journal(_) => {
-            failure.hint("`phifs fsck --repair` drops what follows the damage; make a copy of the store first")
+    let hint = match error {
+        OpenError::Journal(JournalError::DamagedMiddle { .. } | JournalError::Gone { .. }) => {
+            "`phifs fsck --repair` gives up what is damaged and what was done after it; make a copy of the store first"
         }
-        _ => failure,
-    }
+        OpenError::Superblock(SuperblockError::Newer(_))
+        | OpenError::Journal(JournalError::Malformed(NewerVersion { .. }))
+        | OpenError::Oplog(OplogError::Newer { .. })
+        | OpenError::Store(StoreError::Malformed { source: NewerVersion { .. }, .. }) => {
+            "use the version of phifs that wrote it, or a newer one"
+        }
+        OpenError::Superblock(SuperblockError::Missing | SuperblockError::Damaged(..) | SuperblockError::Mixed(..))
+        | OpenError::Journal(JournalError::ForeignStore { .. })
+        | OpenError::Oplog(OplogError::OtherStore { .. })
+        | OpenError::Store(StoreError::Missing(_) | StoreError::Corrupt { .. } | StoreError::Malformed { .. }) => {
+            "nothing here can replace it: put a backup of the store in its place"
+        }
+        _ => return failure,
+    };
+    failure.hint(hint)
 }
 
 /// What an operation did, in a word, and to which inode.

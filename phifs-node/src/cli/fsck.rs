@@ -1,7 +1,7 @@
 //! `phifs fsck`: checks a store, through its daemon or, when none runs, by itself.
 
 use super::Context;
-use crate::config::Settings;
+use crate::config::{Config, LogLevel, Settings};
 use crate::control::{Client, Progress, Request};
 use crate::failure::{Failure, Kind};
 use crate::report::{Affected, Checked, LostBytes};
@@ -18,7 +18,7 @@ pub struct Fsck {
     /// Throw the glyph index away and make it anew from the packs
     #[arg(long)]
     rebuild_index: bool,
-    /// Mend what can be mended here: metadata that follows from other metadata, and a damaged journal by dropping what \
+    /// Mend what can be mended here: metadata that follows from other metadata, and a damaged journal by dropping what
     /// follows the damage
     #[arg(long)]
     repair: bool,
@@ -38,7 +38,9 @@ impl Fsck {
                     let message = format!("there is no store at {} yet", show::path(store.path()));
                     return Err(Failure::plain(message).hint("name it with --store DIR, or make one with: phifs up"));
                 }
-                telemetry::start(&config);
+                // The answer is printed; changes of state are for the log of a daemon.
+                let log_level = if config.log_level == LogLevel::Info { LogLevel::Error } else { config.log_level };
+                telemetry::start(&Config { log_level, ..config.clone() });
                 let (lock, engine) =
                     daemon::open(&config, &store, daemon::Role { name: "fsck", repair, rebuild_index }, &mut progress)?;
                 let checked = engine.fsck(false, repair, &mut progress);

@@ -517,6 +517,9 @@ impl LocalVolume {
     pub fn recent_ops(&self, limit: usize) -> Result<Vec<RecentOp>> {
         self.seal()?;
         let mut recent = Vec::new();
+        if limit == 0 {
+            return Ok(recent);
+        }
         for group in self.oplog.recent() {
             let group = match group {
                 Ok(group) => group,
