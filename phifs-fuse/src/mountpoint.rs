@@ -21,6 +21,7 @@ use rustix::net::{
 };
 
 use crate::error::MountError;
+use crate::session::MountOptions;
 
 const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
@@ -68,18 +69,19 @@ fn means_dead(error: Errno) -> bool {
 }
 
 /// Mounts, and returns the device over which the kernel speaks.
-pub(crate) fn mount(path: &Path, source: &str, allow_other: bool) -> Result<OwnedFd, MountError> {
+pub(crate) fn mount(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
+    let source = options.source.as_str();
     if source.is_empty() || source.contains([',', '\\']) || source.contains(char::is_control) {
         return Err(MountError::BadSource(source.to_owned()));
     }
-    if let Some(device) = mount_directly(path, source, allow_other)? {
+    if let Some(device) = mount_directly(path, options)? {
         return Ok(device);
     }
-    mount_by_helper(path, source, allow_other)
+    mount_by_helper(path, options)
 }
 
 /// `None` when only the helper may.
-fn mount_directly(path: &Path, source: &str, allow_other: bool) -> Result<Option<OwnedFd>, MountError> {
+fn mount_directly(path: &Path, options: &MountOptions) -> Result<Option<OwnedFd>, MountError> {
     let device = match rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
         Ok(device) => device,
         Err(Errno::NOENT | Errno::NODEV | Errno::NXIO) => return Err(MountError::NoDevice),
@@ -88,13 +90,15 @@ fn mount_directly(path: &Path, source: &str, allow_other: bool) -> Result<Option
     };
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let mut data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions", device.as_raw_fd());
-    if allow_other {
+    if options.allow_other {
         data.push_str(",allow_other");
     }
     let data = CString::new(data).expect("numbers and names hold no NUL");
-    // Bytes may come from other nodes: what they say about set-id programs and devices is not believed.
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
-    match rustix::mount::mount(source, path, "fuse.phifs", flags, Some(data.as_c_str())) {
+    // Bytes may come from other nodes: unless told so, nobody believes what they say about set-id programs and devices.
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    flags.set(MountFlags::NOSUID, !options.suid);
+    flags.set(MountFlags::NODEV, !options.dev);
+    match rustix::mount::mount(&options.source, path, "fuse.phifs", flags, Some(data.as_c_str())) {
         Ok(()) => Ok(Some(device)),
         Err(Errno::PERM) => Ok(None),
         Err(Errno::ACCESS) => Err(refused(path, Errno::ACCESS.to_string())),
@@ -103,15 +107,16 @@ fn mount_directly(path: &Path, source: &str, allow_other: bool) -> Result<Option
     }
 }
 
-fn mount_by_helper(path: &Path, source: &str, allow_other: bool) -> Result<OwnedFd, MountError> {
-    let mut options = format!("fsname={source},subtype=phifs,default_permissions,noatime");
-    if allow_other {
-        options.push_str(",allow_other");
+fn mount_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
+    let mut list = format!("fsname={},subtype=phifs,default_permissions,noatime", options.source);
+    // It mounts nosuid and nodev unless root tells it otherwise.
+    for (name, wanted) in [(",allow_other", options.allow_other), (",suid", options.suid), (",dev", options.dev)] {
+        list.push_str(if wanted { name } else { "" });
     }
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(MountError::system("making a socket pair"))?;
     let child = Command::new(HELPER)
-        .args(["-o", &options, "--"])
+        .args(["-o", &list, "--"])
         .arg(path)
         // The socket is its standard input.
         .env("_FUSE_COMMFD", "0")
@@ -292,7 +297,8 @@ mod tests {
     #[test]
     fn source_that_would_add_options_is_refused() {
         for source in ["", "a,allow_other", "a\\b", "a\nb"] {
-            assert!(matches!(mount(Path::new("/"), source, false), Err(MountError::BadSource(_))), "{source:?}");
+            let options = MountOptions { source: source.to_owned(), ..MountOptions::default() };
+            assert!(matches!(mount(Path::new("/"), &options), Err(MountError::BadSource(_))), "{source:?}");
         }
     }
 

@@ -35,6 +35,10 @@ pub struct MountOptions {
     /// Whether other users may enter; the default is yes for root and no for everybody else, who need
     /// `user_allow_other` in /etc/fuse.conf for it.
     pub allow_other: bool,
+    /// Whether set-id bits and file capabilities of programs count. Only root may ask for it.
+    pub suid: bool,
+    /// Whether device nodes can be opened. Only root may ask for it.
+    pub dev: bool,
 }
 
 impl Default for MountOptions {
@@ -43,6 +47,8 @@ impl Default for MountOptions {
             source: "phifs".to_owned(),
             data_mode: DataMode::Auto,
             allow_other: rustix::process::geteuid().is_root(),
+            suid: false,
+            dev: false,
         }
     }
 }
@@ -69,7 +75,7 @@ pub fn mount(volume: Arc<dyn Volume>, mountpoint: &Path, options: &MountOptions)
     let pool = Pool::new(POOL_THREADS).map_err(MountError::system("starting threads"))?;
     let adapter = Adapter { state: Arc::clone(&state), pool, init: Arc::clone(&init), ended: Arc::clone(&ended) };
 
-    let device = mountpoint::mount(&path, &options.source, options.allow_other)?;
+    let device = mountpoint::mount(&path, options)?;
     let unmounted = |error: MountError| {
         if let Err(also) = mountpoint::unmount(&path, true) {
             tracing::warn!(path = %path.display(), error = %also, "could not take back a failed mount");

@@ -20,6 +20,10 @@ pub struct Config {
     pub mount: PathBuf,
     /// Whether users other than the one who mounts may use the mount.
     pub allow_other: bool,
+    /// Whether set-id bits and file capabilities of programs count.
+    pub suid: bool,
+    /// Whether device nodes can be opened.
+    pub dev: bool,
     pub data_mode: DataMode,
     /// Memory for glyphs and metadata that were read.
     pub cache_mib: u32,
@@ -94,6 +98,8 @@ pub struct Settings {
     pub store: Option<PathBuf>,
     pub mount: Option<PathBuf>,
     pub allow_other: Option<bool>,
+    pub suid: Option<bool>,
+    pub dev: Option<bool>,
     pub data_mode: Option<DataMode>,
     pub cache_mib: Option<u32>,
     pub staging_cache_mib: Option<u32>,
@@ -157,6 +163,8 @@ const KEYS: &[Key] = &[
     Key { name: "store", set: |s, v| put(&mut s.store, directory(v)) },
     Key { name: "mount", set: |s, v| put(&mut s.mount, directory(v)) },
     Key { name: "allow_other", set: |s, v| put(&mut s.allow_other, parse(v, "true or false")) },
+    Key { name: "suid", set: |s, v| put(&mut s.suid, parse(v, "true or false")) },
+    Key { name: "dev", set: |s, v| put(&mut s.dev, parse(v, "true or false")) },
     Key { name: "data_mode", set: |s, v| put(&mut s.data_mode, v.parse()) },
     Key { name: "cache_mib", set: |s, v| put(&mut s.cache_mib, within(v, 8, 1 << 20)) },
     Key { name: "staging_cache_mib", set: |s, v| put(&mut s.staging_cache_mib, within(v, 0, 1 << 24)) },
@@ -263,6 +271,8 @@ impl Settings {
             store: self.store.or(other.store),
             mount: self.mount.or(other.mount),
             allow_other: self.allow_other.or(other.allow_other),
+            suid: self.suid.or(other.suid),
+            dev: self.dev.or(other.dev),
             data_mode: self.data_mode.or(other.data_mode),
             cache_mib: self.cache_mib.or(other.cache_mib),
             staging_cache_mib: self.staging_cache_mib.or(other.staging_cache_mib),
@@ -398,6 +408,8 @@ impl Config {
             store,
             mount,
             allow_other: settings.allow_other.unwrap_or(host.is_root),
+            suid: settings.suid.unwrap_or(false),
+            dev: settings.dev.unwrap_or(false),
             data_mode: settings.data_mode.unwrap_or(DataMode::Auto),
             cache_mib: settings.cache_mib.unwrap_or(256),
             staging_cache_mib: settings.staging_cache_mib.unwrap_or(4096),
@@ -423,10 +435,10 @@ mod tests {
 
     #[test]
     fn every_key_can_be_set_from_the_file_and_from_the_environment() {
-        let text = "store='/s'\nmount='/m'\nallow_other=false\ndata_mode='plain'\ncache_mib=0x10\n\
+        let text = "store='/s'\nmount='/m'\nallow_other=false\nsuid=true\ndev=true\ndata_mode='plain'\ncache_mib=0x10\n\
             staging_cache_mib=0\npublish_interval_ms=50\nlog.format='json'\nlog.level='debug'";
         let from_file = file(text).unwrap();
-        let values = ["/s", "/m", "false", "plain", "16", "0", "50", "json", "debug"];
+        let values = ["/s", "/m", "false", "true", "true", "plain", "16", "0", "50", "json", "debug"];
         let from_variables = Settings::from_variables(|name| {
             let index = KEYS.iter().position(|key| variable(key.name) == name)?;
             Some(values[index].to_owned())
@@ -479,6 +491,7 @@ mod tests {
         let config = Config::resolve(flags, None, &USER).unwrap();
         assert_eq!((config.mount.as_path(), config.cache_mib), (Path::new("/from-flag"), 64));
         assert_eq!((config.data_mode, config.allow_other), (DataMode::Auto, false));
+        assert!(!config.suid && !config.dev);
     }
 
     #[test]

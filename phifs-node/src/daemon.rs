@@ -144,14 +144,19 @@ fn mount(config: &Config, engine: &Engine) -> Result<Mount, Failure> {
     if !config.mount.exists() {
         // Its parent must be there: a mistyped path must not grow directories.
         std::fs::create_dir(&config.mount).map_err(|error| {
-            Failure::plain(format!("cannot make the mountpoint {at}: {error}"))
-                .hint("give a directory that you may write with --mount DIR, or make it as root")
+            Failure::plain(format!("cannot make the mountpoint {at}: {error}")).hint(match error.kind() {
+                std::io::ErrorKind::NotFound => "make the directory above it first, or choose another with --mount DIR",
+                _ => "give a directory that you may write with --mount DIR, or make it as root",
+            })
         })?;
     }
     let free = mounts::at(&config.mount).is_ok_and(|mount| mount.is_none());
     if free && std::fs::read_dir(&config.mount).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::plain(format!("the mountpoint {at} is not empty"))
             .hint("what is in it would be hidden; choose another directory with --mount DIR"));
+    }
+    if (config.suid || config.dev) && !rustix::process::geteuid().is_root() {
+        return Err(Failure::new(Kind::Usage, "only root can mount with suid or dev").hint("leave these settings out"));
     }
     let options = MountOptions {
         source: source(config),
@@ -162,6 +167,8 @@ fn mount(config: &Config, engine: &Engine) -> Result<Mount, Failure> {
             DataMode::Plain => phifs_fuse::DataMode::Plain,
         },
         allow_other: config.allow_other,
+        suid: config.suid,
+        dev: config.dev,
     };
     phifs_fuse::mount(engine.volume(), &config.mount, &options).map_err(explain)
 }
@@ -192,13 +199,25 @@ fn explain(error: MountError) -> Failure {
         MountError::Busy(_) | MountError::AlreadyMounted { .. } => {
             (Kind::InUse, "choose another mountpoint with --mount DIR, or unmount what is there")
         }
-        MountError::NoPermission { .. } => {
-            (Kind::Failed, "run as root, or install fusermount3 (package fuse3) to mount as a user")
-        }
+        MountError::NoPermission { why, .. } => (Kind::Failed, way_to_mount(why)),
+        MountError::Missing(_) | MountError::NotDirectory(_) => (Kind::Failed, "choose a directory with --mount DIR"),
         MountError::Unavailable(_) => (Kind::Failed, "use data_mode \"auto\""),
         _ => (Kind::Failed, "see the log for what came before"),
     };
     Failure::new(kind, error).hint(hint)
+}
+
+/// What helps a user whom the mount was refused.
+fn way_to_mount(why: &str) -> &'static str {
+    if why.contains("not installed") {
+        "install fusermount3 (package fuse3), or run as root"
+    } else if why.contains("/dev/fuse") {
+        "as root: chmod 666 /dev/fuse"
+    } else if why.contains("user_allow_other") {
+        "as root, put the line `user_allow_other` into /etc/fuse.conf; or leave allow_other out"
+    } else {
+        "choose a directory of your own with --mount DIR, or run as root"
+    }
 }
 
 /// What ends a daemon.
@@ -331,7 +350,7 @@ impl Handler for Daemon {
         match request {
             Request::Status => json(serde_json::to_value(self.status())),
             Request::Log { count } => json(serde_json::to_value(self.engine.recent_ops(count)?)),
-            Request::Usage => json(serde_json::to_value(self.engine.usage()?)),
+            Request::Usage => json(serde_json::to_value(self.engine.usage(&self.store)?)),
             Request::Gc => json(serde_json::to_value(self.engine.gc(progress)?)),
             Request::Scrub => json(serde_json::to_value(self.engine.scrub(progress)?)),
             Request::Fsck { rebuild_index, repair } => {

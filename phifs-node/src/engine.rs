@@ -6,17 +6,22 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use phifs_core::disk::{Disk, Space};
+use phifs_core::meta::journal::JournalError;
+use phifs_core::meta::superblock::SuperblockError;
 use phifs_core::namespace::Effect;
-use phifs_core::store::{GlyphIndex, Progress as PackProgress, Stage};
+use phifs_core::oplog::OplogError;
+use phifs_core::store::{GlyphIndex, Progress as PackProgress, Stage, StoreError};
 use phifs_core::time::Env;
 use phifs_core::volume::local::{LocalVolume, OpenError, Opening, Options as VolumeOptions, Progress as OpenProgress};
 use phifs_core::volume::{Invalidate, Volume};
 
 use crate::control::Progress;
 use crate::failure::{Failure, Kind};
+use crate::findings;
 use crate::node_key::NodeSeed;
-use crate::report::{Checked, Collected, Operation, Problem, Usage, UsagePart, VolumeStatus};
-use crate::show::Name;
+use crate::report::{Checked, Collected, Operation, Usage, UsagePart, VolumeStatus};
+use crate::show::{self, Name};
+use crate::store_dir::StoreDir;
 
 /// A collection rewrites packs of which less than this share is live.
 const LIVE_RATIO_MIN: f64 = 0.9;
@@ -113,20 +118,40 @@ impl Engine {
         Ok(recent.iter().rev().map(operation).collect())
     }
 
-    pub fn usage(&self) -> Result<Usage, Failure> {
+    /// What the files of the store take, every byte of them in one of the parts.
+    pub fn usage(&self, store: &StoreDir) -> Result<Usage, Failure> {
         let Space { total_bytes, free_bytes } = self.disk.space().map_err(Failure::plain)?;
         let status = self.volume.status();
+        let unreadable = |error| Failure::plain(format!("cannot look through {}: {error}", show::path(store.path())));
+        let mut taken = store.taken().map_err(unreadable)?;
+        let mut of = |name: &str| taken.remove(name).unwrap_or_default();
+        let packs = of("packs");
+        let (data, metadata) = (status.data_stored_bytes, status.node_stored_bytes);
         let part = |what: &str, bytes, why: &str| UsagePart { what: what.into(), bytes, why: why.into() };
-        let parts = vec![
+        let mut parts = vec![
+            part("data", data, "bytes of files, compressed and shared; `phifs gc` frees what no file needs"),
+            part("metadata", metadata, "names and attributes; `phifs gc` frees what was superseded"),
             part(
-                "data",
-                status.data_stored_bytes,
-                "bytes of files, compressed and shared; `phifs gc` frees what no file needs",
+                "packs ahead",
+                packs.saturating_sub(data + metadata),
+                "reserved in packs for what is stored next; given back when a pack is full",
             ),
-            part("metadata", status.node_stored_bytes, "names and attributes; `phifs gc` frees what was superseded"),
-            part("oplog", status.oplog_bytes, "signed operations for `phifs log` and other nodes; bounded"),
-            part("journal", status.journal_bytes, "changes since the last checkpoint; bounded"),
+            part(
+                "plain copies",
+                of("staging"),
+                "of files in use or written lately; at most `staging_cache_mib` beyond what is not published yet",
+            ),
+            part("oplog", of("oplog"), "signed operations for `phifs log` and other nodes; bounded"),
+            part("journal", of("journal"), "changes since the last checkpoint, and files kept for reuse; bounded"),
+            part("glyph index", of("index"), "where each glyph is; made anew if it is deleted"),
+            part("superblock", of("superblock"), "where the last checkpoint is"),
         ];
+        let ballast = of("ballast");
+        if ballast > 0 {
+            parts.push(part("ballast", ballast, "held back while the disk is nearly full, so that deleting has room"));
+        }
+        let others = taken.into_values().sum();
+        parts.push(part("others", others, "the log, the key, settings, and whatever else lies in the store"));
         let logical_bytes = self.volume.logical_bytes().map_err(Failure::plain)?;
         Ok(Usage { logical_bytes, disk_total_bytes: total_bytes, disk_free_bytes: free_bytes, parts })
     }
@@ -148,25 +173,7 @@ impl Engine {
     pub fn scrub(&self, progress: &mut dyn FnMut(Progress)) -> Result<Checked, Failure> {
         let progress = Mutex::new(progress);
         let tell = |bytes: u64| (progress.lock())(counted("reading", bytes >> 20, None, "MiB"));
-        let report = self.volume.scrub(&tell).map_err(Failure::plain)?;
-        let mut problems: Vec<Problem> = report
-            .damage
-            .iter()
-            .map(|damage| Problem {
-                what: format!("damaged bytes in pack {} at {}", damage.pack, damage.offset_bytes),
-                paths: Vec::new(),
-                repaired: false,
-            })
-            .collect();
-        if !report.damaged_paths.is_empty() {
-            let paths = report.damaged_paths.iter().map(|path| Name::new(path)).collect();
-            problems.push(Problem { what: "files with damaged parts".into(), paths, repaired: false });
-        }
-        if let Some(error) = report.metadata_error {
-            let what = format!("not all files could be looked at: {error}");
-            problems.push(Problem { what, paths: Vec::new(), repaired: false });
-        }
-        Ok(Checked { checked_glyphs: report.glyphs, checked_bytes: report.bytes, problems })
+        self.volume.scrub(&tell).map(findings::checked).map_err(Failure::plain)
     }
 
     /// Reads everything there is, and checks that maps, glyphs and index agree; `repair` mends what can be.
@@ -183,20 +190,9 @@ impl Engine {
             self.volume.rebuild_index(&tell).map_err(Failure::plain)?;
         }
         progress(Progress::step("checking the metadata"));
-        let report = self.volume.fsck(repair).map_err(Failure::plain)?;
-        let problem = |problem: phifs_core::volume::local::Problem| Problem {
-            what: problem.what,
-            paths: problem.path.iter().map(|path| Name::new(path)).collect(),
-            repaired: false,
-        };
-        let mut problems: Vec<Problem> = report.problems.into_iter().map(problem).collect();
-        if report.repaired > 0 {
-            let what = format!("{} derived rows were wrong", report.repaired);
-            problems.push(Problem { what, paths: Vec::new(), repaired: true });
-        }
-        let read = self.scrub(progress)?;
-        problems.extend(read.problems);
-        Ok(Checked { checked_glyphs: read.checked_glyphs, checked_bytes: read.checked_bytes, problems })
+        let progress = Mutex::new(progress);
+        let tell = |bytes: u64| (progress.lock())(counted("reading", bytes >> 20, None, "MiB"));
+        self.volume.fsck(repair, &tell).map(findings::checked).map_err(Failure::plain)
     }
 
     /// Publishes closed files until `stop_publishers`.
@@ -259,13 +255,27 @@ fn report_opening(opening: &Opening) {
 }
 
 fn explain_open(error: OpenError) -> Failure {
+    use phifs_core::codec::DecodeError::NewerVersion;
     let failure = Failure::new(Kind::Failed, &error);
-    match error {
-        OpenError::Journal(_) => {
-            failure.hint("`phifs fsck --repair` drops what follows the damage; make a copy of the store first")
+    let hint = match error {
+        OpenError::Journal(JournalError::DamagedMiddle { .. } | JournalError::Gone { .. }) => {
+            "`phifs fsck --repair` gives up what is damaged and what was done after it; make a copy of the store first"
         }
-        _ => failure,
-    }
+        OpenError::Superblock(SuperblockError::Newer(_))
+        | OpenError::Journal(JournalError::Malformed(NewerVersion { .. }))
+        | OpenError::Oplog(OplogError::Newer { .. })
+        | OpenError::Store(StoreError::Malformed { source: NewerVersion { .. }, .. }) => {
+            "use the version of phifs that wrote it, or a newer one"
+        }
+        OpenError::Superblock(SuperblockError::Missing | SuperblockError::Damaged(..) | SuperblockError::Mixed(..))
+        | OpenError::Journal(JournalError::ForeignStore { .. })
+        | OpenError::Oplog(OplogError::OtherStore { .. })
+        | OpenError::Store(StoreError::Missing(_) | StoreError::Corrupt { .. } | StoreError::Malformed { .. }) => {
+            "nothing here can replace it: put a backup of the store in its place"
+        }
+        _ => return failure,
+    };
+    failure.hint(hint)
 }
 
 /// What an operation did, in a word, and to which inode.

@@ -8,6 +8,7 @@ pub mod engine;
 pub mod env;
 pub mod failure;
 pub mod file_disk;
+mod findings;
 pub mod hex;
 mod lease;
 pub mod mounts;

@@ -105,6 +105,8 @@ pub struct Checked {
     pub checked_glyphs: u64,
     pub checked_bytes: u64,
     pub problems: Vec<Problem>,
+    /// Damaged places in packs that nothing needs. Nothing is lost with them.
+    pub unused_damage: Vec<String>,
 }
 
 impl Checked {
@@ -116,9 +118,28 @@ impl Checked {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     pub what: String,
-    /// The files that it concerns.
-    pub paths: Vec<Name>,
+    /// The files and directories that it concerns.
+    pub files: Vec<Affected>,
     pub repaired: bool,
+    /// What helps, if it is not repaired.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub remedy: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Affected {
+    pub path: Name,
+    /// The bytes that are lost, where some are: reading them fails, reading others does not.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub lost: Vec<LostBytes>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub why: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostBytes {
+    pub offset_bytes: u64,
+    pub len_bytes: u64,
 }
 
 /// Answer of a starting daemon once it serves.

@@ -11,6 +11,7 @@
 //! What always holds: whoever changes anything below STORE holds the lock, and the kernel gives it back when that
 //! process ends, however it ends. So whoever gets the lock may clear what a dead process left behind.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -172,6 +173,17 @@ impl StoreDir {
         Ok(StoreLock { store: self.clone(), _file: file })
     }
 
+    /// What each entry of the store takes on the disk, with all that is in it; the directory itself is the entry "".
+    /// Together it is what du(1) says.
+    pub fn taken(&self) -> io::Result<BTreeMap<String, u64>> {
+        let mut taken = BTreeMap::from([(String::new(), allocated(&self.path)?)]);
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            *taken.entry(entry.file_name().to_string_lossy().into_owned()).or_default() += tree_bytes(&entry.path())?;
+        }
+        Ok(taken)
+    }
+
     /// Whether some process uses the store now.
     pub fn is_in_use(&self) -> bool {
         let Ok(file) = fs::File::open(self.file("lock")) else { return false };
@@ -224,6 +236,25 @@ impl Drop for StoreLock {
     }
 }
 
+/// What a file or a tree of them takes on the disk. What vanishes meanwhile takes nothing.
+fn tree_bytes(path: &Path) -> io::Result<u64> {
+    let mut bytes = allocated(path)?;
+    if path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+        for entry in fs::read_dir(path)? {
+            bytes += tree_bytes(&entry?.path())?;
+        }
+    }
+    Ok(bytes)
+}
+
+fn allocated(path: &Path) -> io::Result<u64> {
+    match path.symlink_metadata() {
+        Ok(meta) => Ok(meta.blocks() * 512),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,6 +274,22 @@ mod tests {
         assert!(refused.to_string().ends_with("it holds holiday.jpg"), "{refused}");
         fs::write(deep.join("node.key"), "").unwrap();
         StoreDir::create(&deep).expect("a store stays one, whatever else lies in it");
+    }
+
+    #[test]
+    fn everything_in_the_store_is_counted_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = StoreDir::create(dir.path()).unwrap();
+        fs::create_dir(dir.path().join("packs")).unwrap();
+        fs::write(dir.path().join("packs/00000001.pack"), vec![1; 100_000]).unwrap();
+        fs::write(dir.path().join("ballast"), vec![1; 10_000]).unwrap();
+        std::os::unix::fs::symlink("/", dir.path().join("elsewhere")).unwrap();
+        let taken = store.taken().unwrap();
+        assert!(taken["packs"] >= 100_000 && taken["ballast"] >= 10_000, "{taken:?}");
+        let du = std::process::Command::new("du").args(["-s", "--block-size=1"]).arg(dir.path()).output().unwrap();
+        let du = String::from_utf8(du.stdout).unwrap();
+        let du: u64 = du.split_whitespace().next().unwrap().parse().unwrap();
+        assert_eq!(taken.values().sum::<u64>(), du, "{taken:?}");
     }
 
     #[test]

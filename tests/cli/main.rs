@@ -1,6 +1,8 @@
 //! The command and the daemon under bad conditions: each ends in a clear error, nothing lost, nothing hanging.
 
 mod disks;
+mod privileges;
+mod user;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -252,4 +254,97 @@ fn deleting_the_index_ends_in_a_rebuild() {
     node.down();
     node.phifs(["fsck", "--rebuild-index"]).expect_success();
     node.phifs(["fsck"]).expect_success();
+}
+
+/// Everything in the store is in the answer: du(1) counts the same.
+#[test]
+fn df_accounts_for_every_file_of_the_store() {
+    needs_phifs!();
+    let mut node = Node::up(DataMode::Passthrough);
+    for n in 0..20 {
+        fs::write(node.dir().join(format!("f{n}")), phifs_tests::pattern::noise(n, 100_000)).unwrap();
+    }
+    let open = File::create(node.dir().join("open")).unwrap();
+    std::io::Write::write_all(&mut &open, &phifs_tests::pattern::noise(77, 3 << 20)).unwrap();
+    let counts = || {
+        let du = run_ok(Command::new("du").args(["-s", "--block-size=1"]).arg(node.store()), LIMIT).stdout_text();
+        let du: u64 = du.split_whitespace().next().unwrap().parse().unwrap();
+        let df = node.phifs(["df", "--json"]).expect_success();
+        let df: serde_json::Value = serde_json::from_slice(&df.stdout).unwrap();
+        let parts: Vec<_> =
+            df["parts"].as_array().unwrap().iter().map(|part| part["bytes"].as_u64().unwrap()).collect();
+        (parts.into_iter().sum::<u64>(), du, df)
+    };
+    // Background work goes on between the two.
+    let agreed = wait_until(LIMIT, || {
+        let (df, du, _) = counts();
+        df == du
+    });
+    let (df, du, parts) = counts();
+    assert!(agreed, "df says {df}, du says {du}: {parts}");
+    let copies = parts["parts"].as_array().unwrap().iter().find(|part| part["what"] == "plain copies").unwrap();
+    assert!(copies["bytes"].as_u64().unwrap() >= 3 << 20, "{parts}");
+    drop(open);
+    node.down();
+}
+
+#[test]
+fn status_and_statfs_count_inodes_as_of_now() {
+    needs_phifs!();
+    let mut node = Node::up(DataMode::Passthrough);
+    let counts = || {
+        let status = node.phifs(["status", "--json"]).expect_success();
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        let statfs = rustix::fs::statvfs(node.dir()).unwrap();
+        (status["volume"]["inodes"].as_u64().unwrap(), statfs.f_files - statfs.f_ffree)
+    };
+    assert_eq!(counts(), (1, 1));
+    for n in 0..10 {
+        fs::write(node.dir().join(format!("f{n}")), b"x").unwrap();
+    }
+    assert_eq!(counts(), (11, 11));
+    for n in 0..4 {
+        fs::remove_file(node.dir().join(format!("f{n}"))).unwrap();
+    }
+    assert!(wait_until(LIMIT, || counts() == (7, 7)), "{:?}", counts());
+    node.down();
+}
+
+/// Nothing is written when nothing happens, and next to no time is spent.
+#[test]
+fn an_idle_node_rests() {
+    needs_phifs!();
+    const WATCHED: Duration = Duration::from_secs(10);
+    let mut node = Node::up(DataMode::Passthrough);
+    for n in 0..200 {
+        fs::write(node.dir().join(format!("f{n}")), phifs_tests::pattern::noise(n, 20_000)).unwrap();
+    }
+    let pid = node.pid().as_raw_nonzero();
+    let written = || {
+        let text = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("write_bytes: ")).unwrap().parse::<u64>().unwrap()
+    };
+    let ticks = || {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<&str> = text.rsplit(") ").next().unwrap().split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let is_published = || {
+        let status = node.phifs(["status", "--json"]).expect_success();
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        status["volume"]["unpublished_files"] == 0
+    };
+    // What was published is still to be sealed and noted; a busy disk takes its time.
+    let rested = wait_until(Duration::from_secs(120), || {
+        let before = written();
+        std::thread::sleep(Duration::from_secs(5));
+        is_published() && written() == before
+    });
+    assert!(rested, "it does not come to rest");
+    let (bytes, time) = (written(), ticks());
+    std::thread::sleep(WATCHED);
+    assert_eq!(written(), bytes, "an idle node writes to the disk");
+    // A tick is a hundredth of a second: 0.5 % of a core, as so short a time cannot show less.
+    assert!(ticks() - time <= 5, "an idle node used {} ticks in {WATCHED:?}", ticks() - time);
+    node.down();
 }

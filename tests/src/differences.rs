@@ -75,6 +75,15 @@ pub fn probe(name: &str, dir: &Path) -> Result<(), Errno> {
             let stat = rustix::fs::statx(CWD, dir.join("b"), AtFlags::empty(), wanted)?;
             if stat.stx_mask & wanted.bits() != 0 { Ok(()) } else { Err(Errno::OPNOTSUPP) }
         }
+        "set_id_programs" => {
+            let flags = rustix::fs::statvfs(dir)?.f_flag;
+            if flags.contains(rustix::fs::StatVfsMountFlags::NOSUID) { Err(Errno::PERM) } else { Ok(()) }
+        }
+        "device_open" => {
+            let zero = rustix::fs::makedev(1, 5);
+            rustix::fs::mknodat(CWD, dir.join("zero"), rustix::fs::FileType::CharacterDevice, Mode::RUSR, zero)?;
+            rustix::fs::open(dir.join("zero"), OFlags::RDONLY, Mode::empty()).map(drop)
+        }
         other => panic!("no probe named {other}"),
     }
 }
@@ -84,6 +93,7 @@ pub fn errno_named(name: &str) -> Errno {
     match name {
         "EOPNOTSUPP" => Errno::OPNOTSUPP,
         "EINVAL" => Errno::INVAL,
+        "EACCES" => Errno::ACCESS,
         "EPERM" => Errno::PERM,
         "ENOTTY" => Errno::NOTTY,
         "ENOSYS" => Errno::NOSYS,

@@ -1,4 +1,4 @@
-//! Names every node of a map, for marking what is still in use.
+//! Names every node of a map, for marking what is still in use; or loads every node, to find those that are lost.
 
 use super::node::Node;
 use super::read::{descend, load_root};
@@ -31,4 +31,37 @@ pub fn walk(
         }
     }
     Ok(())
+}
+
+/// Rows that cannot be read, as a node above them cannot: those from `from` up to `until`, or to the end.
+#[derive(Debug)]
+pub struct Gap {
+    pub from: Vec<u8>,
+    /// The first key behind them.
+    pub until: Option<Vec<u8>>,
+    pub error: MapError,
+}
+
+/// Loads every node, and goes on beside those that cannot be loaded.
+pub fn survey(source: &dyn NodeSource, root: &Root) -> Vec<Gap> {
+    let mut gaps = Vec::new();
+    let mut path: Vec<(Node, usize, Option<Vec<u8>>)> = Vec::new();
+    match load_root(source, root) {
+        Ok(node) => path.extend(node.map(|(_, node)| (node, 0, None))),
+        Err(error) => gaps.push(Gap { from: Vec::new(), until: None, error }),
+    }
+    while let Some((node, next, until)) = path.last_mut() {
+        let index = *next;
+        *next += 1;
+        if node.is_leaf() || index == node.count() {
+            path.pop();
+            continue;
+        }
+        let end = if index + 1 < node.count() { Some(node.key(index + 1).to_vec()) } else { until.clone() };
+        match descend(source, node, index) {
+            Ok(child) => path.push((child, 0, end)),
+            Err(error) => gaps.push(Gap { from: node.key(index).to_vec(), until: end, error }),
+        }
+    }
+    gaps
 }

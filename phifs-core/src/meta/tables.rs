@@ -98,6 +98,17 @@ impl Meta {
         self.active[index].set(key, value);
     }
 
+    /// Makes a table empty without reading it, however damaged it is.
+    ///
+    /// # Panics
+    /// While a checkpoint is under way, which would bring its rows back.
+    pub fn clear(&mut self, table: TableId) {
+        assert!(self.frozen.is_none(), "no checkpoint is under way");
+        let index = self.index(table);
+        self.active[index] = Memtable::default();
+        self.roots.set(table, merkle::Root::EMPTY);
+    }
+
     /// Visits the rows from `from` on in key order, until `visit` breaks.
     pub fn scan(
         &self,

@@ -38,6 +38,23 @@ pub enum Table {
     Local = 64,
 }
 
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Inodes => "inodes",
+            Self::Links => "links",
+            Self::Moves => "moves",
+            Self::Xattrs => "extended attributes",
+            Self::Contents => "contents of small files",
+            Self::Children => "names",
+            Self::Dirs => "directories",
+            Self::LinksOf => "hard links",
+            Self::Skipped => "skipped moves",
+            Self::Local => "notes of this machine",
+        })
+    }
+}
+
 /// The replicated tables, in the order in which a root lists them.
 pub const REPLICATED: [Table; 5] = [Table::Inodes, Table::Links, Table::Moves, Table::Xattrs, Table::Contents];
 pub const DERIVED: [Table; 4] = [Table::Children, Table::Dirs, Table::LinksOf, Table::Skipped];

@@ -228,6 +228,12 @@ impl GlyphStore {
         usage
     }
 
+    /// Whether some pack lists this data glyph, whatever the index says.
+    pub fn is_in_packs(&self, id: &GlyphId) -> bool {
+        let packs = self.shared.packs_of(GlyphKind::Data);
+        packs.iter().any(|pack| pack.find(id).is_ok_and(|found| !found.is_empty()))
+    }
+
     pub(super) fn lane(&self, kind: GlyphKind) -> &Lane {
         match kind {
             GlyphKind::Data => &self.data,

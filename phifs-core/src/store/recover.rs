@@ -88,6 +88,9 @@ impl GlyphStore {
             packs.insert(*number, pack);
         }
         report.packs = packs.len() as u64;
+        if let Some(position) = known {
+            forget_damaged(&*index, position, &report.damage, &packs);
+        }
         // What an earlier process wrote but did not sync must be durable before a put counts it as stored.
         make_durable(&*disk, &packs)?;
 
@@ -157,6 +160,21 @@ impl GlyphStore {
     fn index_may_be_right(&self, known: Position) -> bool {
         let end = self.shared.pack(known.pack).map(|pack| pack.totals().end);
         known.pack < self.shared.next_pack.load(Ordering::Relaxed) && end.is_none_or(|end| known.offset <= end)
+    }
+}
+
+/// Takes records that an open pack has lost from the index, before the pack is sealed without them: a put that finds one
+/// of them there would count its glyph as stored.
+fn forget_damaged(index: &dyn GlyphIndex, position: Position, damage: &[Damage], packs: &BTreeMap<u32, Arc<Pack>>) {
+    for (id, damage) in damage.iter().filter_map(|damage| Some((damage.id?, damage))) {
+        let named = index.get(&id).ok().flatten();
+        if named.is_some_and(|at| (at.pack, at.offset_bytes) == (damage.pack, damage.offset_bytes)) {
+            let others = packs.values().filter(|pack| pack.kind == GlyphKind::Data);
+            let other = others.flat_map(|pack| pack.find(&id).unwrap_or_default()).next_back();
+            if let Err(error) = index.apply(&[(id, other)], position) {
+                tracing::warn!(%error, "the glyph index cannot be corrected");
+            }
+        }
     }
 }
 

@@ -90,7 +90,7 @@ fn check(image: &MemDisk, history: &History, what: &str) {
         assert_ne!(&volume.status().author, author, "{what}: an unclean stop ends an incarnation");
     }
     check_contents(&volume, history, what);
-    let report = volume.fsck(false).unwrap();
+    let report = volume.fsck(false, &|_| {}).unwrap();
     assert!(report.problems.is_empty(), "{what}: {:?}", report.problems);
     works_on(volume, &disk, &env, what);
 }
@@ -181,7 +181,7 @@ fn works_on(volume: LocalVolume, disk: &Arc<dyn Disk>, env: &Arc<crate::harness:
     let opening = volume.opening();
     assert!(opening.clean && !opening.oplog_damaged && opening.recovered_files == 0, "{what}: {opening:?}");
     assert!(read_tree(&volume).unwrap() == before, "{what}: a clean stop changed something");
-    let report = volume.fsck(false).unwrap();
+    let report = volume.fsck(false, &|_| {}).unwrap();
     assert!(report.problems.is_empty(), "{what}: {:?}", report.problems);
 }
 

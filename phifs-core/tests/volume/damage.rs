@@ -89,7 +89,7 @@ impl Store {
             self.read_files(&volume, what);
         }
         // Clear errors, or none.
-        let _ = volume.fsck(false);
+        let _ = volume.fsck(false, &|_| {});
         let _ = volume.scrub(&|_| {});
         let _ = volume.recent_ops(1000);
         Ok(())
@@ -205,7 +205,7 @@ fn damage_in_the_middle_of_the_journal_is_refused_and_can_be_repaired() {
     let disk = flipped(refused.expect("damage is told from a torn end"));
     let repaired: Arc<dyn Disk> = Arc::new(disk.clone());
     let volume = open_with(&repaired, &TestEnv::new(2), Options { repair: true, ..options() }).unwrap();
-    assert!(volume.fsck(false).unwrap().problems.is_empty());
+    assert!(volume.fsck(false, &|_| {}).unwrap().problems.is_empty());
     settle(&volume);
     volume.shut_down().unwrap();
     store.read(disk, false, "repaired").unwrap();

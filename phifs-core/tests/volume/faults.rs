@@ -123,7 +123,7 @@ fn check(volume: &LocalVolume, promised: &Promised, what: &str) {
         };
         assert!(held.contains(&found), "{what}: {:?} lost", String::from_utf8_lossy(name));
     }
-    let report = volume.fsck(false).unwrap();
+    let report = volume.fsck(false, &|_| {}).unwrap();
     assert!(report.problems.is_empty(), "{what}: {:?}", report.problems);
 }
 
@@ -317,7 +317,7 @@ fn a_checkpoint_after_a_failed_one_loses_neither_tables_nor_operations() {
                 let bytes = read(&volume, format!("file {file}").as_bytes()).unwrap();
                 assert!(bytes == bytes_of(file, 0), "{access:?} {call}");
             }
-            assert!(volume.fsck(false).unwrap().problems.is_empty());
+            assert!(volume.fsck(false, &|_| {}).unwrap().problems.is_empty());
         }
     }
     assert!(failures > 4, "the disk failed in the middle of {failures} checkpoints");

@@ -194,7 +194,7 @@ fn what_was_deleted_gives_its_space_back_and_open_files_keep_theirs() {
     drop(volume);
     let volume = open(&disk, &TestEnv::new(2)).unwrap();
     assert!(read(&volume, files[9]) == noise(9, 1 << 20));
-    assert!(volume.fsck(false).unwrap().problems.is_empty());
+    assert!(volume.fsck(false, &|_| {}).unwrap().problems.is_empty());
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod faults;
 mod harness;
 mod kernel;
 mod leftovers;
+mod lost;
 mod model;
 mod semantics;
 mod threads;

@@ -13,7 +13,7 @@ fn run(ops: &[Op], kernel: bool) {
         player.play(op).unwrap();
     }
     player.check_all().unwrap();
-    assert_eq!(player.volume.fsck(false).unwrap().problems.len(), 0);
+    assert_eq!(player.volume.fsck(false, &|_| {}).unwrap().problems.len(), 0);
     player.reopen().unwrap();
     player.check_all().unwrap();
 }

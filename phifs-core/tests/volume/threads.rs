@@ -179,7 +179,7 @@ fn hammer(kernel: bool) {
             volume.release(own.ino, opened.handle);
             assert!(read == *bytes);
         }
-        assert!(volume.fsck(false).unwrap().problems.is_empty());
+        assert!(volume.fsck(false, &|_| {}).unwrap().problems.is_empty());
     };
     crate::harness::settle(&volume);
     volume.tick().unwrap();

@@ -10,6 +10,7 @@ use crate::failure::Failure;
 #[command(after_help = "Examples:\n  phifs completions bash > /etc/bash_completion.d/phifs\n  \
     phifs completions zsh > ~/.zfunc/_phifs")]
 pub struct Completions {
+    /// Shell to write it for
     shell: Shell,
 }
 

@@ -9,7 +9,9 @@ use crate::show;
 
 /// Show what the volume takes on this machine
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  phifs df\n  phifs df --why")]
+#[command(
+    after_help = "All that lies in the store is counted; du(1) says the same of it.\n\nExamples:\n  phifs df\n  phifs df --why"
+)]
 pub struct Df {
     /// Say of each part why it is there and how it gets free again
     #[arg(long)]
@@ -28,7 +30,7 @@ fn describe(usage: &Usage, why: bool) -> String {
     let stored: u64 = usage.parts.iter().map(|part| part.bytes).sum();
     let mut rows = vec![
         ("files hold", show::size(usage.logical_bytes)),
-        ("stored as", show::size(stored)),
+        ("store takes", show::size(stored)),
         ("free on disk", format!("{} of {}", show::size(usage.disk_free_bytes), show::size(usage.disk_total_bytes))),
     ];
     if why {
@@ -51,7 +53,7 @@ mod tests {
             disk_free_bytes: 1024,
             parts: vec![part.clone(), part],
         };
-        let plain = "files hold    4.00 KiB\nstored as     2.00 KiB\nfree on disk  1.00 KiB of 2.00 KiB\n";
+        let plain = "files hold    4.00 KiB\nstore takes   2.00 KiB\nfree on disk  1.00 KiB of 2.00 KiB\n";
         assert_eq!(describe(&usage, false), plain);
         assert!(describe(&usage, true).ends_with("journal       1.00 KiB  recycled\n"));
     }

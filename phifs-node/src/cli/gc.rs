@@ -8,7 +8,7 @@ use crate::show;
 
 /// Free the space of what nothing refers to any more
 #[derive(clap::Args)]
-#[command(after_help = "The daemon does this by itself as well; run it to have the space now.\n\n\
+#[command(after_help = "Works while the volume is in use. Nothing does it by itself.\n\n\
     Examples:\n  phifs gc\n  phifs gc --json | jq .freed_bytes")]
 pub struct Gc {}
 

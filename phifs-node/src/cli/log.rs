@@ -25,5 +25,5 @@ impl Log {
 
 fn line(operation: &Operation) -> String {
     let path = operation.path.as_ref().map(Name::quoted).unwrap_or_default();
-    format!("{}  {}  {:<10}  {path}\n", show::utc(operation.millis), operation.dot, operation.what)
+    format!("{}  {:<16}  {:<10}  {path}\n", show::utc(operation.millis), operation.dot, operation.what)
 }

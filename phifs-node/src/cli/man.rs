@@ -11,6 +11,7 @@ use crate::show;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  phifs man /usr/local/share/man/man1")]
 pub struct Man {
+    /// Directory to write into; made when missing
     #[arg(value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     dir: PathBuf,
 }

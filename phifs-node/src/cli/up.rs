@@ -21,11 +21,18 @@ use crate::{daemon, telemetry};
 /// Serve the volume and mount it
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  phifs up\n  phifs up --mount ~/phi --store ~/phi-store\n  \
+    phifs up --suid --dev     To run a system from it\n  \
     phifs up --foreground     For systemd and containers")]
 pub struct Up {
     /// Mount on this directory [default: /phi; env: PHIFS_MOUNT]
     #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     mount: Option<PathBuf>,
+    /// Honour set-id bits and file capabilities of programs on the volume (as root)
+    #[arg(long)]
+    suid: bool,
+    /// Let device nodes on the volume be opened (as root)
+    #[arg(long)]
+    dev: bool,
     /// Choose how file bytes travel [default: auto]
     #[arg(long, value_name = "MODE")]
     data_mode: Option<DataMode>,
@@ -78,6 +85,8 @@ impl Up {
     fn settings(&self) -> Settings {
         Settings {
             mount: self.mount.clone(),
+            suid: self.suid.then_some(true),
+            dev: self.dev.then_some(true),
             data_mode: self.data_mode,
             log_level: self.log_level,
             log_format: self.log_format,

@@ -11,6 +11,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::tidy;
+
 /// Which crates of this workspace each may use; nobody may use the tests and tools.
 const MAY_USE: [(&str, &[&str]); 6] = [
     ("phifs-core", &[]),
@@ -53,7 +55,30 @@ pub fn metadata(root: &Path, arguments: &[&str]) -> Result<Value> {
 pub fn problems(root: &Path) -> Result<Vec<String>> {
     let metadata = metadata(root, &[])?;
     let page = fs::read_to_string(root.join(EXPLAINED_IN)).unwrap_or_default();
-    Ok(check(&metadata, &page))
+    let mut problems = check(&metadata, &page);
+    problems.extend(unused(&metadata)?);
+    Ok(problems)
+}
+
+/// Dependencies that no source file of their package names. As crude as the rules on text: a comment counts as a use.
+fn unused(metadata: &Value) -> Result<Vec<String>> {
+    let own: BTreeSet<&str> = list(metadata, "workspace_members").filter_map(Value::as_str).collect();
+    let mut problems = Vec::new();
+    for package in list(metadata, "packages").filter(|package| own.contains(text(package, "id"))) {
+        let folder = Path::new(text(package, "manifest_path")).parent().context("a manifest without a folder")?;
+        let mut sources = String::new();
+        for path in tidy::sources(folder)? {
+            sources += &fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        }
+        for dependency in list(package, "dependencies") {
+            let name = text(dependency, "name");
+            let word = name.replace('-', "_");
+            if !sources.contains(&format!("{word}::")) && !sources.contains(&format!("use {word}")) {
+                problems.push(format!("{} names {name} and does not use it", text(package, "name")));
+            }
+        }
+    }
+    Ok(problems)
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {

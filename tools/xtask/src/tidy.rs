@@ -36,7 +36,8 @@ pub fn problems(root: &Path) -> Result<Vec<String>> {
     Ok(problems)
 }
 
-fn sources(root: &Path) -> Result<Vec<PathBuf>> {
+/// All source files below a folder, in order.
+pub fn sources(root: &Path) -> Result<Vec<PathBuf>> {
     let (mut found, mut dirs) = (Vec::new(), vec![root.to_owned()]);
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(&dir)? {

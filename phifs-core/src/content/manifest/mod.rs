@@ -19,8 +19,11 @@ mod page;
 
 pub use builder::Builder;
 
+use std::collections::HashSet;
+use std::ops::Range;
+
 use crate::chunker::CHUNK_BYTES_MAX;
-use crate::content::{Content, LEN_MAX, Result};
+use crate::content::{Content, ContentError, LEN_MAX, Result};
 use crate::id::GlyphId;
 use crate::store::GlyphSource;
 use page::{Child, ENTRIES_MIN, Entry, Page};
@@ -202,6 +205,75 @@ fn visit_page(
         }
     }
     Ok(())
+}
+
+/// Pages below which nothing was missing when they were looked at.
+#[derive(Default)]
+pub struct GoodPages(HashSet<(u8, Child)>);
+
+/// Finds what is lost of a content: hands each glyph to `read`, and `lost` hears of the bytes of the file that cannot be
+/// had, in order. Pages in `good` are left out, as a hostile tree can list one page very often.
+pub fn survey(
+    source: &dyn GlyphSource,
+    content: &Content,
+    good: &mut GoodPages,
+    read: &mut dyn FnMut(&GlyphId) -> Result<()>,
+    lost: &mut dyn FnMut(Range<u64>, ContentError),
+) {
+    match *content {
+        Content::Empty | Content::Inline { .. } | Content::Hole { .. } => {}
+        Content::Single { len_bytes, glyph } => {
+            if let Err(error) = read(&glyph) {
+                lost(0..len_bytes, error);
+            }
+        }
+        Content::Manifest { len_bytes, allocated_bytes, root, depth } => {
+            let child = Child { len_bytes, allocated_bytes, id: root };
+            Survey { source, good, read, lost }.page(depth, 0, child);
+        }
+    }
+}
+
+struct Survey<'a> {
+    source: &'a dyn GlyphSource,
+    good: &'a mut GoodPages,
+    read: &'a mut dyn FnMut(&GlyphId) -> Result<()>,
+    lost: &'a mut dyn FnMut(Range<u64>, ContentError),
+}
+
+impl Survey<'_> {
+    /// Whether nothing below is missing.
+    fn page(&mut self, level: u8, start: u64, child: Child) -> bool {
+        if self.good.0.contains(&(level, child)) {
+            return true;
+        }
+        let page = match Page::load(self.source, start, level, child) {
+            Ok(page) => page,
+            Err(error) => {
+                (self.lost)(start..start.saturating_add(child.len_bytes), error);
+                return false;
+            }
+        };
+        let (mut at, mut whole) = (start, true);
+        for entry in &page.entries {
+            let end = at + entry.len_bytes();
+            match entry {
+                Entry::Extent(Extent { what: What::Glyph(id), .. }) => {
+                    if let Err(error) = (self.read)(id) {
+                        (self.lost)(at..end, error);
+                        whole = false;
+                    }
+                }
+                Entry::Extent(Extent { what: What::Hole, .. }) => {}
+                Entry::Page(below) => whole &= self.page(level - 1, at, *below),
+            }
+            at = end;
+        }
+        if whole {
+            self.good.0.insert((level, child));
+        }
+        whole
+    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ const VERSION: u8 = 1;
 const MALFORMED_LEN: DecodeError = DecodeError::NotCanonical("a length in a manifest");
 
 /// What is said about a page from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Child {
     pub len_bytes: u64,
     pub allocated_bytes: u64,

@@ -49,10 +49,7 @@ pub enum JournalError {
     #[error("the disk failed while {doing}: {source}")]
     Disk { doing: &'static str, source: std::io::Error },
     /// Not a torn tail, which is dropped without a word: these records had been synced.
-    #[error(
-        "the journal is damaged: its records are intact up to {intact}, but were durable up to {durable} at least; \
-         `Repair::DropAfterDamage` gives up what follows"
-    )]
+    #[error("the journal is damaged: its records are intact up to {intact}, but were durable up to {durable} at least")]
     DamagedMiddle { intact: Lsn, durable: Lsn },
     #[error("there is no journal, though the checkpoint at {after} expects one")]
     Gone { after: Lsn },

@@ -111,6 +111,33 @@ fn a_tail_that_was_durable_is_reported_as_damage() {
 }
 
 #[test]
+fn a_glyph_that_an_open_pack_has_lost_is_stored_again_although_the_index_knew_it() {
+    let disk = MemDisk::new();
+    let index = Arc::new(MemIndex::default());
+    let glyphs: Vec<_> = (0..4).map(|number| (GlyphKind::Data, noise(number, 200))).collect();
+    let (store, _) = try_open(Arc::new(disk.clone()), index.clone()).unwrap();
+    put_all(&store, &glyphs);
+    store.sync().unwrap();
+    store.flush_index();
+    drop(store);
+    let second = u64::from(pack::START) + (record::HEADER_BYTES + 200) as u64;
+    disk.flip(FileName::Pack(1), second + 100, 1).unwrap();
+    // In the second run the pack is sealed, and its list does not tell of the damage any more.
+    for _ in 0..2 {
+        let (store, report) = try_open(Arc::new(disk.clone()), index.clone()).unwrap();
+        assert!(!report.index_rebuilt);
+        assert!(!store.contains(GlyphKind::Data, &GlyphId::of(&glyphs[1].1)).unwrap());
+        assert!(!store.needs_index_rebuild());
+    }
+    let (store, _) = try_open(Arc::new(disk.clone()), index.clone()).unwrap();
+    put_all(&store, &glyphs);
+    store.sync().unwrap();
+    assert_holds(&store, &glyphs);
+    store.flush_index();
+    assert_holds(&try_open(Arc::new(disk.clone()), index).unwrap().0, &glyphs);
+}
+
+#[test]
 fn scrub_finds_every_damaged_record_and_a_put_heals_it() {
     let (disk, glyphs) = victim();
     let store = open(&disk);

@@ -1,42 +1,70 @@
-//! fsck: reads every row and holds the tables against each other and against the store.
+//! fsck and scrub: everything is read, held against its checksums and against the rest, and what is lost is told by
+//! path. Derived rows follow from the others and can be made anew; anything else that is lost here is lost, unless
+//! somebody has a copy.
 
-use crate::id::{DirId, InodeId};
-use crate::merkle;
+use crate::id::GlyphId;
+use crate::meta::TableId;
 use crate::namespace::derive;
-use crate::namespace::tables::Rows;
-use crate::store::GlyphKind;
+use crate::namespace::tables::{DERIVED, Table};
+use crate::store::{Damage, ScrubCursor};
 use crate::volume::{Result, VolumeError};
 
 use super::LocalVolume;
+use super::lost::{Gaps, LostFile, LostRows};
 
-#[derive(Clone, Debug)]
-pub struct Problem {
-    /// The file concerned, where one is.
-    pub path: Option<Vec<u8>>,
-    pub what: String,
+const SCRUB_STEP_BYTES: u64 = 16 << 20;
+/// Of so many missing glyphs it is looked whether the index has merely lost them.
+const MISSING_SAMPLE: usize = 64;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// Bytes of a file are lost.
+    Bytes(LostFile),
+    /// Rows that nothing else tells are lost.
+    Rows(LostRows),
+    /// Rows that follow from others are lost or wrong. `repair` makes them anew, unless some of the others are lost.
+    Derived { what: String, repaired: bool },
+    /// The index does not know of glyphs that are stored; `rebuild_index` finds them.
+    Index,
+    /// Places in the log of operations cannot be read. The volume does not depend on it.
+    Oplog { places: u64 },
 }
 
+/// What a check has found.
 #[derive(Clone, Debug, Default)]
-pub struct FsckReport {
-    pub nodes: u64,
+pub struct CheckReport {
+    pub glyphs: u64,
+    pub bytes: u64,
     pub problems: Vec<Problem>,
-    /// Problems that were mended.
-    pub repaired: u64,
+    /// Damaged bytes in packs that nothing needs, or of which another copy is good. A power cut leaves some, too: of what
+    /// was being written and never acknowledged.
+    pub unused: Vec<Damage>,
 }
 
 impl LocalVolume {
-    /// Checks all metadata (`scrub` reads the files); `repair` derives anew what can be derived.
-    pub fn fsck(&self, repair: bool) -> Result<FsckReport> {
-        let mut report = FsckReport::default();
-        self.check_nodes(&mut report)?;
-        if report.problems.is_empty() {
-            self.check_derived(repair, &mut report)?;
-        }
+    /// Checks all metadata and all bytes; `repair` derives anew what can be derived. `progress` hears of bytes read.
+    pub fn fsck(&self, repair: bool, progress: &dyn Fn(u64)) -> Result<CheckReport> {
+        let _housekeeping = self.housekeeping.lock();
+        let broken = self.survey_tables();
+        let derived = self.check_derived(&broken, repair)?;
+        let is_mended = derived.iter().any(|problem| matches!(problem, Problem::Derived { repaired: true, .. }));
+        let broken = if is_mended { self.survey_tables() } else { broken };
+        let mut report = self.read_all(&broken, progress)?;
+        report.problems.extend(derived);
         let oplog = self.oplog.check().map_err(|error| VolumeError::Internal(error.to_string()))?;
         if !oplog.is_intact() {
-            let what = format!("the operation log has {} damaged places", oplog.damage.len().max(1));
-            report.problems.push(Problem { path: None, what });
+            report.problems.push(Problem::Oplog { places: oplog.damage.len().max(1) as u64 });
         }
+        Ok(report)
+    }
+
+    /// Reads everything that is stored and compares it with its checksums.
+    pub fn scrub(&self, progress: &dyn Fn(u64)) -> Result<CheckReport> {
+        let _housekeeping = self.housekeeping.lock();
+        let broken = self.survey_tables();
+        let mut report = self.read_all(&broken, progress)?;
+        let derived = broken.iter().filter(|gaps| DERIVED.contains(&gaps.table));
+        report.problems.extend(derived.map(|gaps| unreadable(gaps, false)));
         Ok(report)
     }
 
@@ -45,69 +73,72 @@ impl LocalVolume {
         Ok(self.store.rebuild_index(progress)?)
     }
 
-    fn check_nodes(&self, report: &mut FsckReport) -> Result<()> {
-        let checkpoint = self.checkpoint.lock();
-        for (table, root) in checkpoint.last.roots.iter() {
-            let mut nodes = Vec::new();
-            let walked = merkle::walk(&*self.nodes, &root, &mut |id, _| {
-                nodes.push(*id);
-                true
-            });
-            report.nodes += nodes.len() as u64;
-            let mut broken: Vec<String> = walked.err().into_iter().map(|error| error.to_string()).collect();
-            // Leaves are named by their parents; reading them is what shows whether they are there.
-            broken.extend(nodes.iter().filter_map(|id| {
-                crate::store::GlyphSource::read(&*self.store, GlyphKind::Node, id).err().map(|error| error.to_string())
-            }));
-            let problem = |what| Problem { path: None, what: format!("table {}: {what}", table.0) };
-            report.problems.extend(broken.into_iter().map(problem));
+    fn read_all(&self, broken: &[Gaps], progress: &dyn Fn(u64)) -> Result<CheckReport> {
+        let mut report = CheckReport::default();
+        let mut damage = Vec::new();
+        let mut cursor = ScrubCursor::default();
+        loop {
+            let step = self.store.scrub(cursor, SCRUB_STEP_BYTES)?;
+            report.glyphs += step.glyphs;
+            report.bytes += step.bytes;
+            damage.extend(step.damage);
+            cursor = step.cursor;
+            progress(report.bytes);
+            if step.finished {
+                break;
+            }
         }
-        Ok(())
+        // What was damaged so badly when the store was opened that it is not in the packs' lists any more.
+        damage.extend(&self.opened.store.damage);
+        // Reading every file misses also what no pack lists.
+        let bytes = report.bytes;
+        let lost = self.find_lost(broken, &|| progress(bytes))?;
+        report.problems.extend(lost.files.into_iter().map(Problem::Bytes));
+        report.problems.extend(lost.rows.into_iter().map(Problem::Rows));
+        if lost.missing.iter().take(MISSING_SAMPLE).any(|id: &GlyphId| self.store.is_in_packs(id)) {
+            report.problems.push(Problem::Index);
+        }
+        let blamed = |damage: &Damage| damage.id.is_some_and(|id| lost.glyphs.contains(&id));
+        report.unused.extend(damage.into_iter().filter(|damage| !blamed(damage)));
+        Ok(report)
     }
 
-    fn check_derived(&self, repair: bool, report: &mut FsckReport) -> Result<()> {
-        let mut state = self.state.write();
-        let differences = derive::differences(&derive::kept(&*state)?, &derive::recompute(&*state)?);
-        if differences.is_empty() {
-            return Ok(());
+    fn check_derived(&self, broken: &[Gaps], repair: bool) -> Result<Vec<Problem>> {
+        let (lost, others): (Vec<&Gaps>, _) = broken.iter().partition(|gaps| DERIVED.contains(&gaps.table));
+        if others.iter().any(|gaps| gaps.table != Table::Local) {
+            // They do not tell any more what should follow from them.
+            return Ok(lost.into_iter().map(|gaps| unreadable(gaps, false)).collect());
         }
-        if repair {
-            report.repaired += differences.len() as u64;
-            derive::rebuild(&mut *state)?;
-            drop(state);
-            // The rebuilt rows are in no journal, so they must be in a checkpoint.
-            return self.make_checkpoint(false);
+        let mut problems: Vec<Problem> = lost.iter().map(|gaps| unreadable(gaps, repair)).collect();
+        {
+            let _checkpoint = self.checkpoint.lock();
+            let mut state = self.state.write();
+            if repair {
+                lost.iter().for_each(|gaps| state.meta.clear(TableId(gaps.table as u8)));
+            }
+            if repair || lost.is_empty() {
+                let differences = derive::differences(&derive::kept(&*state)?, &derive::recompute(&*state)?);
+                if repair && !differences.is_empty() {
+                    derive::rebuild(&mut *state)?;
+                }
+                if lost.is_empty() {
+                    let what = |row| format!("a derived row does not follow from the others: {row}");
+                    let wrong =
+                        differences.into_iter().map(|row| Problem::Derived { what: what(row), repaired: repair });
+                    problems.extend(wrong);
+                }
+            }
         }
-        let problem =
-            |row| Problem { path: None, what: format!("a derived row does not follow from the others: {row}") };
-        report.problems.extend(differences.into_iter().map(problem));
-        Ok(())
+        if repair && !problems.is_empty() {
+            // The rebuilt rows are in no journal, so they must be in a checkpoint; in both copies of the superblock.
+            self.make_checkpoint(false)?;
+            self.make_checkpoint(false)?;
+        }
+        Ok(problems)
     }
+}
 
-    /// A path from the root to the inode, one of them if it has several names.
-    pub fn path_of(&self, id: InodeId) -> Result<Vec<u8>> {
-        let state = self.state.read();
-        let mut names: Vec<Vec<u8>> = Vec::new();
-        let mut dir = DirId(id.0);
-        if state.dir(dir)?.is_none() {
-            let link = derive::links_of(&*state, id)?.into_iter().next();
-            let row = link.map(|link| state.link(link)).transpose()?.flatten();
-            let Some(place) = row.as_ref().and_then(|row| row.place()) else {
-                return Ok(format!("(unlinked inode {})", id.0).into_bytes());
-            };
-            names.push(place.name.clone());
-            dir = place.parent;
-        }
-        while dir != DirId::ROOT {
-            let row = state.dir(dir)?.ok_or(VolumeError::Stale)?;
-            names.push(row.name);
-            dir = row.parent;
-        }
-        let mut path = Vec::new();
-        for name in names.iter().rev() {
-            path.push(b'/');
-            path.extend_from_slice(name);
-        }
-        Ok(if path.is_empty() { b"/".to_vec() } else { path })
-    }
+fn unreadable(gaps: &Gaps, repaired: bool) -> Problem {
+    let why = gaps.gaps.first().map(|gap| gap.error.to_string()).unwrap_or_default();
+    Problem::Derived { what: format!("a part of the table of {} cannot be read: {why}", gaps.table), repaired }
 }

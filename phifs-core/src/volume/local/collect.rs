@@ -1,4 +1,4 @@
-//! Giving space back, and looking for decay.
+//! Giving space back.
 //!
 //! Live is what the tables name: the nodes of their maps, the glyphs of every version, and the glyphs under files that
 //! are being changed. The nodes of both copies of the superblock are kept. Data needs only the current state, as the
@@ -8,21 +8,15 @@ use std::collections::HashSet;
 
 use crate::content::Content;
 use crate::content::manifest::{Part, visit_glyphs};
-use crate::content::reader::ContentReader;
-use crate::id::{GlyphId, InodeId};
+use crate::id::GlyphId;
 use crate::merkle;
 use crate::namespace::derive::dot_of;
 use crate::namespace::row::InodeRow;
-use crate::namespace::tables::{Table, Tables, malformed};
-use crate::store::{Damage, GlyphKind, GlyphSource as _, Mark, ScrubCursor, StoreError, SweepReport};
+use crate::namespace::tables::{Table, malformed};
+use crate::store::{GlyphKind, Mark, StoreError, SweepReport};
 use crate::volume::{Result, VolumeError};
 
 use super::LocalVolume;
-use super::files::inline_bytes;
-
-/// Rows looked at under one hold of the state's lock.
-const BATCH: usize = 1024;
-const SCRUB_STEP_BYTES: u64 = 16 << 20;
 
 #[derive(Clone, Debug, Default)]
 pub struct CollectReport {
@@ -30,21 +24,11 @@ pub struct CollectReport {
     pub sweep: SweepReport,
 }
 
-#[derive(Clone, Debug, Default)]
-pub struct ScrubReport {
-    pub glyphs: u64,
-    pub bytes: u64,
-    pub damage: Vec<Damage>,
-    /// Paths of files with a damaged part.
-    pub damaged_paths: Vec<Vec<u8>>,
-    /// Why not all files could be looked at.
-    pub metadata_error: Option<String>,
-}
-
 impl LocalVolume {
     /// Removes packs without live glyphs, and rewrites those whose live share is below `min_live_ratio` (0 to 1).
     /// `progress` gets the number of inodes looked at.
     pub fn collect(&self, min_live_ratio: f64, progress: &dyn Fn(u64)) -> Result<CollectReport> {
+        let _housekeeping = self.housekeeping.lock();
         // Copies of what is stored anyway go first: on a full disk they are what there is no room for.
         self.evict_all()?;
         for _ in 0..2 {
@@ -70,7 +54,7 @@ impl LocalVolume {
         }
         let mut pages = HashSet::new();
         let mut looked_at = 0;
-        self.each_inode(&mut |_, row| {
+        self.each_inode(&mut |row| {
             for entry in row.versions.entries() {
                 self.keep_content(&mut mark, &mut pages, &entry.value.content, &mut live)?;
             }
@@ -92,7 +76,7 @@ impl LocalVolume {
     /// The sizes of all files, added up, as published.
     pub fn logical_bytes(&self) -> Result<u64> {
         let mut total = 0u64;
-        self.each_inode(&mut |_, row| {
+        self.each_inode(&mut |row| {
             total += row.versions.latest().map_or(0, |entry| entry.value.content.len_bytes());
             Ok(())
         })?;
@@ -115,79 +99,9 @@ impl LocalVolume {
         Ok(())
     }
 
-    /// Visits every inode, letting others at the tables between batches.
-    pub(super) fn each_inode(&self, each: &mut dyn FnMut(InodeId, &InodeRow) -> Result<()>) -> Result<()> {
-        let mut from = Vec::new();
-        loop {
-            let mut batch = Vec::with_capacity(BATCH);
-            self.state.read().scan(Table::Inodes, &from, &mut |key, value| {
-                batch.push((key.to_vec(), value.clone()));
-                if batch.len() < BATCH { std::ops::ControlFlow::Continue(()) } else { std::ops::ControlFlow::Break(()) }
-            })?;
-            for (key, value) in &batch {
-                let dot = dot_of(key)?;
-                let row = InodeRow::decode(dot, value).map_err(|e| malformed("inode", key, e))?;
-                each(InodeId(dot), &row)?;
-            }
-            match batch.pop() {
-                Some((mut last, _)) if batch.len() + 1 == BATCH => {
-                    last.push(0);
-                    from = last;
-                }
-                _ => return Ok(()),
-            }
-        }
-    }
-
-    /// Reads everything that is stored and compares it with its checksums.
-    pub fn scrub(&self, progress: &dyn Fn(u64)) -> Result<ScrubReport> {
-        let mut report = ScrubReport::default();
-        let mut cursor = ScrubCursor::default();
-        loop {
-            let step = self.store.scrub(cursor, SCRUB_STEP_BYTES)?;
-            report.glyphs += step.glyphs;
-            report.bytes += step.bytes;
-            report.damage.extend(step.damage);
-            cursor = step.cursor;
-            progress(report.bytes);
-            if step.finished {
-                break;
-            }
-        }
-        // What was damaged so badly when the store was opened that it is not in the packs' lists any more.
-        report.damage.extend(&self.opened.store.damage);
-        self.find_unreadable(&mut report, progress);
-        Ok(report)
-    }
-
-    /// Looks for files that cannot be read, by reading all of them: also what no pack lists any more is missed so.
-    fn find_unreadable(&self, report: &mut ScrubReport, progress: &dyn Fn(u64)) {
-        let mut good: HashSet<GlyphId> = HashSet::new();
-        let mut unreadable = Vec::new();
-        let looked = self.each_inode(&mut |id, row| {
-            let mut hit = false;
-            for entry in row.versions.entries() {
-                let content = &entry.value.content;
-                let looked = visit_glyphs(&*self.store, content, &mut |_, glyph| {
-                    let known = good.contains(glyph);
-                    if !known && self.store.read(GlyphKind::Data, glyph).is_ok() {
-                        good.insert(*glyph);
-                    } else {
-                        hit |= !known;
-                    }
-                    true
-                });
-                let inline = inline_bytes(&self.state.read(), id, Some(entry.dot), content);
-                let inline = inline.and_then(|inline| Ok(ContentReader::new(*content, inline)?));
-                hit |= looked.is_err() || inline.is_err();
-            }
-            if hit {
-                unreadable.push(self.path_of(id).unwrap_or_else(|_| format!("(inode {})", id.0).into_bytes()));
-            }
-            progress(report.bytes);
-            Ok(())
-        });
-        report.damaged_paths = unreadable;
-        report.metadata_error = looked.err().map(|error| error.to_string());
+    fn each_inode(&self, each: &mut dyn FnMut(&InodeRow) -> Result<()>) -> Result<()> {
+        self.each_row(Table::Inodes, &[], &mut |key, value| {
+            each(&InodeRow::decode(dot_of(key)?, value).map_err(|e| malformed("inode", key, e))?)
+        })
     }
 }

@@ -7,11 +7,12 @@
 //! | `names`, `attrs`, `acl` | calls on names and attributes |
 //! | `files`, `staged` | open files, their bytes before and while they are published |
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
-//! | `collect`, `check` | garbage collection, scrub and fsck |
+//! | `collect` | garbage collection |
+//! | `check`, `lost` | scrub and fsck; which files a lost glyph takes with it |
 //! | `ballast` | room for making room on a full disk |
 //! | `reserved` | `.phi` |
 //!
-//! Locks, in the order in which they are taken: checkpoint, a file's gate, the state, a file's data, and the small ones
+//! Locks, in the order in which they are taken: housekeeping, checkpoint, a file's gate, the state, a file's data, and the small ones
 //! that are held for a moment (the map of files, handles, queues). One exception: the last user of a file looks at its
 //! data under the lock of the map, which is safe as nobody waits for the map with a file's data in hand. Nobody waits for the disk under the state lock but
 //! for the reading of rows that are not cached.
@@ -43,6 +44,7 @@ mod ballast;
 mod check;
 mod collect;
 mod files;
+mod lost;
 mod names;
 mod recover;
 mod reserved;
@@ -50,8 +52,9 @@ mod staged;
 mod state;
 mod upkeep;
 
-pub use check::{FsckReport, Problem};
-pub use collect::{CollectReport, ScrubReport};
+pub use check::{CheckReport, Problem};
+pub use collect::CollectReport;
+pub use lost::{LostFile, LostRows};
 pub use recover::{OpenError, Opening, Progress};
 pub use upkeep::{RecentOp, Status};
 
@@ -125,6 +128,8 @@ pub struct LocalVolume {
     oplog: Oplog,
     superblock: Mutex<Superblock>,
     sealing: Mutex<()>,
+    /// Held by a collection, and by a check: what it has seen named must not be removed before it is read.
+    housekeeping: Mutex<()>,
     /// The last checkpoint; held while the next one is made.
     checkpoint: Mutex<Checkpoints>,
     state: RwLock<State>,

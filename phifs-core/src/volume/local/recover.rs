@@ -24,7 +24,7 @@ use crate::meta::journal::{self, Journal, JournalError, Repair};
 use crate::meta::superblock::{StoreId, Superblock, SuperblockError};
 use crate::meta::{Lsn, Meta, Roots};
 use crate::namespace::Effect;
-use crate::namespace::apply::{GENESIS_DOT, genesis};
+use crate::namespace::apply::GENESIS_DOT;
 use crate::namespace::op::{Field, InodeEffect};
 use crate::namespace::plan;
 use crate::namespace::row::Owner;
@@ -112,8 +112,7 @@ impl LocalVolume {
 
         let mut state = State::new(meta, checkpoint.context.clone(), checkpoint.hlc, checkpoint.author);
         if state.context.is_empty() {
-            genesis(&mut state);
-            state.context.advance(GENESIS_DOT);
+            state.begin();
         }
         state.load_authors()?;
         let mut replayed = 0;
@@ -179,6 +178,7 @@ impl LocalVolume {
             oplog,
             superblock: Mutex::new(superblock),
             sealing: Mutex::new(()),
+            housekeeping: Mutex::new(()),
             // Saying that the store is in use has just made both copies alike.
             checkpoint: Mutex::new(Checkpoints { previous_roots: checkpoint.roots.clone(), last: checkpoint }),
             state: RwLock::new(state),

@@ -14,6 +14,7 @@ use crate::codec::{self, Encode, Reader};
 use crate::id::{AuthorId, Dot, InodeId};
 use crate::identity::Author;
 use crate::meta::{Journal, Lsn, Meta, TableId};
+use crate::namespace::apply::{GENESIS_DOT, genesis};
 use crate::namespace::tables::malformed;
 use crate::namespace::{Effect, Op, Table, Tables, apply};
 use crate::store::StoreError;
@@ -36,6 +37,8 @@ pub struct State {
     pub author: Author,
     author_id: AuthorId,
     authors: Authors,
+    /// Rows of the inode table, those of files that are unlinked and still open included.
+    inodes: u64,
     /// Operations that are not in the oplog yet, oldest first.
     pub unsealed: VecDeque<Unsealed>,
 }
@@ -83,7 +86,20 @@ pub struct Draft {
 impl State {
     pub fn new(meta: Meta, context: VersionVector, hlc: Hlc, author: Author) -> Self {
         let author_id = author.id();
-        Self { meta, context, hlc, author, author_id, authors: Authors::new(), unsealed: VecDeque::new() }
+        let inodes = meta.roots().get(TableId(Table::Inodes as u8)).rows;
+        Self { meta, context, hlc, author, author_id, authors: Authors::new(), inodes, unsealed: VecDeque::new() }
+    }
+
+    /// Makes what every volume begins with.
+    pub fn begin(&mut self) {
+        genesis(self);
+        self.inodes = 1;
+        self.context.advance(GENESIS_DOT);
+    }
+
+    /// How many inodes there are.
+    pub fn inodes(&self) -> u64 {
+        self.inodes
     }
 
     pub fn author_id(&self) -> AuthorId {
@@ -141,10 +157,10 @@ impl State {
     pub fn commit(&mut self, draft: Draft, journal: &Journal) -> Result<Lsn, StoreError> {
         let Draft { dot, hlc, time, effects, local } = draft;
         let op = (!effects.is_empty()).then_some(Op { dot, hlc, time, effects });
-        let writes = self.rehearse(op.as_ref(), &local)?;
+        let (writes, inodes) = self.rehearse(op.as_ref(), &local)?;
         let op_bytes = op.as_ref().map(|op| Bytes::from(op.encode()));
         let lsn = journal.append(RECORD_TRANSACTION, &encode_transaction(dot, op_bytes.as_deref(), &local));
-        self.take(writes);
+        self.take(writes, inodes);
         if let Some(bytes) = op_bytes {
             self.context.advance(dot);
             self.hlc = hlc;
@@ -179,8 +195,8 @@ impl State {
         if op.is_some() && self.context.contains(dot) {
             return Ok(());
         }
-        let writes = self.rehearse(op.as_ref(), &local)?;
-        self.take(writes);
+        let (writes, inodes) = self.rehearse(op.as_ref(), &local)?;
+        self.take(writes, inodes);
         if let (Some(op), Some(bytes)) = (op, op_bytes) {
             self.context.advance(dot);
             self.hlc = self.hlc.max(op.hlc);
@@ -189,7 +205,8 @@ impl State {
         Ok(())
     }
 
-    fn rehearse(&self, op: Option<&Op>, local: &[LocalChange]) -> Result<Writes, StoreError> {
+    /// What a transaction writes, and how many inodes there are then.
+    fn rehearse(&self, op: Option<&Op>, local: &[LocalChange]) -> Result<(Writes, u64), StoreError> {
         let mut scratch = Scratch { under: self, writes: BTreeMap::new() };
         if let Some(op) = op {
             apply(&mut scratch, op)?;
@@ -200,10 +217,20 @@ impl State {
                 None => scratch.delete(Table::Local, key),
             }
         }
-        Ok(scratch.writes)
+        let writes = scratch.writes;
+        let mut inodes = self.inodes;
+        for ((_, key), value) in writes.range((Table::Inodes, Vec::new())..(Table::Links, Vec::new())) {
+            // An inode has the dot of the operation that makes it, so that one need not be looked for; of the others
+            // the rows have just been read, and are in a cache.
+            let is_new = op.is_some_and(|op| op.dot.to_bytes() == key[..]);
+            let was_there = !is_new && self.get(Table::Inodes, key)?.is_some();
+            inodes = inodes + u64::from(value.is_some()) - u64::from(was_there);
+        }
+        Ok((writes, inodes))
     }
 
-    fn take(&mut self, writes: Writes) {
+    fn take(&mut self, writes: Writes, inodes: u64) {
+        self.inodes = inodes;
         for ((table, key), value) in writes {
             match value {
                 Some(value) => self.put(table, &key, &value),

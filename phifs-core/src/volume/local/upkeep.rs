@@ -13,8 +13,8 @@ use crate::codec::{self, DecodeError, Encode, Reader};
 use crate::id::{Dot, InodeId};
 use crate::identity::Author;
 use crate::meta::journal::JournalError;
-use crate::meta::{Lsn, Roots};
-use crate::namespace::{Effect, Op};
+use crate::meta::{Lsn, Roots, TableId};
+use crate::namespace::{Effect, Op, Table};
 use crate::oplog::{GroupBuilder, Head};
 use crate::store::{GlyphKind, GlyphSink, StoreError};
 use crate::time::{Hlc, Timestamp};
@@ -336,7 +336,7 @@ impl LocalVolume {
         let mut checkpoints = self.checkpoint.lock();
         let last = &mut checkpoints.last;
         let _hold = self.store.hold();
-        let (job, mut next) = {
+        let (job, mut next, inodes) = {
             let mut state = self.state.write();
             let job = state.meta.freeze();
             let next = Checkpoint {
@@ -348,7 +348,7 @@ impl LocalVolume {
                 // Not those of the last checkpoint: if its superblock failed, the tables are ahead of it.
                 roots: state.meta.roots().clone(),
             };
-            (job, next)
+            (job, next, state.inodes())
         };
         let mut done = None;
         if let Some(job) = job {
@@ -356,6 +356,8 @@ impl LocalVolume {
             match job.run(&mut sink) {
                 Ok(result) => {
                     next.roots = result.roots().clone();
+                    let stored = next.roots.get(TableId(Table::Inodes as u8)).rows;
+                    debug_assert_eq!(stored, inodes, "the number of inodes was kept right");
                     done = Some(result);
                 }
                 Err(error) => {
@@ -453,7 +455,7 @@ impl LocalVolume {
         let space = self.disk.space().map_err(|source| VolumeError::Disk { doing: "asking for free space", source })?;
         let reserve = self.store.reserve_bytes();
         let free = space.free_bytes.saturating_sub(reserve) / BLOCK_BYTES;
-        let inodes = self.inode_count();
+        let inodes = self.state.read().inodes();
         Ok(StatFs {
             block_bytes: BLOCK_BYTES as u32,
             blocks: space.total_bytes / BLOCK_BYTES,
@@ -463,11 +465,6 @@ impl LocalVolume {
             inodes_free: free,
             name_bytes_max: NAME_BYTES_MAX as u32,
         })
-    }
-
-    /// As of the last checkpoint.
-    fn inode_count(&self) -> u64 {
-        self.state.read().meta.roots().get(crate::meta::TableId(crate::namespace::Table::Inodes as u8)).rows
     }
 
     pub fn opening(&self) -> &super::Opening {
@@ -481,7 +478,6 @@ impl LocalVolume {
         let queued: BTreeSet<InodeId> = self.queue.lock().iter().copied().collect();
         let unpublished = cells.iter().filter(|cell| queued.contains(&cell.id) || cell.is_unpublished()).count();
         let lsn = Lsn(self.counters.checkpoint_lsn.load(Ordering::Relaxed));
-        let inodes = self.inode_count();
         let checkpoint_pending = self.checkpoint.is_locked() || self.needs_checkpoint();
         let state = self.state.read();
         Status {
@@ -489,7 +485,7 @@ impl LocalVolume {
             node: self.key.public().to_string(),
             author: state.author_id().to_string(),
             operations: state.context.iter().map(|(_, n)| n).sum(),
-            inodes,
+            inodes: state.inodes(),
             open_handles: self.handles.read().len() as u64,
             dirty_files: cells.len() as u64,
             unpublished_files: unpublished as u64,
@@ -531,6 +527,9 @@ impl LocalVolume {
     pub fn recent_ops(&self, limit: usize) -> Result<Vec<RecentOp>> {
         self.seal()?;
         let mut recent = Vec::new();
+        if limit == 0 {
+            return Ok(recent);
+        }
         for group in self.oplog.recent() {
             let group = match group {
                 Ok(group) => group,
