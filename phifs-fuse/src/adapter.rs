@@ -340,9 +340,7 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.at_once("getxattr", ino, reply, |state, _| {
-            xattr_answer(state.volume.getxattr(Ino(ino.0), name.as_bytes())?, size)
-        });
+        self.at_once("getxattr", ino, reply, |state, _| state.getxattr(Ino(ino.0), name.as_bytes(), size));
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {

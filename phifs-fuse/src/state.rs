@@ -108,6 +108,17 @@ impl State {
         Ok(Entry { attr: file_attr(&attr), ttl: self.ttl_since(changes, ttl_of(ino)) })
     }
 
+    pub(crate) fn getxattr(&self, ino: Ino, name: &[u8], size: u32) -> Result<XattrAnswer> {
+        match self.volume.getxattr(ino, name) {
+            // Asked only where SELinux is off, as it answers by itself. "None here" would make ls(1) ask for each file
+            // again; "no such thing on this filesystem" it remembers.
+            Err(VolumeError::NoAttribute) if name == b"security.selinux" => {
+                Err(VolumeError::NotSupported("a label, where SELinux is off"))
+            }
+            other => xattr_answer(other?, size),
+        }
+    }
+
     /// Whether the kernel keeps written bytes to itself for a while.
     pub(crate) fn is_writeback(&self) -> bool {
         self.writeback.load(Ordering::Relaxed)

@@ -247,6 +247,20 @@ fn attributes_are_set_measured_listed_and_removed() {
 }
 
 #[test]
+fn ls_is_told_once_that_there_are_no_labels() {
+    let Some(fs) = Mounted::new(DataMode::Auto) else { return };
+    if Path::new("/sys/fs/selinux/enforce").exists() {
+        return;
+    }
+    let path = fs.path("file");
+    fs::write(&path, b"").unwrap();
+    let mut room = [0; 16];
+    assert_eq!(rustix::fs::getxattr(&path, "security.selinux", &mut room[..]), Err(Errno::OPNOTSUPP));
+    rustix::fs::setxattr(&path, "security.selinux", b"label", XattrFlags::empty()).unwrap();
+    assert_eq!(rustix::fs::getxattr(&path, "security.selinux", &mut room[..]), Ok(5));
+}
+
+#[test]
 fn unlinked_file_lives_until_it_is_closed_and_is_then_forgotten() {
     for mode in [DataMode::Passthrough, DataMode::Plain] {
         let Some(fs) = Mounted::new(mode) else { return };

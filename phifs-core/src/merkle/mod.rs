@@ -24,7 +24,7 @@
 //! - No path is longer than a key has bits; levels and prefix lengths fit 16 bits because keys are bounded.
 //!
 //! `node` is the bytes of one node, `partition` the paging rule, `edit` makes nodes (`build`, `apply`), `read` looks
-//! rows up (`get`, `scan`), `walk` names all nodes or finds lost ones, `cache` keeps the validated ones.
+//! rows up (`get`, `leaf`, `scan`), `walk` names all nodes or finds lost ones, `cache` keeps the validated ones.
 
 mod bits;
 mod cache;
@@ -40,7 +40,7 @@ mod tests;
 pub use cache::NodeCache;
 pub use edit::{apply, build};
 pub use node::Node;
-pub use read::{Scan, get, scan};
+pub use read::{Scan, get, leaf, scan};
 pub use walk::{Gap, survey, walk};
 
 use crate::codec::{self, DecodeError, Encode, Reader};

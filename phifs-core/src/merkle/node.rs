@@ -113,6 +113,19 @@ impl Node {
         (0..self.count()).map(move |index| rest.split_to(self.prefix().len() + self.suffix(index).len()))
     }
 
+    /// The value of a key in this leaf.
+    pub fn get(&self, key: &[u8]) -> Option<Bytes> {
+        self.find(key).ok().map(|index| self.value(index))
+    }
+
+    /// The same, unless the key lies before the first or behind the last one here: only then may another leaf have it.
+    pub fn get_between(&self, key: &[u8]) -> Option<Option<Bytes>> {
+        match self.find(key) {
+            Ok(index) => Some(Some(self.value(index))),
+            Err(at) => (at > 0 && at < self.count()).then_some(None),
+        }
+    }
+
     pub(super) fn value(&self, index: usize) -> Bytes {
         let start = if index == 0 { 0 } else { self.end(self.count() + index - 1) };
         let values_at = self.values_at as usize;

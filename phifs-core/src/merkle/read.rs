@@ -41,6 +41,11 @@ fn mismatch(node: &GlyphId) -> MapError {
 
 /// The value of a key, as a slice of its node.
 pub fn get(source: &dyn NodeSource, root: &Root, key: &[u8]) -> Result<Option<Bytes>, MapError> {
+    Ok(leaf(source, root, key)?.and_then(|leaf| leaf.get(key)))
+}
+
+/// The leaf in which a key would be, if it can be in any.
+pub fn leaf(source: &dyn NodeSource, root: &Root, key: &[u8]) -> Result<Option<Node>, MapError> {
     let Some((_, mut node)) = load_root(source, root)? else { return Ok(None) };
     while !node.is_leaf() {
         let index = match node.find(key) {
@@ -51,7 +56,7 @@ pub fn get(source: &dyn NodeSource, root: &Root, key: &[u8]) -> Result<Option<By
         };
         node = descend(source, &node, index)?;
     }
-    Ok(node.find(key).ok().map(|index| node.value(index)))
+    Ok(Some(node))
 }
 
 /// All rows from the key `from` on, in order. Nodes are loaded as the scan reaches them.

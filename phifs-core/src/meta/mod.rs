@@ -20,6 +20,7 @@ mod tables;
 
 pub use checkpoint::{CheckpointDone, CheckpointJob, Roots};
 pub use journal::{Journal, Lsn};
+pub use memtable::Key;
 pub use tables::{Meta, Superseded, TableId, TableSpec};
 
 #[cfg(test)]

@@ -6,17 +6,19 @@
 //! - A read sees the active row before the frozen one before the map's.
 //! - Frozen rows stay until the maps that contain them are installed; if that fails, they go back under the active
 //!   ones. So no change is ever in neither place.
+//! - `recent` is a leaf of the map that `roots` names.
 
 use std::mem;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::checkpoint::{CheckpointDone, CheckpointJob, Roots};
-use super::memtable::{Memtable, Overlay};
+use super::memtable::{Key, Memtable, Overlay};
 use crate::codec::DecodeError;
-use crate::merkle::{self, KEY_BYTES_MAX, MapError, NodeSource, Shape, VALUE_BYTES_MAX};
+use crate::merkle::{self, KEY_BYTES_MAX, MapError, Node, NodeSource, Shape, VALUE_BYTES_MAX};
 
 /// The number of a table in stored roots. It never changes its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,6 +45,9 @@ pub struct Meta {
     /// One memtable for each of `specs`.
     active: Vec<Memtable>,
     frozen: Option<Arc<Vec<Memtable>>>,
+    /// For each table, the leaf that was read last. Whoever works in one directory, or on files in the order in which
+    /// they were made, finds most rows in it and need not come down from the root.
+    recent: Vec<Mutex<Option<Node>>>,
 }
 
 /// What a checkpoint replaced. Freeing many rows takes a while, so drop it after the lock around `Meta` is released.
@@ -67,7 +72,8 @@ impl Meta {
         if let Some((unknown, _)) = roots.iter().find(|(table, _)| specs.iter().all(|spec| spec.id != *table)) {
             return Err(DecodeError::Unknown { what: "a table of the store", value: u64::from(unknown.0) });
         }
-        Ok(Self { source, specs, roots, active: empty(specs), frozen: None })
+        let recent = specs.iter().map(|_| Mutex::default()).collect();
+        Ok(Self { source, specs, roots, active: empty(specs), frozen: None, recent })
     }
 
     pub fn get(&self, table: TableId, key: &[u8]) -> Result<Option<Bytes>, MapError> {
@@ -75,25 +81,44 @@ impl Meta {
         let frozen = self.frozen.as_ref().map(|frozen| &frozen[index]);
         match self.active[index].get(key).or_else(|| frozen?.get(key)) {
             Some(row) => Ok(row.clone()),
-            None => merkle::get(&*self.source, &self.roots.get(table), key),
+            None => self.stored(index, key),
         }
     }
 
-    /// # Panics
-    /// If the row is larger than a map can hold, or there is no such table.
+    fn stored(&self, index: usize, key: &[u8]) -> Result<Option<Bytes>, MapError> {
+        let recent = &self.recent[index];
+        // Somebody else has it: the way from the root is not worth waiting for.
+        if let Some(recent) = recent.try_lock()
+            && let Some(found) = recent.as_ref().and_then(|leaf| leaf.get_between(key))
+        {
+            return Ok(found);
+        }
+        let leaf = merkle::leaf(&*self.source, &self.roots.get(self.specs[index].id), key)?;
+        let value = leaf.as_ref().and_then(|leaf| leaf.get(key));
+        if let Some(mut recent) = recent.try_lock() {
+            *recent = leaf;
+        }
+        Ok(value)
+    }
+
     pub fn put(&mut self, table: TableId, key: &[u8], value: &[u8]) {
-        assert!(value.len() <= VALUE_BYTES_MAX, "a value of {} bytes", value.len());
-        self.set(table, key, Some(value));
+        self.set(table, Key::from_slice(key), Some(Bytes::copy_from_slice(value)));
     }
 
     /// Deleting a row that is not there is no error.
     pub fn delete(&mut self, table: TableId, key: &[u8]) {
-        self.set(table, key, None);
+        self.set(table, Key::from_slice(key), None);
     }
 
-    fn set(&mut self, table: TableId, key: &[u8], value: Option<&[u8]>) {
+    /// Stores a row, or deletes it.
+    ///
+    /// # Panics
+    /// If the row is larger than a map can hold, or there is no such table.
+    pub fn set(&mut self, table: TableId, key: Key, value: Option<Bytes>) {
         // Found here, it is one caller's bug. Found by the checkpoint, it would keep all changes from being stored.
         assert!(key.len() <= KEY_BYTES_MAX, "a key of {} bytes", key.len());
+        let value_bytes = value.as_ref().map_or(0, Bytes::len);
+        assert!(value_bytes <= VALUE_BYTES_MAX, "a value of {value_bytes} bytes");
         let index = self.index(table);
         self.active[index].set(key, value);
     }
@@ -122,13 +147,13 @@ impl Meta {
         let mut stored = merkle::scan(&*self.source, &self.roots.get(table), from);
         let mut row = stored.next().transpose()?;
         for (key, value) in Overlay::new(&self.active[index], frozen, from) {
-            while let Some((stored_key, stored_value)) = row.take_if(|(stored_key, _)| *stored_key < key) {
+            while let Some((stored_key, stored_value)) = row.take_if(|(stored_key, _)| stored_key[..] < key[..]) {
                 if visit(&stored_key, &stored_value).is_break() {
                     return Ok(());
                 }
                 row = stored.next().transpose()?;
             }
-            if row.as_ref().is_some_and(|(stored_key, _)| stored_key == key) {
+            if row.as_ref().is_some_and(|(stored_key, _)| stored_key[..] == key[..]) {
                 row = stored.next().transpose()?;
             }
             if value.as_ref().is_some_and(|value| visit(key, value).is_break()) {
@@ -178,6 +203,7 @@ impl Meta {
         let frozen = self.frozen.take().expect("a checkpoint is under way");
         assert!(Arc::ptr_eq(&frozen, &done.frozen), "the checkpoint done is the one under way");
         self.roots = done.roots;
+        self.recent.iter_mut().for_each(|leaf| *leaf.get_mut() = None);
         Superseded { _frozen: frozen, _done: done.frozen }
     }
 

@@ -242,7 +242,8 @@ pub fn links_of<T: Tables + ?Sized>(tables: &T, inode: InodeId) -> Result<BTreeS
     }
 }
 
-fn stored_links<T: Tables + ?Sized>(tables: &T, inode: InodeId) -> Result<Option<BTreeSet<LinkId>>> {
+/// Unless the only one is the link of the same dot: that one is not stored.
+pub(super) fn stored_links<T: Tables + ?Sized>(tables: &T, inode: InodeId) -> Result<Option<BTreeSet<LinkId>>> {
     let key = inode.0.to_bytes();
     let bytes = tables.get(Table::LinksOf, &key)?;
     bytes.map(|bytes| decode_links(&bytes).map_err(|e| malformed("links", &key, e))).transpose()
@@ -264,17 +265,26 @@ pub(super) fn link_changed<T: Tables + ?Sized>(
     after: Option<&Place>,
 ) -> Result<()> {
     let child = |place: &Place| Child::Link { link: id, inode: place.inode, kind: place.kind };
-    let listed = |place: &Place| (place.parent, place.name.clone(), child(place));
-    let (was_listed, is_listed) = (before.map(listed), after.map(listed));
-    if was_listed == is_listed {
-        return Ok(());
-    }
-    // The new place first: a directory that loses its last child for a moment would be hidden and shown again.
-    if let Some((parent, name, child)) = &is_listed {
-        set_child(tables, *parent, name, *child, true)?;
-    }
-    if let Some((parent, name, child)) = &was_listed {
-        set_child(tables, *parent, name, *child, false)?;
+    let is_same = |a: &Place, b: &Place| (a.parent, &a.name, child(a)) == (b.parent, &b.name, child(b));
+    match (before, after) {
+        (None, None) => {}
+        (Some(before), Some(after)) if is_same(before, after) => return Ok(()),
+        // The new place first: a directory that loses its last child for a moment would be hidden and shown again.
+        (Some(before), Some(after)) if before.parent == after.parent => {
+            let added = put_child(tables, after.parent, &after.name, child(after), true)?;
+            let removed = put_child(tables, before.parent, &before.name, child(before), false)?;
+            if added != removed && count_child(tables, after.parent, child(after), added)? {
+                show(tables, after.parent)?;
+            }
+        }
+        _ => {
+            if let Some(place) = after {
+                set_child(tables, place.parent, &place.name, child(place), true)?;
+            }
+            if let Some(place) = before {
+                set_child(tables, place.parent, &place.name, child(place), false)?;
+            }
+        }
     }
     let (was, is) = (before.map(|place| place.inode), after.map(|place| place.inode));
     if was == is {
@@ -324,6 +334,11 @@ pub(super) fn list<T: Tables + ?Sized>(
     child: Child,
     present: bool,
 ) -> Result<bool> {
+    Ok(put_child(tables, dir, name, child, present)? && count_child(tables, dir, child, present)?)
+}
+
+/// Adds a meaning to a name or removes it. Says whether that changed anything.
+fn put_child<T: Tables + ?Sized>(tables: &mut T, dir: DirId, name: &[u8], child: Child, present: bool) -> Result<bool> {
     let key = child_key(dir, name);
     let mut children = tables.children(&key)?;
     if !children.set(child, present) {
@@ -334,6 +349,11 @@ pub(super) fn list<T: Tables + ?Sized>(
     } else {
         tables.put(Table::Children, &key, &children.encode());
     }
+    Ok(true)
+}
+
+/// Counts a child that came or went. Says whether it is the first or was the last.
+fn count_child<T: Tables + ?Sized>(tables: &mut T, dir: DirId, child: Child, present: bool) -> Result<bool> {
     let mut row = dir_row(tables, dir)?;
     let is_dir = u64::from(matches!(child, Child::Dir(_)));
     let counts = if present {

@@ -95,8 +95,9 @@ pub fn purge<T: Tables + ?Sized>(tables: &T, inode: InodeId, row: &InodeRow) -> 
     }
     dots.sort_unstable();
     dots.dedup();
-    let folds = tables.dir(DirId(inode.0))?.map_or_else(Vec::new, |row| row.moves);
-    Ok(Effect::Purge { inode, dots, folds })
+    let may_be_dir = row.birth.latest().is_none_or(|birth| birth.value.kind == FileKind::Directory);
+    let dir = if may_be_dir { tables.dir(DirId(inode.0))? } else { None };
+    Ok(Effect::Purge { inode, dots, folds: dir.map_or_else(Vec::new, |row| row.moves) })
 }
 
 /// A version of a file's bytes, and its names where they are: an edit keeps them against a concurrent unlink, but

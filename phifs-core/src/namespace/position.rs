@@ -96,6 +96,9 @@ pub(super) fn move_added<T: Tables + ?Sized>(tables: &mut T, new: &Move) -> Resu
 
 /// Drops moves of a directory from the table and from what follows.
 pub(super) fn drop_moves<T: Tables + ?Sized>(tables: &mut T, dir: DirId, ids: &[MoveId]) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
     let Some(mut row) = tables.dir(dir)? else { return Ok(()) };
     let (dropped, kept): (Vec<MoveId>, Vec<MoveId>) = row.moves.iter().partition(|id| ids.contains(id));
     let (Some(first), Some(last)) = (dropped.first(), dropped.last()) else { return Ok(()) };

@@ -4,6 +4,8 @@
 //! (Almeida, Shoker, Baquero, "Delta state replicated data types", 2018), at a tenth of its size; the tests hold the
 //! two side by side.
 
+use smallvec::SmallVec;
+
 use crate::id::Dot;
 use crate::time::Hlc;
 
@@ -15,15 +17,16 @@ pub struct Entry<V> {
     pub value: V,
 }
 
-/// Entries in the order of their dots, each dot once.
+/// Entries in the order of their dots, each dot once. The usual one lies in the register itself: a row is made of
+/// several registers, and is decoded for every call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Register<V> {
-    entries: Vec<Entry<V>>,
+    entries: SmallVec<[Entry<V>; 1]>,
 }
 
 impl<V> Default for Register<V> {
     fn default() -> Self {
-        Self { entries: Vec::new() }
+        Self { entries: SmallVec::new() }
     }
 }
 
@@ -38,6 +41,11 @@ impl<V> Register<V> {
 
     pub fn dots(&self) -> impl Iterator<Item = Dot> + '_ {
         self.entries.iter().map(|entry| entry.dot)
+    }
+
+    /// The dot and the clock reading of every entry.
+    pub fn stamps(&self) -> impl Iterator<Item = (Dot, Hlc)> + Clone + '_ {
+        self.entries.iter().map(|entry| (entry.dot, entry.hlc))
     }
 
     pub fn get(&self, dot: Dot) -> Option<&Entry<V>> {
@@ -57,6 +65,12 @@ impl<V> Register<V> {
             self.entries.insert(at, entry);
         }
         free.is_err()
+    }
+
+    /// Adds a value behind all others.
+    pub(super) fn push(&mut self, entry: Entry<V>) {
+        debug_assert!(self.entries.last().is_none_or(|last| last.dot < entry.dot));
+        self.entries.push(entry);
     }
 
     /// Removes the value with this dot, if it is still there.

@@ -4,6 +4,8 @@
 //! is not repeated), then the largest clock reading in it, against which the others are written as differences.
 //! So a row written by one operation costs some ten bytes of causality, not forty for each field.
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::codec::{DecodeError, Encode, Reader, Result};
 use crate::content::Content;
 use crate::id::{AuthorId, DirId, Dot, InodeId};
@@ -124,34 +126,25 @@ impl InodeRow {
 
     /// Every dot in the row, each once, in order.
     pub fn dots(&self) -> Vec<Dot> {
-        let mut dots: Vec<Dot> = self
-            .birth
-            .dots()
-            .chain(self.alive.dots())
-            .chain(self.mode.dots())
-            .chain(self.owner.dots())
-            .chain(self.mtime.dots())
-            .chain(self.touched.dots())
-            .chain(self.versions.dots())
-            .collect();
+        let mut dots: Vec<Dot> = self.stamps().map(|(dot, _)| dot).collect();
         dots.sort_unstable();
         dots.dedup();
         dots
     }
 
+    /// The dot and the clock reading of every entry, field by field.
+    fn stamps(&self) -> impl Iterator<Item = (Dot, Hlc)> + Clone + '_ {
+        (self.birth.stamps())
+            .chain(self.alive.stamps())
+            .chain(self.mode.stamps())
+            .chain(self.owner.stamps())
+            .chain(self.mtime.stamps())
+            .chain(self.touched.stamps())
+            .chain(self.versions.stamps())
+    }
+
     pub fn encode(&self, key: Dot) -> Vec<u8> {
-        let hlcs = self
-            .birth
-            .entries()
-            .iter()
-            .map(|entry| entry.hlc)
-            .chain(self.alive.entries().iter().map(|entry| entry.hlc))
-            .chain(self.mode.entries().iter().map(|entry| entry.hlc))
-            .chain(self.owner.entries().iter().map(|entry| entry.hlc))
-            .chain(self.mtime.entries().iter().map(|entry| entry.hlc))
-            .chain(self.touched.entries().iter().map(|entry| entry.hlc))
-            .chain(self.versions.entries().iter().map(|entry| entry.hlc));
-        let mut row = RowWriter::new(key, hlcs.max(), self.dots().into_iter());
+        let mut row = RowWriter::new(key, self.stamps());
         row.register(&self.birth, |out, entry| put_birth(out, &entry.value));
         row.register(&self.alive, |_, _| {});
         row.register(&self.mode, |out, entry| put_mode(out, &entry.value));
@@ -180,8 +173,7 @@ impl InodeRow {
 
 impl LinkRow {
     pub fn encode(&self, key: Dot) -> Vec<u8> {
-        let hlcs = self.places.entries().iter().map(|entry| entry.hlc);
-        let mut row = RowWriter::new(key, hlcs.max(), self.places.dots());
+        let mut row = RowWriter::new(key, self.places.stamps());
         row.register(&self.places, |out, entry| put_place(out, key, entry));
         row.out
     }
@@ -195,8 +187,7 @@ impl LinkRow {
 }
 
 pub fn encode_xattr(key: Dot, xattr: &XattrRow) -> Vec<u8> {
-    let hlcs = xattr.entries().iter().map(|entry| entry.hlc);
-    let mut row = RowWriter::new(key, hlcs.max(), xattr.dots());
+    let mut row = RowWriter::new(key, xattr.stamps());
     row.register(xattr, |out, entry| out.put_blob(&entry.value));
     row.out
 }
@@ -219,26 +210,32 @@ pub(super) fn get_format(reader: &mut Reader<'_>, what: &'static str, known: u8)
     }
 }
 
+/// The authors that a row names. Nearly always it is the key's alone, or one more.
+type Authors = SmallVec<[AuthorId; 2]>;
+
 struct RowWriter {
     out: Vec<u8>,
-    authors: Vec<AuthorId>,
+    authors: Authors,
     key_n: u64,
     newest: Hlc,
 }
 
 impl RowWriter {
-    fn new(key: Dot, newest: Option<Hlc>, dots: impl Iterator<Item = Dot>) -> Self {
-        let mut others: Vec<AuthorId> = dots.map(|dot| dot.author).filter(|author| *author != key.author).collect();
-        others.sort_unstable();
-        others.dedup();
-        let newest = newest.unwrap_or_default();
+    fn new(key: Dot, stamps: impl Iterator<Item = (Dot, Hlc)>) -> Self {
+        let mut authors: Authors = smallvec![key.author];
+        let mut newest = Hlc::default();
+        for (dot, hlc) in stamps {
+            newest = newest.max(hlc);
+            if !authors.contains(&dot.author) {
+                authors.push(dot.author);
+            }
+        }
+        authors[1..].sort_unstable();
         let mut out = Vec::with_capacity(128);
         out.put_u8(VERSION);
-        out.put_varint(others.len() as u64);
-        others.iter().for_each(|author| out.put_bytes(&author.0));
+        out.put_varint(authors.len() as u64 - 1);
+        authors[1..].iter().for_each(|author| out.put_bytes(&author.0));
         out.put_u64(newest.0);
-        let mut authors = vec![key.author];
-        authors.append(&mut others);
         Self { out, authors, key_n: key.n, newest }
     }
 
@@ -256,9 +253,9 @@ impl RowWriter {
 
 struct RowReader<'a> {
     reader: Reader<'a>,
-    authors: Vec<AuthorId>,
-    /// Which of the authors have been named; all must be.
-    named: Vec<bool>,
+    authors: Authors,
+    /// Which of the authors but the first have been named; all must be.
+    named: SmallVec<[bool; 8]>,
     key_n: u64,
     newest: Hlc,
     /// The largest clock reading found; `newest` must be it.
@@ -270,7 +267,7 @@ impl<'a> RowReader<'a> {
         let mut reader = Reader::new(bytes);
         get_format(&mut reader, what, VERSION)?;
         let others = reader.count()?;
-        let mut authors = vec![key.author];
+        let mut authors: Authors = smallvec![key.author];
         for at in 0..others {
             let author = AuthorId(reader.array()?);
             if author == key.author || at > 0 && authors[at] >= author {
@@ -279,8 +276,7 @@ impl<'a> RowReader<'a> {
             authors.push(author);
         }
         let newest = Hlc(reader.u64()?);
-        let mut named = vec![false; authors.len()];
-        named[0] = true;
+        let named = smallvec![false; others];
         Ok(Self { reader, authors, named, key_n: key.n, newest, found: Hlc::default() })
     }
 
@@ -291,7 +287,9 @@ impl<'a> RowReader<'a> {
         for _ in 0..count {
             let at = self.reader.varint()? as usize;
             let author = *self.authors.get(at).ok_or(DecodeError::NotCanonical("an author number"))?;
-            self.named[at] = true;
+            if at > 0 {
+                self.named[at - 1] = true;
+            }
             let n = self.key_n.wrapping_add(self.reader.signed()? as u64);
             let dot = Dot { author, n };
             if before.is_some_and(|before| before >= dot) {
@@ -302,7 +300,7 @@ impl<'a> RowReader<'a> {
             let hlc = Hlc(self.newest.0.checked_sub(age).ok_or(DecodeError::NotCanonical("a clock reading"))?);
             self.found = self.found.max(hlc);
             let value = get(&mut self.reader, Stamp { hlc, author })?;
-            register.insert(Entry { dot, hlc, value });
+            register.push(Entry { dot, hlc, value });
         }
         Ok(register)
     }

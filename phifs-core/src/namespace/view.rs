@@ -106,3 +106,11 @@ pub fn nlink<T: Tables + ?Sized>(tables: &T, id: InodeId, kind: FileKind) -> Res
     }
     Ok(derive::links_of(tables, id)?.len() as u32)
 }
+
+/// The same for the inode of a shown name: that it has this name is known.
+pub fn nlink_of_child<T: Tables + ?Sized>(tables: &T, child: Child) -> Result<u32> {
+    match child {
+        Child::Dir(dir) => nlink(tables, dir.inode(), FileKind::Directory),
+        Child::Link { inode, .. } => Ok(derive::stored_links(tables, inode)?.map_or(1, |links| links.len() as u32)),
+    }
+}

@@ -19,7 +19,7 @@ const MAY_USE: [(&str, &[&str]); 6] = [
     ("phifs-fuse", &["phifs-core"]),
     ("phifs-node", &["phifs-core", "phifs-fuse"]),
     ("phifs-tests", &["phifs-core"]),
-    ("phifs-bench", &["phifs-core"]),
+    ("phifs-bench", &["phifs-core", "phifs-node"]),
     ("phifs-xtask", &[]),
 ];
 /// What core must not know, directly or through others.

@@ -3,6 +3,7 @@
 use crate::codec::{Encode, Reader};
 use crate::id::InodeId;
 use crate::namespace::Effect;
+use crate::namespace::derive::Child;
 use crate::namespace::op::{Field, InodeEffect};
 use crate::namespace::plan::drops;
 use crate::namespace::row::{InodeRow, Mode, Owner};
@@ -14,6 +15,7 @@ use crate::volume::{Attr, Caller, FileKind, Ino, Result, SetAttr, SetTime, Volum
 
 use super::acl::{self, Acl};
 use super::reserved;
+use super::scope::Scope;
 use super::state::{Draft, State, local_key};
 use super::{LocalVolume, files::Shown};
 
@@ -26,15 +28,31 @@ const CAPABILITY: &[u8] = b"security.capability";
 impl LocalVolume {
     /// What stat(2) says of an inode, with the bytes that are not published yet.
     pub(super) fn attr(&self, state: &State, id: InodeId) -> Result<Attr> {
+        let Some(row) = state.inode(id)? else {
+            return self.departed.lock().get(&id).copied().ok_or(VolumeError::NotFound);
+        };
+        let nlink = view::nlink(state, id, row.kind())?;
+        self.attr_of(state, state, id, &row, nlink)
+    }
+
+    /// The same for what a name means, which says a part of it.
+    pub(super) fn attr_of_child(&self, state: &State, child: Child) -> Result<Attr> {
+        let id = child.inode();
         match state.inode(id)? {
-            Some(row) => self.attr_of(state, id, &row),
-            None => self.departed.lock().get(&id).copied().ok_or(VolumeError::NotFound),
+            Some(row) => self.attr_of(state, state, id, &row, view::nlink_of_child(state, child)?),
+            None => self.attr(state, id),
         }
     }
 
-    pub(super) fn attr_of(&self, state: &State, id: InodeId, row: &InodeRow) -> Result<Attr> {
+    pub(super) fn attr_of<T: Tables>(
+        &self,
+        state: &State,
+        rows: &T,
+        id: InodeId,
+        row: &InodeRow,
+        nlink: u32,
+    ) -> Result<Attr> {
         let stat = Stat::of(row);
-        let nlink = view::nlink(state, id, stat.kind)?;
         let content = stat.version.as_ref().map(|(_, version)| version.content);
         let mut attr = Attr {
             ino: state.ino(id),
@@ -53,7 +71,7 @@ impl LocalVolume {
                 FileKind::Directory => 8,
                 _ => blocks(content.map_or(0, |content| content.allocated_bytes())),
             },
-            atime: atime(state, id)?.unwrap_or(stat.btime),
+            atime: atime(rows, id)?.unwrap_or(stat.btime),
             mtime: stat.mtime,
             ctime: stat.ctime,
             btime: stat.btime,
@@ -75,8 +93,9 @@ impl LocalVolume {
             self.truncate(ino, size_bytes)?;
         }
         let mut state = self.state.write();
+        let rows = Scope::new(&state);
         let id = state.inode_id(ino)?;
-        let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+        let row = rows.inode(id)?.ok_or(VolumeError::NotFound)?;
         let stat = Stat::of(&row);
         let mut draft = state.draft(self.env.now());
         let now = draft.time;
@@ -122,7 +141,8 @@ impl LocalVolume {
         effect.touched = Some(now);
         effect.drops.extend(drops(Field::Touched, &row.touched));
         draft.effects.push(Effect::Inode(effect));
-        state.commit(draft, &self.journal)?;
+        let rows = rows.into_rows();
+        state.commit_with(draft, rows, &self.journal)?;
         if let Some(mtime) = mtime {
             self.set_shown_mtime(id, mtime)?;
         }
@@ -337,9 +357,9 @@ fn blocks(allocated_bytes: u64) -> u64 {
 }
 
 /// The atime that somebody set; reading a file does not change it.
-fn atime(state: &State, id: InodeId) -> Result<Option<Timestamp>> {
+fn atime<T: Tables>(rows: &T, id: InodeId) -> Result<Option<Timestamp>> {
     let key = local_key(b't', &id.0.to_bytes());
-    let value = state.get(Table::Local, &key)?;
+    let value = rows.get(Table::Local, &key)?;
     Ok(value.map(|value| Reader::new(&value).time().map_err(|e| malformed("atime", &key, e))).transpose()?)
 }
 

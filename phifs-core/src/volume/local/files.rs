@@ -727,7 +727,7 @@ impl LocalVolume {
         }
         let mut draft = state.draft(self.env.now());
         if let Some(row) = state.inode(cell.id)? {
-            names::purge(&state, &mut draft, cell.id, &row)?;
+            names::purge(&*state, &mut draft, cell.id, &row)?;
         }
         let mut data = cell.data.lock();
         let staging = data.as_mut().and_then(|data| data.staging.take());

@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `state` | tables, context, clock; transactions, the only way in which they change |
+//! | `state`, `scope` | tables, context, clock; transactions, the only way in which they change; what one call reads |
 //! | `recover` | opening: superblock, packs, journal, oplog, staging files |
 //! | `names`, `attrs`, `acl` | calls on names and attributes |
 //! | `files`, `staged` | open files, their bytes before and while they are published |
@@ -48,6 +48,7 @@ mod lost;
 mod names;
 mod recover;
 mod reserved;
+mod scope;
 mod staged;
 mod state;
 mod upkeep;

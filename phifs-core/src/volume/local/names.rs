@@ -5,7 +5,7 @@ use crate::namespace::Effect;
 use crate::namespace::derive::{self, Child};
 use crate::namespace::plan;
 use crate::namespace::row::{Birth, InodeRow, Mode, Owner};
-use crate::namespace::tables::{Rows, Table};
+use crate::namespace::tables::{Rows, Table, Tables};
 use crate::namespace::view::{self, Stat};
 use crate::store::StoreError;
 use crate::volume::{Attr, Caller, Entry, FileKind, Ino, NewKind, NewNode, RenameMode, Result, VolumeError};
@@ -13,7 +13,8 @@ use crate::volume::{Attr, Caller, Entry, FileKind, Ino, NewKind, NewNode, Rename
 use super::LocalVolume;
 use super::acl::{self, Acl};
 use super::reserved;
-use super::state::{Draft, State, local_key};
+use super::scope::Scope;
+use super::state::{Draft, local_key};
 
 pub const NAME_BYTES_MAX: usize = 255;
 const SYMLINK_BYTES_MAX: usize = 4095;
@@ -34,12 +35,11 @@ impl LocalVolume {
         }
         let state = self.state.read();
         let dir = DirId(state.inode_id(parent)?.0);
-        let id = match name {
-            b"." => dir.inode(),
-            b".." => state.dir(dir)?.ok_or(VolumeError::Stale)?.parent.inode(),
-            _ => view::child(&*state, dir, name)?.ok_or(VolumeError::NotFound)?.inode(),
-        };
-        self.attr(&state, id)
+        match name {
+            b"." => self.attr(&state, dir.inode()),
+            b".." => self.attr(&state, state.dir(dir)?.ok_or(VolumeError::Stale)?.parent.inode()),
+            _ => self.attr_of_child(&state, view::child(&*state, dir, name)?.ok_or(VolumeError::NotFound)?),
+        }
     }
 
     /// Makes anything that has a name. Returns its id, and what `finish` returned.
@@ -59,8 +59,9 @@ impl LocalVolume {
             return Err(if target.is_empty() { VolumeError::NotFound } else { VolumeError::NameTooLong });
         }
         let mut state = self.state.write();
-        let parent = open_parent(&state, parent)?;
-        if view::child(&*state, parent.id, name)?.is_some() {
+        let rows = Scope::new(&state);
+        let parent = open_parent(&rows, parent)?;
+        if view::child(&rows, parent.id, name)?.is_some() {
             return Err(VolumeError::Exists);
         }
         let mut draft = state.draft(self.env.now());
@@ -74,7 +75,7 @@ impl LocalVolume {
             NewKind::CharDevice(rdev) => (FileKind::CharDevice, rdev, &b""[..]),
             NewKind::BlockDevice(rdev) => (FileKind::BlockDevice, rdev, &b""[..]),
         };
-        let (mode, default_acl) = new_mode(&state, &parent, node, kind)?;
+        let (mode, default_acl) = new_mode(&rows, &parent, node, kind)?;
         let above = Stat::of(&parent.row);
         let set_gid = above.mode.permissions & 0o2000 != 0;
         let gid = if set_gid { above.owner.gid } else { caller.gid };
@@ -89,9 +90,10 @@ impl LocalVolume {
             let name = acl::DEFAULT.to_vec();
             draft.effects.push(Effect::Xattr { inode: id, name, value: Some(value), drops: Vec::new() });
         }
-        touch_dir(&state, &mut draft, &parent)?;
+        touch_dir(&rows, &mut draft, &parent)?;
         finish(&mut draft, id)?;
-        state.commit(draft, &self.journal)?;
+        let rows = rows.into_rows();
+        state.commit_with(draft, rows, &self.journal)?;
         Ok(id)
     }
 
@@ -99,28 +101,30 @@ impl LocalVolume {
         self.check_writable()?;
         check_new_name(name)?;
         let mut state = self.state.write();
+        let rows = Scope::new(&state);
         let id = state.inode_id(ino)?;
-        let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+        let row = rows.inode(id)?.ok_or(VolumeError::NotFound)?;
         let kind = row.kind();
         if kind == FileKind::Directory {
             return Err(VolumeError::NotPermitted("hard links to directories"));
         }
-        let nlink = view::nlink(&*state, id, kind)?;
+        let nlink = view::nlink(&rows, id, kind)?;
         if nlink == 0 {
             return Err(VolumeError::NotFound);
         }
         if nlink >= LINKS_MAX {
             return Err(VolumeError::TooManyLinks);
         }
-        let parent = open_parent(&state, parent)?;
-        if view::child(&*state, parent.id, name)?.is_some() {
+        let parent = open_parent(&rows, parent)?;
+        if view::child(&rows, parent.id, name)?.is_some() {
             return Err(VolumeError::Exists);
         }
         let mut draft = state.draft(self.env.now());
         draft.effects.push(plan::link(draft.dot, id, kind, parent.id, name));
         touch_inode(&mut draft, id, &row);
-        touch_dir(&state, &mut draft, &parent)?;
-        state.commit(draft, &self.journal)?;
+        touch_dir(&rows, &mut draft, &parent)?;
+        let rows = rows.into_rows();
+        state.commit_with(draft, rows, &self.journal)?;
         self.attr(&state, id)
     }
 
@@ -128,13 +132,15 @@ impl LocalVolume {
         self.check_writable()?;
         check_old_name(name)?;
         let mut state = self.state.write();
-        let parent = open_parent(&state, parent)?;
-        let child = view::child(&*state, parent.id, name)?.ok_or(VolumeError::NotFound)?;
+        let rows = Scope::new(&state);
+        let parent = open_parent(&rows, parent)?;
+        let child = view::child(&rows, parent.id, name)?.ok_or(VolumeError::NotFound)?;
         let Child::Link { link, inode, kind } = child else { return Err(VolumeError::IsDirectory) };
         let mut draft = state.draft(self.env.now());
-        let gone = self.drop_link(&state, &mut draft, link, inode, kind)?;
-        touch_dir(&state, &mut draft, &parent)?;
-        state.commit(draft, &self.journal)?;
+        let gone = self.drop_link(&rows, &mut draft, link, inode, kind)?;
+        touch_dir(&rows, &mut draft, &parent)?;
+        let rows = rows.into_rows();
+        state.commit_with(draft, rows, &self.journal)?;
         drop(state);
         if gone {
             self.inode_gone(inode);
@@ -145,20 +151,20 @@ impl LocalVolume {
     /// Adds to the draft what unlinking means. Says whether the inode has no name left.
     fn drop_link(
         &self,
-        state: &State,
+        rows: &Scope<'_>,
         draft: &mut Draft,
         link: LinkId,
         inode: InodeId,
         kind: FileKind,
     ) -> Result<bool> {
-        draft.effects.push(plan::unlink(state, link, inode, kind)?);
-        let gone = view::nlink(state, inode, kind)? <= 1;
-        let Some(row) = state.inode(inode)? else { return Ok(gone) };
+        draft.effects.push(plan::unlink(rows, link, inode, kind)?);
+        let gone = view::nlink_of_child(rows, Child::Link { link, inode, kind })? <= 1;
+        let Some(row) = rows.inode(inode)? else { return Ok(gone) };
         if gone && !self.is_open(inode) {
-            let mut attr = self.attr_of(state, inode, &row)?;
-            (attr.nlink, attr.ctime) = (0, draft.time);
+            let mut attr = self.attr_of(rows, rows, inode, &row, 0)?;
+            attr.ctime = draft.time;
             self.departed.lock().insert(inode, attr);
-            purge(state, draft, inode, &row)?;
+            purge(rows, draft, inode, &row)?;
         } else {
             touch_inode(draft, inode, &row);
             if gone {
@@ -176,13 +182,15 @@ impl LocalVolume {
             _ => check_old_name(name)?,
         }
         let mut state = self.state.write();
-        let parent = open_parent(&state, parent)?;
-        let child = view::child(&*state, parent.id, name)?.ok_or(VolumeError::NotFound)?;
+        let rows = Scope::new(&state);
+        let parent = open_parent(&rows, parent)?;
+        let child = view::child(&rows, parent.id, name)?.ok_or(VolumeError::NotFound)?;
         let Child::Dir(dir) = child else { return Err(VolumeError::NotDirectory) };
         let mut draft = state.draft(self.env.now());
-        drop_dir(&state, &mut draft, dir)?;
-        touch_dir(&state, &mut draft, &parent)?;
-        state.commit(draft, &self.journal)?;
+        drop_dir(&rows, &mut draft, dir)?;
+        touch_dir(&rows, &mut draft, &parent)?;
+        let rows = rows.into_rows();
+        state.commit_with(draft, rows, &self.journal)?;
         self.removed_dirs.lock().insert(dir.inode());
         Ok(())
     }
@@ -200,10 +208,12 @@ impl LocalVolume {
         check_new_name(new_name)?;
         self.publish_before_rename(parent, name)?;
         let mut state = self.state.write();
-        let from = open_parent(&state, parent)?;
-        let to = open_parent(&state, new_parent)?;
-        let source = view::child(&*state, from.id, name)?.ok_or(VolumeError::NotFound)?;
-        let target = view::child(&*state, to.id, new_name)?;
+        let rows = Scope::new(&state);
+        let from = &open_parent(&rows, parent)?;
+        let other = if new_parent == parent { None } else { Some(open_parent(&rows, new_parent)?) };
+        let to = other.as_ref().unwrap_or(from);
+        let source = view::child(&rows, from.id, name)?.ok_or(VolumeError::NotFound)?;
+        let target = view::child(&rows, to.id, new_name)?;
         let mut draft = state.draft(self.env.now());
         let (mut gone, mut removed) = (None, None);
         match (mode, target) {
@@ -214,17 +224,17 @@ impl LocalVolume {
                 if source.inode() == target.inode() {
                     return Ok(());
                 }
-                check_not_inside(&state, source, to.id)?;
-                check_not_inside(&state, target, from.id)?;
+                check_not_inside(&rows, source, to.id)?;
+                check_not_inside(&rows, target, from.id)?;
                 // In the order of their ids, which is the order in which moves of one operation are folded.
                 let mut moves = [(source, to.id, new_name), (target, from.id, name)];
                 moves.sort_unstable_by_key(|(what, ..)| *what);
                 for (what, dir, name) in moves {
-                    place(&state, &mut draft, what, dir, name)?;
+                    place(&rows, &mut draft, what, dir, name)?;
                 }
             }
             (_, target) => {
-                check_not_inside(&state, source, to.id)?;
+                check_not_inside(&rows, source, to.id)?;
                 if let Some(target) = target {
                     // Two names of one inode: POSIX says that nothing happens.
                     if source.inode() == target.inode() {
@@ -232,26 +242,27 @@ impl LocalVolume {
                     }
                     match (source, target) {
                         (Child::Dir(_), Child::Dir(dir)) => {
-                            drop_dir(&state, &mut draft, dir)?;
+                            drop_dir(&rows, &mut draft, dir)?;
                             removed = Some(dir.inode());
                         }
                         (Child::Dir(_), Child::Link { .. }) => return Err(VolumeError::NotDirectory),
                         (Child::Link { .. }, Child::Dir(_)) => return Err(VolumeError::IsDirectory),
                         (Child::Link { .. }, Child::Link { link, inode, kind }) => {
-                            if self.drop_link(&state, &mut draft, link, inode, kind)? {
+                            if self.drop_link(&rows, &mut draft, link, inode, kind)? {
                                 gone = Some(inode);
                             }
                         }
                     }
                 }
-                place(&state, &mut draft, source, to.id, new_name)?;
+                place(&rows, &mut draft, source, to.id, new_name)?;
             }
         }
-        touch_dir(&state, &mut draft, &from)?;
+        touch_dir(&rows, &mut draft, from)?;
         if to.id != from.id {
-            touch_dir(&state, &mut draft, &to)?;
+            touch_dir(&rows, &mut draft, to)?;
         }
-        state.commit(draft, &self.journal)?;
+        let rows = rows.into_rows();
+        state.commit_with(draft, rows, &self.journal)?;
         drop(state);
         self.removed_dirs.lock().extend(removed);
         if let Some(inode) = gone {
@@ -295,7 +306,7 @@ impl LocalVolume {
             for (at, item) in listed.iter().enumerate() {
                 // Names with one hash share a cookie: all but the last resume before it, so that none is skipped.
                 let more = listed.get(at + 1).is_some_and(|next| next.hash == item.hash);
-                let attr = match self.attr(&state, item.child.inode()) {
+                let attr = match self.attr_of_child(&state, item.child) {
                     Ok(attr) => attr,
                     Err(e) => {
                         tracing::error!(error = %e, "a listed inode cannot be read");
@@ -316,26 +327,26 @@ impl LocalVolume {
 }
 
 /// Adds to the draft that an inode without names is forgotten: as this node is alone, everybody has seen all of it.
-pub(super) fn purge(state: &State, draft: &mut Draft, inode: InodeId, row: &InodeRow) -> Result<()> {
-    draft.effects.push(plan::purge(state, inode, row)?);
+pub(super) fn purge<T: Tables>(rows: &T, draft: &mut Draft, inode: InodeId, row: &InodeRow) -> Result<()> {
+    draft.effects.push(plan::purge(rows, inode, row)?);
     let key = inode.0.to_bytes();
     for about in [b't', b'o'] {
         let key = local_key(about, &key);
-        if crate::namespace::Tables::get(state, Table::Local, &key)?.is_some() {
+        if rows.get(Table::Local, &key)?.is_some() {
             draft.local.push((key, None));
         }
     }
     Ok(())
 }
 
-fn drop_dir(state: &State, draft: &mut Draft, dir: DirId) -> Result<()> {
+fn drop_dir(rows: &Scope<'_>, draft: &mut Draft, dir: DirId) -> Result<()> {
     if dir == DirId::ROOT {
         return Err(VolumeError::NotPermitted("removing the root directory"));
     }
-    if state.dir(dir)?.is_some_and(|row| row.entries > 0) {
+    if rows.dir(dir)?.is_some_and(|row| row.entries > 0) {
         return Err(VolumeError::NotEmpty);
     }
-    let row = state.inode(dir.inode())?.ok_or(VolumeError::NotFound)?;
+    let row = rows.inode(dir.inode())?.ok_or(VolumeError::NotFound)?;
     // What is left is forgotten when the kernel has forgotten it: it does not say who has a directory open.
     draft.effects.push(plan::remove_dir(dir, &row));
     touch_inode(draft, dir.inode(), &row);
@@ -344,41 +355,41 @@ fn drop_dir(state: &State, draft: &mut Draft, dir: DirId) -> Result<()> {
 }
 
 /// Adds to the draft that something gets a new place.
-fn place(state: &State, draft: &mut Draft, what: Child, parent: DirId, name: &[u8]) -> Result<()> {
-    let row = state.inode(what.inode())?.ok_or(VolumeError::NotFound)?;
-    draft.effects.extend(plan::place(state, what, parent, name, true)?);
+fn place(rows: &Scope<'_>, draft: &mut Draft, what: Child, parent: DirId, name: &[u8]) -> Result<()> {
+    let row = rows.inode(what.inode())?.ok_or(VolumeError::NotFound)?;
+    draft.effects.extend(plan::place(rows, what, parent, name, true)?);
     touch_inode(draft, what.inode(), &row);
     Ok(())
 }
 
-fn check_not_inside(state: &State, what: Child, dir: DirId) -> Result<()> {
+fn check_not_inside(rows: &Scope<'_>, what: Child, dir: DirId) -> Result<()> {
     match what {
-        Child::Dir(moved) if derive::is_inside(state, dir, moved)? => {
+        Child::Dir(moved) if derive::is_inside(rows, dir, moved)? => {
             Err(VolumeError::Invalid("a directory cannot move into itself"))
         }
         _ => Ok(()),
     }
 }
 
-fn open_parent(state: &State, ino: Ino) -> Result<Parent> {
+fn open_parent(rows: &Scope<'_>, ino: Ino) -> Result<Parent> {
     if reserved::is_virtual(ino) {
         return Err(VolumeError::NotPermitted(".phi is read-only"));
     }
-    let id = state.inode_id(ino)?;
-    let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+    let id = rows.inode_id(ino)?;
+    let row = rows.inode(id)?.ok_or(VolumeError::NotFound)?;
     if row.kind() != FileKind::Directory {
         return Err(VolumeError::NotDirectory);
     }
     // A removed directory is still there for what somebody else put into it.
-    if row.alive.is_empty() && !state.dir(DirId(id.0))?.is_some_and(|row| row.shown) {
+    if row.alive.is_empty() && !rows.dir(DirId(id.0))?.is_some_and(|row| row.shown) {
         return Err(VolumeError::NotFound);
     }
     Ok(Parent { id: DirId(id.0), row })
 }
 
 /// A directory whose entries change gets a new mtime and ctime.
-fn touch_dir(state: &State, draft: &mut Draft, parent: &Parent) -> Result<()> {
-    draft.effects.extend(plan::touch_dir(state, parent.id, &parent.row, draft.time)?);
+fn touch_dir(rows: &Scope<'_>, draft: &mut Draft, parent: &Parent) -> Result<()> {
+    draft.effects.extend(plan::touch_dir(rows, parent.id, &parent.row, draft.time)?);
     Ok(())
 }
 
@@ -388,7 +399,7 @@ fn touch_inode(draft: &mut Draft, inode: InodeId, row: &InodeRow) {
 
 /// The mode of a new node under its parent's default ACL or the umask, and the default ACL that it inherits.
 fn new_mode(
-    state: &State,
+    rows: &Scope<'_>,
     parent: &Parent,
     node: &NewNode<'_>,
     kind: FileKind,
@@ -397,7 +408,7 @@ fn new_mode(
     if kind == FileKind::Symlink {
         return Ok((Mode { permissions: 0o777, acl: Vec::new() }, None));
     }
-    let inherited = state.xattr(parent.id.inode(), acl::DEFAULT)?.latest().map(|entry| entry.value.clone());
+    let inherited = rows.xattr(parent.id.inode(), acl::DEFAULT)?.latest().map(|entry| entry.value.clone());
     let default = inherited.as_deref().and_then(|bytes| Acl::parse(bytes).ok().flatten());
     let Some(default) = default else {
         return Ok((Mode { permissions: asked & !(node.umask as u16 & 0o777), acl: Vec::new() }, None));

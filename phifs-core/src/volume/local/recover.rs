@@ -319,7 +319,7 @@ impl LocalVolume {
         let mut state = self.state.write();
         let mut draft = state.draft(self.env.now());
         match state.inode(id)? {
-            Some(row) => names::purge(&state, &mut draft, id, &row)?,
+            Some(row) => names::purge(&*state, &mut draft, id, &row)?,
             None => draft.local.push((local_key(b'o', &id.0.to_bytes()), None)),
         }
         state.commit(draft, &self.journal)?;

@@ -4,7 +4,7 @@
 //! copy of the rows it touches; only when that worked does it go to the journal and into the tables. So a failing disk
 //! in the middle of an operation leaves nothing half done, and the journal's order is the order of the operations.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
@@ -20,6 +20,8 @@ use crate::namespace::{Effect, Op, Table, Tables, apply};
 use crate::store::StoreError;
 use crate::time::{Hlc, Timestamp};
 use crate::volume::{Ino, VolumeError};
+
+use super::scope::{Rows, Scope};
 
 /// The kind of the only journal record there is: a transaction.
 pub const RECORD_TRANSACTION: u8 = 1;
@@ -41,6 +43,7 @@ pub struct State {
     inodes: u64,
     /// Operations that are not in the oplog yet, oldest first.
     pub unsealed: VecDeque<Unsealed>,
+    transactions: u64,
 }
 
 pub struct Unsealed {
@@ -87,7 +90,8 @@ impl State {
     pub fn new(meta: Meta, context: VersionVector, hlc: Hlc, author: Author) -> Self {
         let author_id = author.id();
         let inodes = meta.roots().get(TableId(Table::Inodes as u8)).rows;
-        Self { meta, context, hlc, author, author_id, authors: Authors::new(), inodes, unsealed: VecDeque::new() }
+        let (authors, unsealed) = (Authors::new(), VecDeque::new());
+        Self { meta, context, hlc, author, author_id, authors, inodes, unsealed, transactions: 0 }
     }
 
     /// Makes what every volume begins with.
@@ -150,17 +154,24 @@ impl State {
 
     pub fn draft(&self, now: Timestamp) -> Draft {
         let dot = Dot { author: self.author_id, n: self.context.get(self.author_id) + 1 };
-        Draft { dot, hlc: self.hlc.tick(now), time: now, effects: Vec::new(), local: Vec::new() }
+        // Most operations have two to four effects.
+        Draft { dot, hlc: self.hlc.tick(now), time: now, effects: Vec::with_capacity(4), local: Vec::new() }
     }
 
     /// Carries a draft out: journal, then tables.
     pub fn commit(&mut self, draft: Draft, journal: &Journal) -> Result<Lsn, StoreError> {
+        let rows = Scope::new(self).into_rows();
+        self.commit_with(draft, rows, journal)
+    }
+
+    /// The same, with the rows that were read for the draft.
+    pub fn commit_with(&mut self, draft: Draft, rows: Rows, journal: &Journal) -> Result<Lsn, StoreError> {
         let Draft { dot, hlc, time, effects, local } = draft;
         let op = (!effects.is_empty()).then_some(Op { dot, hlc, time, effects });
-        let (writes, inodes) = self.rehearse(op.as_ref(), &local)?;
+        let (rows, inodes) = self.rehearse(rows, op.as_ref(), &local)?;
         let op_bytes = op.as_ref().map(|op| Bytes::from(op.encode()));
         let lsn = journal.append(RECORD_TRANSACTION, &encode_transaction(dot, op_bytes.as_deref(), &local));
-        self.take(writes, inodes);
+        self.take(rows, inodes);
         if let Some(bytes) = op_bytes {
             self.context.advance(dot);
             self.hlc = hlc;
@@ -195,8 +206,9 @@ impl State {
         if op.is_some() && self.context.contains(dot) {
             return Ok(());
         }
-        let (writes, inodes) = self.rehearse(op.as_ref(), &local)?;
-        self.take(writes, inodes);
+        let rows = Scope::new(self).into_rows();
+        let (rows, inodes) = self.rehearse(rows, op.as_ref(), &local)?;
+        self.take(rows, inodes);
         if let (Some(op), Some(bytes)) = (op, op_bytes) {
             self.context.advance(dot);
             self.hlc = self.hlc.max(op.hlc);
@@ -206,37 +218,40 @@ impl State {
     }
 
     /// What a transaction writes, and how many inodes there are then.
-    fn rehearse(&self, op: Option<&Op>, local: &[LocalChange]) -> Result<(Writes, u64), StoreError> {
-        let mut scratch = Scratch { under: self, writes: BTreeMap::new() };
+    fn rehearse(&self, rows: Rows, op: Option<&Op>, local: &[LocalChange]) -> Result<(Rows, u64), StoreError> {
+        let mut scope = Scope::resume(self, rows);
         if let Some(op) = op {
-            apply(&mut scratch, op)?;
+            apply(&mut scope, op)?;
         }
         for (key, value) in local {
             match value {
-                Some(value) => scratch.put(Table::Local, key, value),
-                None => scratch.delete(Table::Local, key),
+                Some(value) => scope.put(Table::Local, key, value),
+                None => scope.delete(Table::Local, key),
             }
         }
-        let writes = scratch.writes;
+        let rows = scope.into_rows();
         let mut inodes = self.inodes;
-        for ((_, key), value) in writes.range((Table::Inodes, Vec::new())..(Table::Links, Vec::new())) {
+        for (key, stays) in rows.changed_keys(Table::Inodes) {
             // An inode has the dot of the operation that makes it, so that one need not be looked for; of the others
             // the rows have just been read, and are in a cache.
             let is_new = op.is_some_and(|op| op.dot.to_bytes() == key[..]);
             let was_there = !is_new && self.get(Table::Inodes, key)?.is_some();
-            inodes = inodes + u64::from(value.is_some()) - u64::from(was_there);
+            inodes = inodes + u64::from(stays) - u64::from(was_there);
         }
-        Ok((writes, inodes))
+        Ok((rows, inodes))
     }
 
-    fn take(&mut self, writes: Writes, inodes: u64) {
+    fn take(&mut self, rows: Rows, inodes: u64) {
         self.inodes = inodes;
-        for ((table, key), value) in writes {
-            match value {
-                Some(value) => self.put(table, &key, &value),
-                None => self.delete(table, &key),
-            }
+        for (table, key, value) in rows.into_changes() {
+            self.meta.set(TableId(table as u8), key, value);
         }
+        self.transactions += 1;
+    }
+
+    /// How many transactions there were since the start.
+    pub fn transactions(&self) -> u64 {
+        self.transactions
     }
 }
 
@@ -260,68 +275,6 @@ impl Tables for State {
         visit: &mut dyn FnMut(&[u8], &Bytes) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         Ok(self.meta.scan(TableId(table as u8), from, visit)?)
-    }
-}
-
-type Writes = BTreeMap<(Table, Vec<u8>), Option<Bytes>>;
-
-/// The tables with the writes of one transaction on top.
-struct Scratch<'a> {
-    under: &'a State,
-    writes: Writes,
-}
-
-impl Tables for Scratch<'_> {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        match self.writes.get(&(table, key.to_vec())) {
-            Some(written) => Ok(written.clone()),
-            None => self.under.get(table, key),
-        }
-    }
-
-    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
-        self.writes.insert((table, key.to_vec()), Some(Bytes::copy_from_slice(value)));
-    }
-
-    fn delete(&mut self, table: Table, key: &[u8]) {
-        self.writes.insert((table, key.to_vec()), None);
-    }
-
-    fn scan(
-        &self,
-        table: Table,
-        from: &[u8],
-        visit: &mut dyn FnMut(&[u8], &Bytes) -> ControlFlow<()>,
-    ) -> Result<(), StoreError> {
-        let mut written = self.writes.range((table, from.to_vec())..).take_while(|((t, _), _)| *t == table).peekable();
-        let mut stopped = false;
-        self.under.scan(table, from, &mut |key, value| {
-            while let Some(((_, written_key), written_value)) = written.next_if(|((_, k), _)| k.as_slice() < key) {
-                if let Some(value) = written_value
-                    && visit(written_key, value).is_break()
-                {
-                    stopped = true;
-                    return ControlFlow::Break(());
-                }
-            }
-            let flow = match written.next_if(|((_, k), _)| k.as_slice() == key) {
-                Some((_, Some(value))) => visit(key, value),
-                Some((_, None)) => ControlFlow::Continue(()),
-                None => visit(key, value),
-            };
-            stopped = flow.is_break();
-            flow
-        })?;
-        if !stopped {
-            for ((_, key), value) in written {
-                if let Some(value) = value
-                    && visit(key, value).is_break()
-                {
-                    break;
-                }
-            }
-        }
-        Ok(())
     }
 }
 

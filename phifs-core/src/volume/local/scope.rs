@@ -1,0 +1,155 @@
+//! What one call reads and changes, over the tables.
+//!
+//! A call looks at the same few rows again and again: to check the rules, to draft the operation, to apply it. Each
+//! row is fetched from the tables once; the second time it is found here. Changed rows stay here as well, until the
+//! transaction is carried out as a whole.
+
+use std::cell::RefCell;
+use std::ops::{ControlFlow, Deref};
+
+use bytes::Bytes;
+
+use crate::meta::Key;
+use crate::namespace::{Table, Tables};
+use crate::store::StoreError;
+
+use super::state::State;
+
+/// The tables with the rows of one call on top.
+pub struct Scope<'a> {
+    under: &'a State,
+    rows: RefCell<Rows>,
+}
+
+/// Rows that were read or changed while the state was at `transactions`.
+pub struct Rows {
+    /// In order. Nearly always a handful, so a list does.
+    rows: Vec<Row>,
+    transactions: u64,
+}
+
+struct Row {
+    table: Table,
+    key: Key,
+    value: Option<Bytes>,
+    changed: bool,
+}
+
+impl<'a> Scope<'a> {
+    pub fn new(under: &'a State) -> Self {
+        let rows = Rows { rows: Vec::with_capacity(16), transactions: under.transactions() };
+        Self { under, rows: RefCell::new(rows) }
+    }
+
+    /// Goes on with what was read before.
+    ///
+    /// # Panics
+    /// If there was a transaction since: the rows may have changed.
+    pub fn resume(under: &'a State, rows: Rows) -> Self {
+        assert_eq!(rows.transactions, under.transactions(), "rows outlived the transaction they were read for");
+        Self { under, rows: RefCell::new(rows) }
+    }
+
+    pub fn into_rows(self) -> Rows {
+        self.rows.into_inner()
+    }
+}
+
+impl Rows {
+    /// What is to be put into the tables.
+    pub fn into_changes(self) -> impl Iterator<Item = (Table, Key, Option<Bytes>)> {
+        self.rows.into_iter().filter(|row| row.changed).map(|row| (row.table, row.key, row.value))
+    }
+
+    /// The keys of the rows of a table that change, and whether there is a row afterwards.
+    pub fn changed_keys(&self, table: Table) -> impl Iterator<Item = (&[u8], bool)> {
+        self.changed(table, &[]).map(|row| (&row.key[..], row.value.is_some()))
+    }
+
+    fn find(&self, table: Table, key: &[u8]) -> Result<usize, usize> {
+        self.rows.binary_search_by(|row| row.table.cmp(&table).then_with(|| row.key[..].cmp(key)))
+    }
+
+    fn set(&mut self, table: Table, key: &[u8], value: Option<Bytes>) {
+        match self.find(table, key) {
+            Ok(at) => (self.rows[at].value, self.rows[at].changed) = (value, true),
+            Err(at) => self.rows.insert(at, Row { table, key: Key::from_slice(key), value, changed: true }),
+        }
+    }
+
+    /// The changed rows of a table from a key on.
+    fn changed(&self, table: Table, from: &[u8]) -> impl Iterator<Item = &Row> {
+        let (Ok(first) | Err(first)) = self.find(table, from);
+        self.rows[first..].iter().take_while(move |row| row.table == table).filter(|row| row.changed)
+    }
+}
+
+/// Everything else about the state is as it was.
+impl Deref for Scope<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        self.under
+    }
+}
+
+impl Tables for Scope<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let mut seen = self.rows.borrow_mut();
+        match seen.find(table, key) {
+            Ok(at) => Ok(seen.rows[at].value.clone()),
+            Err(at) => {
+                let value = self.under.get(table, key)?;
+                let row = Row { table, key: Key::from_slice(key), value: value.clone(), changed: false };
+                seen.rows.insert(at, row);
+                Ok(value)
+            }
+        }
+    }
+
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        self.rows.get_mut().set(table, key, Some(Bytes::copy_from_slice(value)));
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) {
+        self.rows.get_mut().set(table, key, None);
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], &Bytes) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let seen = self.rows.borrow();
+        let mut changed = seen.changed(table, from).peekable();
+        let mut stopped = false;
+        self.under.scan(table, from, &mut |key, value| {
+            while let Some(row) = changed.next_if(|row| row.key[..] < *key) {
+                if let Some(value) = &row.value
+                    && visit(&row.key, value).is_break()
+                {
+                    stopped = true;
+                    return ControlFlow::Break(());
+                }
+            }
+            let flow = match changed.next_if(|row| row.key[..] == *key) {
+                Some(Row { value: Some(value), .. }) => visit(key, value),
+                Some(Row { value: None, .. }) => ControlFlow::Continue(()),
+                None => visit(key, value),
+            };
+            stopped = flow.is_break();
+            flow
+        })?;
+        if !stopped {
+            for row in changed {
+                if let Some(value) = &row.value
+                    && visit(&row.key, value).is_break()
+                {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
