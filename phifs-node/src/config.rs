@@ -399,7 +399,7 @@ impl Config {
             mount,
             allow_other: settings.allow_other.unwrap_or(host.is_root),
             data_mode: settings.data_mode.unwrap_or(DataMode::Auto),
-            cache_mib: settings.cache_mib.unwrap_or(256),
+            cache_mib: settings.cache_mib.unwrap_or(192),
             staging_cache_mib: settings.staging_cache_mib.unwrap_or(4096),
             publish_interval: Duration::from_millis(settings.publish_interval_ms.unwrap_or(1000).into()),
             log_format: settings.log_format.unwrap_or(LogFormat::Text),

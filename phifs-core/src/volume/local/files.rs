@@ -417,7 +417,7 @@ impl LocalVolume {
             self.cached_versions.lock().remove(&cell.id);
             return false;
         }
-        self.cached_versions.lock().insert(cell.id, data.version) == Some(data.version)
+        self.cached_versions.lock().insert(cell.id, data.version)
     }
 
     fn add_handle(&self, opening: Opening, write: bool, kernel: bool) -> Handle {
