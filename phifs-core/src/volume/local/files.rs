@@ -771,6 +771,8 @@ impl LocalVolume {
         };
         self.staging.retire(staging.number, lsn);
         loaded.staging = None;
+        drop((data, state, gate));
+        self.let_go_of_file(cell.id);
         Ok(())
     }
 

@@ -171,6 +171,14 @@ impl LocalVolume {
         }
     }
 
+    /// The staging file of this inode is being given up; as long as the kernel holds it, its space is not free.
+    fn let_go_of_file(&self, id: InodeId) {
+        if let Some(sink) = &*self.invalidate.read() {
+            let ino = self.state.read().ino(id);
+            sink.file(ino);
+        }
+    }
+
     /// Tells the log which file cannot be read, as the caller only gets a number.
     fn log_damage(&self, error: &VolumeError, ino: Ino, name: Option<&[u8]>) {
         use crate::store::StoreError::{Corrupt, Malformed, Missing};
