@@ -121,7 +121,10 @@ impl<B> Backings<B> {
         let mut all = self.held.lock();
         let Some(held) = all.get_mut(&ino) else { return };
         if held.handles == 0 {
-            all.remove(&ino);
+            let last = all.remove(&ino);
+            drop(all);
+            // If nobody else has the file, the host filesystem gives its space back in here.
+            drop(last);
         } else {
             held.stale = true;
         }

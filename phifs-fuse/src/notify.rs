@@ -33,7 +33,9 @@ struct Notices {
     /// With the bytes, or the attributes alone.
     inodes: HashMap<Ino, bool>,
     names: HashSet<(Ino, Vec<u8>)>,
-    /// Too much to list.
+    /// Files of these inodes that the kernel need not hold any more. Nothing in its caches is wrong.
+    files: Vec<Ino>,
+    /// Too much to list; but `files` are.
     everything: bool,
 }
 
@@ -52,7 +54,7 @@ impl Notices {
 
     fn bound(&mut self) {
         if self.everything || self.inodes.len() + self.names.len() > WAITING_MAX {
-            *self = Self { everything: true, ..Self::default() };
+            *self = Self { everything: true, files: std::mem::take(&mut self.files), ..Self::default() };
         }
     }
 
@@ -82,6 +84,10 @@ impl Invalidate for Announcer {
     fn entry(&self, parent: Ino, name: &[u8]) {
         self.announce(|notices| notices.entry(parent, name));
     }
+
+    fn file(&self, ino: Ino) {
+        self.enqueue(|notices| notices.files.push(ino));
+    }
 }
 
 /// The end of the line to the kernel.
@@ -99,6 +105,10 @@ impl Announcer {
     fn announce(&self, add: impl FnOnce(&mut Notices)) {
         // First of all: from here on no reply that may be older than the change is cached.
         self.state.note_change();
+        self.enqueue(add);
+    }
+
+    fn enqueue(&self, add: impl FnOnce(&mut Notices)) {
         let mut queue = self.queue.lock();
         if !queue.closed {
             add(&mut queue.waiting);
@@ -153,6 +163,9 @@ impl Announcer {
         }
         for (parent, name) in notices.names {
             line.entry(parent, &name);
+        }
+        for ino in notices.files {
+            self.state.backings.invalidate(ino);
         }
     }
 
@@ -223,5 +236,15 @@ mod tests {
         }
         notices.entry(Ino(5), b"late");
         assert!(notices.everything && notices.inodes.is_empty() && notices.names.is_empty());
+    }
+
+    #[test]
+    fn files_to_let_go_of_outlast_a_flood() {
+        let mut notices = Notices { files: vec![Ino(5)], ..Notices::default() };
+        for n in 0..=WAITING_MAX as u64 {
+            notices.inode(Ino(n), false);
+        }
+        assert!(notices.everything);
+        assert_eq!(notices.files, [Ino(5)]);
     }
 }

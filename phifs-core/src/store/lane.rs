@@ -318,7 +318,8 @@ impl Lane {
             io.allocated = (pack.number, at.into());
         }
         if end > io.allocated.1 {
-            let step = io.allocated.1.clamp(ALLOCATE_BYTES_MIN, ALLOCATE_BYTES_MAX);
+            // What is reserved and not used counts as used on the host: a quarter at most, once a pack has some length.
+            let step = (io.allocated.1 / 4).clamp(ALLOCATE_BYTES_MIN, ALLOCATE_BYTES_MAX);
             let until = (io.allocated.1 + step).min(self.pack_bytes_max.into()).max(end);
             // Only a hint: where it fails, the write itself says whether there is room for these bytes.
             if file.allocate(io.allocated.1, until - io.allocated.1, true).is_ok() {

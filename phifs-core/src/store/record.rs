@@ -25,6 +25,8 @@ pub const GLYPH_BYTES_MAX: usize = 16 << 20;
 const MAGIC: [u8; 4] = *b"\xceGly";
 const DATA_LEVEL: i32 = 1;
 const NODE_LEVEL: i32 = -1;
+/// A node longer than this holds what users wrote, small files above all, and is compressed like their other data.
+const NODE_BYTES_MAX: usize = 8 << 10;
 /// Compression must save this part of the bytes, or reading pays for nothing.
 const GAIN_MIN: usize = 32;
 
@@ -154,8 +156,8 @@ fn compress(kind: GlyphKind, plain: &[u8]) -> Option<Vec<u8>> {
         static COMPRESSOR: RefCell<zstd::bulk::Compressor<'static>> = RefCell::default();
     }
     let level = match kind {
-        GlyphKind::Data => DATA_LEVEL,
-        GlyphKind::Node => NODE_LEVEL,
+        GlyphKind::Node if plain.len() <= NODE_BYTES_MAX => NODE_LEVEL,
+        GlyphKind::Node | GlyphKind::Data => DATA_LEVEL,
     };
     // More than this would be stored raw anyway, and zstd gives up as soon as the room is used.
     let mut stored = Vec::with_capacity(plain.len() - plain.len() / GAIN_MIN);
@@ -225,6 +227,15 @@ mod tests {
             }
         }
         assert!(looks_random(&noise(16 << 10)) && !looks_random(&text));
+    }
+
+    #[test]
+    fn node_full_of_users_bytes_is_compressed_like_their_data() {
+        // Half of every byte is random, and no string of bytes comes twice: only coding the bytes shorter helps.
+        let plain: Vec<u8> = noise(32 << 10).iter().map(|byte| b'a' + (byte & 15)).collect();
+        let stored_bytes = |kind| encode(kind, GlyphId::of(&plain), &plain).header.stored_bytes;
+        assert_eq!(stored_bytes(GlyphKind::Node), stored_bytes(GlyphKind::Data));
+        assert!((stored_bytes(GlyphKind::Node) as usize) < plain.len() * 6 / 10);
     }
 
     #[test]

@@ -238,6 +238,8 @@ pub trait Invalidate: Send + Sync {
     fn inode(&self, ino: Ino, data: bool);
     /// This name in this directory now means something else, or nothing.
     fn entry(&self, parent: Ino, name: &[u8]);
+    /// The file that `Path::Passthrough` named for this inode is no longer its; holding it costs space.
+    fn file(&self, ino: Ino);
 }
 
 /// A mounted filesystem. Names and symlink targets are arbitrary bytes without NUL; names hold no slash.

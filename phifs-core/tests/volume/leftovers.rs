@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use phifs_core::disk::{CrashDisk, Disk, MemDisk};
 use phifs_core::time::Timestamp;
 use phifs_core::volume::local::LocalVolume;
-use phifs_core::volume::{Handle, Ino, NewKind, NewNode, OpenHow, SetAttr, SetTime, Volume, VolumeError};
+use phifs_core::volume::{Handle, Ino, Invalidate, NewKind, NewNode, OpenHow, SetAttr, SetTime, Volume, VolumeError};
 
 use crate::harness::{CALLER, TestEnv, open, open_with, options, settle, staging_files};
 use crate::kernel::KernelDisk;
@@ -92,6 +93,35 @@ fn closed_files_leave_neither_staging_files_nor_memory() {
     assert!(staging_in_use(&*disk, ready.max(128)) == 0, "{} staging files", staging_files(&*disk));
     volume.shut_down().unwrap();
     assert_eq!(staging_files(&*disk), 0);
+}
+
+/// Notes whose files it is told to let go of.
+#[derive(Default)]
+struct Holder(Mutex<Vec<Ino>>);
+
+impl Invalidate for Holder {
+    fn inode(&self, _: Ino, _: bool) {}
+
+    fn entry(&self, _: Ino, _: &[u8]) {}
+
+    fn file(&self, ino: Ino) {
+        self.0.lock().push(ino);
+    }
+}
+
+#[test]
+fn whoever_holds_a_staging_file_is_told_when_it_is_given_up() {
+    let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
+    let volume = open(&disk, &TestEnv::new(1)).unwrap();
+    let holder = Arc::new(Holder::default());
+    volume.set_invalidate(holder.clone());
+    let (ino, handle) = create(&volume, b"file");
+    volume.write(&CALLER, ino, handle, 0, &noise(1, 200_000), false).unwrap();
+    settle(&volume);
+    assert_eq!(*holder.0.lock(), [], "it is still open");
+    volume.release(ino, handle);
+    rest(&volume);
+    assert_eq!(*holder.0.lock(), [ino]);
 }
 
 #[test]

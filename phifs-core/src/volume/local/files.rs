@@ -417,7 +417,7 @@ impl LocalVolume {
             self.cached_versions.lock().remove(&cell.id);
             return false;
         }
-        self.cached_versions.lock().insert(cell.id, data.version) == Some(data.version)
+        self.cached_versions.lock().insert(cell.id, data.version)
     }
 
     fn add_handle(&self, opening: Opening, write: bool, kernel: bool) -> Handle {
@@ -771,6 +771,8 @@ impl LocalVolume {
         };
         self.staging.retire(staging.number, lsn);
         loaded.staging = None;
+        drop((data, state, gate));
+        self.let_go_of_file(cell.id);
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 //! | `recover` | opening: superblock, packs, journal, oplog, staging files |
 //! | `names`, `attrs`, `acl` | calls on names and attributes |
 //! | `files`, `staged` | open files, their bytes before and while they are published |
+//! | `cached` | which version of each file the kernel has in its cache |
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
 //! | `collect` | garbage collection |
 //! | `check`, `lost` | scrub and fsck; which files a lost glyph takes with it |
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::disk::Disk;
-use crate::id::{Dot, InodeId};
+use crate::id::InodeId;
 use crate::identity::NodeKey;
 use crate::merkle::{NodeCache, Shape};
 use crate::meta::superblock::{StoreId, Superblock};
@@ -41,6 +42,7 @@ use crate::volume::{
 mod acl;
 mod attrs;
 mod ballast;
+mod cached;
 mod check;
 mod collect;
 mod files;
@@ -60,6 +62,7 @@ pub use recover::{OpenError, Opening, Progress};
 pub use upkeep::{RecentOp, Status};
 
 use ballast::Ballast;
+use cached::CachedVersions;
 use files::{FileCell, OpenFile};
 use staged::StagingPool;
 use state::State;
@@ -138,7 +141,7 @@ pub struct LocalVolume {
     handles: RwLock<HashMap<u64, Arc<OpenFile>>>,
     next_handle: AtomicU64,
     /// The version of a file that the kernel's page cache holds.
-    cached_versions: Mutex<HashMap<InodeId, Option<Dot>>>,
+    cached_versions: Mutex<CachedVersions>,
     staging: StagingPool,
     staging_cache: Cache,
     /// Files to settle: published, dropped or forgotten.
@@ -171,6 +174,14 @@ impl LocalVolume {
         if let Some(sink) = &*self.invalidate.read() {
             let ino = self.state.read().ino(id);
             sink.inode(ino, data);
+        }
+    }
+
+    /// The staging file of this inode is being given up; as long as the kernel holds it, its space is not free.
+    fn let_go_of_file(&self, id: InodeId) {
+        if let Some(sink) = &*self.invalidate.read() {
+            let ino = self.state.read().ino(id);
+            sink.file(ino);
         }
     }
 

@@ -185,7 +185,7 @@ impl LocalVolume {
             files: Mutex::new(HashMap::new()),
             handles: RwLock::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
-            cached_versions: Mutex::new(HashMap::new()),
+            cached_versions: Mutex::default(),
             queue: Mutex::default(),
             queued: Condvar::new(),
             departed: Mutex::default(),

@@ -262,17 +262,25 @@ impl StagingPool {
         self.inner.lock().retired.push_back((after, number));
     }
 
-    /// Background work: removes what is superfluous.
-    pub fn maintain(&self, committed: Lsn) -> std::io::Result<()> {
-        loop {
-            let next = self.inner.lock().retired.front().copied().filter(|(lsn, _)| *lsn <= committed);
-            let Some((_, number)) = next else { return Ok(()) };
+    /// Background work: removes what is superfluous, this many files at the most.
+    pub fn maintain(&self, committed: Lsn, files_max: usize) -> std::io::Result<()> {
+        for _ in 0..files_max {
+            // Taken out first: several threads do this, and none may take out what another is still removing.
+            let next = {
+                let retired = &mut self.inner.lock().retired;
+                let is_due = retired.front().is_some_and(|(lsn, _)| *lsn <= committed);
+                if is_due { retired.pop_front() } else { None }
+            };
+            let Some((lsn, number)) = next else { return Ok(()) };
             match self.disk.remove(FileName::Staging(number)) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    self.inner.lock().retired.push_front((lsn, number));
+                    return Err(e);
+                }
                 _ => {}
             }
-            self.inner.lock().retired.pop_front();
         }
+        Ok(())
     }
 
     /// Background work: makes files ready, a few at a time.
@@ -297,5 +305,29 @@ impl StagingPool {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemDisk;
+
+    #[test]
+    fn superfluous_files_are_removed_when_due_and_no_more_than_asked_for() {
+        let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
+        let pool = StagingPool::new(disk.clone(), 1);
+        for lsn in 1..=5 {
+            let (number, _) = pool.take().unwrap();
+            pool.retire(number, Lsn(lsn));
+        }
+        let left = |committed, files_max| {
+            pool.maintain(Lsn(committed), files_max).unwrap();
+            disk.list().unwrap().len()
+        };
+        assert_eq!(left(0, 10), 5);
+        assert_eq!(left(5, 2), 3);
+        assert_eq!(left(4, 10), 1);
+        assert_eq!(left(5, 10), 0);
     }
 }

@@ -30,6 +30,10 @@ const CHECKPOINT_VERSION: u8 = 1;
 const CHECKPOINT_ROWS: usize = 200_000;
 const CHECKPOINT_BYTES: usize = 48 << 20;
 const CHECKPOINT_JOURNAL_BYTES: u64 = 20 << 20;
+/// Removing a file can take the host a millisecond. Whoever publishes a file removes more than one that is superfluous,
+/// so that they never pile up; the tick, on which durability within a second depends, does only so many.
+const RETIRED_PER_FILE: usize = 4;
+const RETIRED_PER_TICK: usize = 64;
 /// How often the free space of the host is looked at, at the most.
 const PUBLISHER_WAIT: Duration = Duration::from_secs(5);
 
@@ -188,6 +192,9 @@ impl LocalVolume {
                 }
             };
             self.settle_logged(id);
+            if let Err(error) = self.remove_retired(RETIRED_PER_FILE) {
+                tracing::warn!(%error, "a staging file could not be removed");
+            }
             if self.staging.is_low()
                 && let Err(error) = self.staging.refill()
             {
@@ -213,11 +220,11 @@ impl LocalVolume {
     pub(super) fn evict_all(&self) -> Result<()> {
         self.evict_excess(0)?;
         self.commit_journal()?;
-        self.remove_retired()
+        self.remove_retired(usize::MAX)
     }
 
-    fn remove_retired(&self) -> Result<()> {
-        let removed = self.staging.maintain(self.journal.committed());
+    fn remove_retired(&self, files_max: usize) -> Result<()> {
+        let removed = self.staging.maintain(self.journal.committed(), files_max);
         removed.map_err(|source| VolumeError::Disk { doing: "removing staging files", source })
     }
 
@@ -258,7 +265,7 @@ impl LocalVolume {
         let sealed = self.seal();
         let cache_bytes = if self.tight.load(Ordering::Relaxed) { 0 } else { self.options.staging_cache_bytes };
         let evicted = self.evict_excess(cache_bytes);
-        let tidied = self.remove_retired();
+        let tidied = self.remove_retired(RETIRED_PER_TICK);
         self.store.flush_index();
         if let Err(error) = self.journal.prepare() {
             tracing::warn!(%error, "no spare journal file could be made");
