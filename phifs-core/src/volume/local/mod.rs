@@ -6,6 +6,7 @@
 //! | `recover` | opening: superblock, packs, journal, oplog, staging files |
 //! | `names`, `attrs`, `acl` | calls on names and attributes |
 //! | `files`, `staged` | open files, their bytes before and while they are published |
+//! | `durable`, `records` | how bytes become durable before they are published |
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
 //! | `collect`, `check` | garbage collection, scrub and fsck |
 //! | `ballast` | room for making room on a full disk |
@@ -42,8 +43,10 @@ mod attrs;
 mod ballast;
 mod check;
 mod collect;
+mod durable;
 mod files;
 mod names;
+mod records;
 mod recover;
 mod reserved;
 mod staged;
@@ -66,6 +69,8 @@ use upkeep::{Cache, Checkpoints};
 pub struct Options {
     /// Memory for decoded nodes of the metadata maps.
     pub node_cache_bytes: u64,
+    /// Memory for the bytes of small files that are not published yet.
+    pub memory_bytes: u64,
     /// Space on the host for staging files of closed files.
     pub staging_cache_bytes: u64,
     /// How much of the oplog is kept for peers and for `phifs log`.
@@ -84,6 +89,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             node_cache_bytes: 128 << 20,
+            memory_bytes: 64 << 20,
             staging_cache_bytes: 1 << 30,
             oplog_bytes: 256 << 20,
             root_owner: (0, 0),
@@ -268,12 +274,24 @@ impl Volume for LocalVolume {
         self.open_file(caller, ino, how).inspect_err(|error| self.log_damage(error, ino, None))
     }
 
+    fn open_may_wait(&self, ino: Ino, how: &OpenHow) -> bool {
+        self.open_may_wait_for_disk(ino, how)
+    }
+
     fn refuse_passthrough(&self, handle: Handle) -> bool {
         self.refuse_kernel(handle)
     }
 
     fn read(&self, ino: Ino, handle: Handle, offset_bytes: u64, len_bytes: u32) -> Result<Vec<u8>> {
         self.read_file(ino, handle, offset_bytes, len_bytes).inspect_err(|error| self.log_damage(error, ino, None))
+    }
+
+    fn read_now(&self, handle: Handle, offset_bytes: u64, len_bytes: u32) -> Option<Vec<u8>> {
+        self.read_from_memory(handle, offset_bytes, len_bytes)
+    }
+
+    fn write_now(&self, handle: Handle, offset_bytes: u64, bytes: &[u8]) -> Option<u32> {
+        self.write_to_memory(handle, offset_bytes, bytes)
     }
 
     fn write(
