@@ -1,8 +1,9 @@
 //! One short method per FUSE operation: decode, call the volume, reply.
 //!
 //! Operations on names and attributes are answered on the thread that read the request. Those that may wait for a
-//! disk or a network go to the pool: read, write, flush, fsync, a change of size, the release of what was written,
-//! and the opens that have to fetch or cut bytes. Bytes that a request lends are copied on the way there.
+//! disk or a network go to the pool: flush, fsync, a change of size, the release of what the kernel wrote by itself,
+//! the opens that have to fetch or cut bytes, and reads and writes unless the bytes are in memory and nobody else is at
+//! work on them. Bytes that a request lends are copied on the way there.
 
 use std::ffi::OsStr;
 use std::io;
@@ -225,7 +226,7 @@ impl Filesystem for Adapter {
         let how = self.state.how(flags.0);
         let work =
             move |state: &State, reply: &ReplyOpen| state.open(&caller, Ino(ino.0), &how, |fd| reply.register(fd));
-        if self.state.open_may_block(Ino(ino.0), &how) {
+        if self.state.open_may_wait(Ino(ino.0), &how) {
             self.in_pool("open", ino, reply, work);
         } else {
             self.at_once("open", ino, reply, work);
@@ -243,7 +244,14 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.in_pool("read", ino, reply, move |state, _| state.volume.read(Ino(ino.0), Handle(handle.0), offset, size));
+        let handle = Handle(handle.0);
+        match guarded("read", Ino(ino.0), || Ok(self.state.volume.read_now(handle, offset, size))) {
+            Ok(None) => {
+                self.in_pool("read", ino, reply, move |state, _| state.volume.read(Ino(ino.0), handle, offset, size));
+            }
+            Ok(Some(bytes)) => reply.answer(Ok(bytes)),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn write(
@@ -258,11 +266,21 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let (data, caller) = (data.to_vec(), caller(request));
+        let handle = Handle(handle.0);
         let kill_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        self.in_pool("write", ino, reply, move |state, _| {
-            state.volume.write(&caller, Ino(ino.0), Handle(handle.0), offset, &data, kill_set_id)
+        let written = guarded("write", Ino(ino.0), || {
+            Ok(if kill_set_id { None } else { self.state.volume.write_now(handle, offset, data) })
         });
+        match written {
+            Ok(None) => {
+                let (data, caller) = (data.to_vec(), caller(request));
+                self.in_pool("write", ino, reply, move |state, _| {
+                    state.volume.write(&caller, Ino(ino.0), handle, offset, &data, kill_set_id)
+                });
+            }
+            Ok(Some(written)) => reply.answer(Ok(written)),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn flush(&self, _: &Request, ino: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -280,7 +298,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let work = move |state: &State, _: &ReplyEmpty| state.release(Handle(handle.0));
-        if flags.acc_mode() == OpenAccMode::O_RDONLY {
+        if flags.acc_mode() == OpenAccMode::O_RDONLY || self.state.is_served_here(Handle(handle.0)) {
             self.at_once("release", ino, reply, work);
         } else {
             self.in_pool("release", ino, reply, work);

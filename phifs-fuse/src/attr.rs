@@ -132,6 +132,9 @@ pub(crate) fn node_kind(mode: u32, rdev: u32) -> Result<NewKind<'static>> {
     }
 }
 
+/// What the kernel adds to the flags of a file that it opens in order to run it.
+const FOR_EXECUTION: u32 = 0x20;
+
 /// What an open asks for, in a mount whose write-back cache is on or off.
 ///
 /// With the cache on, the kernel fills pages by reading through handles that were opened for writing only, and it
@@ -147,6 +150,7 @@ pub(crate) fn open_how(flags: i32, writeback: bool) -> OpenHow {
         append: flags.contains(OFlags::APPEND) && !writeback,
         direct: flags.contains(OFlags::DIRECT),
         sync: flags.intersects(OFlags::SYNC | OFlags::DSYNC),
+        execute: flags.bits() & FOR_EXECUTION != 0,
         passthrough: false,
     }
 }
@@ -249,7 +253,7 @@ mod tests {
         let cached = open_how(flags, true);
         assert!(cached.read && cached.write && !cached.append);
         let plain = open_how(flags, false);
-        assert!(!plain.read && plain.write && plain.append);
+        assert!(!plain.read && plain.write && plain.append && !plain.execute);
     }
 
     #[test]

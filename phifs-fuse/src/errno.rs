@@ -26,6 +26,7 @@ pub(crate) fn errno_of(error: &VolumeError) -> Errno {
         VolumeError::ReadOnly => Errno::EROFS,
         VolumeError::NoSpace(_) => Errno::ENOSPC,
         VolumeError::TooLarge => Errno::EFBIG,
+        VolumeError::Running => Errno::ETXTBSY,
         VolumeError::TooManyLinks => Errno::EMLINK,
         VolumeError::NoAttribute => Errno::NO_XATTR,
         VolumeError::AttributeTooLarge => Errno::E2BIG,

@@ -26,6 +26,10 @@ impl Handles {
     }
 
     /// `None` for a handle that is not open.
+    pub(crate) fn is_served_here(&self, handle: Handle) -> bool {
+        self.open.lock().get(&handle).is_some_and(|file| !file.passthrough)
+    }
+
     pub(crate) fn remove(&self, handle: Handle) -> Option<OpenFile> {
         self.open.lock().remove(&handle)
     }

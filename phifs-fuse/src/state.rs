@@ -130,9 +130,14 @@ impl State {
         OpenHow { passthrough: self.backings.is_on(), ..how }
     }
 
-    /// Whether an open may have to fetch or cut bytes first.
-    pub(crate) fn open_may_block(&self, ino: Ino, how: &OpenHow) -> bool {
-        how.truncate || (how.passthrough && !self.backings.holds(ino))
+    /// Whether an open may have to wait for a disk or a network.
+    pub(crate) fn open_may_wait(&self, ino: Ino, how: &OpenHow) -> bool {
+        (how.truncate || !self.backings.holds(ino)) && self.volume.open_may_wait(ino, how)
+    }
+
+    /// Whether a handle is served by requests, and not by the kernel from a file of the host.
+    pub(crate) fn is_served_here(&self, handle: Handle) -> bool {
+        self.handles.is_served_here(handle)
     }
 
     pub(crate) fn open(
@@ -169,17 +174,15 @@ impl State {
         register: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
     ) -> Result<Opening> {
         let handle = opened.handle;
-        // Closing a file that was only read has nothing to report.
-        let mut flags = if how.write { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
+        // Closing has nothing to report that fsync does not; only what the kernel collected has to come here first.
+        let flush = how.write && self.is_writeback();
+        let mut flags = if flush { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
         let mut backing = None;
         match opened.path {
             Path::Cached { keep_cache } => flags.set(FopenFlags::FOPEN_KEEP_CACHE, keep_cache),
             Path::Direct => flags |= FopenFlags::FOPEN_DIRECT_IO,
             Path::Passthrough { file } => match self.backings.attach(ino, &*file, register) {
-                Ok(registration) => {
-                    flags |= FopenFlags::FOPEN_NOFLUSH;
-                    backing = Some(registration);
-                }
+                Ok(registration) => backing = Some(registration),
                 Err(Refusal::OtherFileOpen) => {
                     self.volume.release(ino, handle);
                     return Err(VolumeError::Internal(Refusal::OtherFileOpen.to_string()));

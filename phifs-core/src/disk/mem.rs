@@ -1,4 +1,5 @@
-//! A disk in memory, for tests and simulation. Nothing of it needs a sync.
+//! A disk in memory: for the bytes of small files before they are published, for tests and simulation. Nothing of it
+//! needs a sync.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -53,6 +54,11 @@ impl MemDisk {
             copy.insert(name, contents);
         }
         copy
+    }
+
+    /// A file without a name, which lives as long as its handle.
+    pub fn create_unnamed(&self) -> Arc<dyn File> {
+        Arc::new(MemFile { contents: Mutex::default(), quota: self.quota.clone() })
     }
 
     /// All bytes of a file, as a plain vector: for small files.

@@ -107,6 +107,8 @@ pub struct OpenHow {
     pub direct: bool,
     /// O_SYNC or O_DSYNC: every write is to be durable when it returns.
     pub sync: bool,
+    /// The file is about to be run.
+    pub execute: bool,
     /// Whether the caller can hand the file behind an inode to the kernel.
     pub passthrough: bool,
 }
@@ -205,6 +207,8 @@ pub enum VolumeError {
     NoSpace(&'static str),
     #[error("file too large")]
     TooLarge,
+    #[error("the program is running")]
+    Running,
     #[error("too many links")]
     TooManyLinks,
     #[error("no such attribute")]
@@ -270,11 +274,15 @@ pub trait Volume: Send + Sync + 'static {
     fn rename(&self, parent: Ino, name: &[u8], new_parent: Ino, new_name: &[u8], mode: RenameMode) -> Result<()>;
 
     fn open(&self, caller: &Caller, ino: Ino, how: &OpenHow) -> Result<Opened>;
+    /// Whether `open` may have to wait for a disk or a network.
+    fn open_may_wait(&self, ino: Ino, how: &OpenHow) -> bool;
     /// The kernel refused the file offered by `Path::Passthrough` for this handle; it is served by READ and WRITE
     /// from now on. Says whether the kernel may keep its cache.
     fn refuse_passthrough(&self, handle: Handle) -> bool;
     /// Fewer bytes than asked for only at the end of the file.
     fn read(&self, ino: Ino, handle: Handle, offset_bytes: u64, len_bytes: u32) -> Result<Vec<u8>>;
+    /// As `read`, if the bytes are at hand; `None` if that would mean to wait.
+    fn read_now(&self, handle: Handle, offset_bytes: u64, len_bytes: u32) -> Option<Vec<u8>>;
     /// `kill_set_id`: the kernel asks to drop set-id bits, as the writer is not privileged.
     fn write(
         &self,
@@ -285,6 +293,8 @@ pub trait Volume: Send + Sync + 'static {
         bytes: &[u8],
         kill_set_id: bool,
     ) -> Result<u32>;
+    /// As `write` without `kill_set_id`, if it can be done without waiting; else `None`, and nothing is written.
+    fn write_now(&self, handle: Handle, offset_bytes: u64, bytes: &[u8]) -> Option<u32>;
     /// A descriptor of this handle was closed.
     fn flush(&self, ino: Ino, handle: Handle) -> Result<()>;
     fn release(&self, ino: Ino, handle: Handle);

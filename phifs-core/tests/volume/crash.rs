@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::harness::{CALLER, Op, Player, any_op, open, read_tree, settle, staging_files};
+use crate::harness::{CALLER, MEMORY, Mode, Op, Player, any_op, open, read_tree, settle, staging_files};
 use crate::model::{Id, Model, Tree};
 
 /// What could be seen at some moment.
@@ -59,9 +59,9 @@ fn workload(seed: u64, len: usize) -> Vec<Op> {
     ops.current()
 }
 
-fn run(disk: &CrashDisk, ops: &[Op], kernel: bool) -> History {
+fn run(disk: &CrashDisk, ops: &[Op], mode: Mode) -> History {
     let mut history = History { moments: Vec::new(), acknowledged: 0, contents: BTreeMap::new(), author: None };
-    let Ok(mut player) = Player::new(Arc::new(disk.clone()), kernel, 1) else {
+    let Ok(mut player) = Player::new(Arc::new(disk.clone()), mode, 1) else {
         assert!(disk.is_dead(), "a new volume opens");
         return history;
     };
@@ -185,61 +185,68 @@ fn works_on(volume: LocalVolume, disk: &Arc<dyn Disk>, env: &Arc<crate::harness:
     assert!(report.problems.is_empty(), "{what}: {:?}", report.problems);
 }
 
+/// Each seed has its share of memory.
+fn mode(seed: u64, kernel: bool) -> Mode {
+    Mode { kernel, memory_bytes: MEMORY[(seed % 3) as usize] }
+}
+
 fn is_long() -> bool {
     std::env::var_os("PHIFS_LONG").is_some()
 }
 
 /// Loses power at each of these points, and looks at several things the disk may have kept.
-fn crash_at(points: impl Iterator<Item = PowerLoss>, ops: &[Op], kernel: bool, seeds: u64, name: &str) {
+fn crash_at(points: impl Iterator<Item = PowerLoss>, ops: &[Op], mode: Mode, seeds: u64, name: &str) {
     for point in points {
         let disk = CrashDisk::over(&MemDisk::new(), point);
-        let history = run(&disk, ops, kernel);
+        let history = run(&disk, ops, mode);
         for seed in 0..seeds {
             check(&disk.after_power_loss(seed), &history, &format!("{name}, {point:?}, seed {seed}"));
         }
     }
 }
 
-fn at_every_sync(seed: u64, len: usize, kernel: bool) {
+fn at_every_sync(seed: u64, len: usize, mode: Mode) {
     let ops = workload(seed, len);
     let probe = CrashDisk::healthy();
-    run(&probe, &ops, kernel);
+    run(&probe, &ops, mode);
     let name = format!("workload {seed} of {len}");
-    crash_at((0..probe.syncs() + 1).map(PowerLoss::AtSync), &ops, kernel, 4, &name);
+    crash_at((0..probe.syncs() + 1).map(PowerLoss::AtSync), &ops, mode, 4, &name);
 }
 
-fn at_every_op(seed: u64, len: usize, kernel: bool, step: usize) {
+fn at_every_op(seed: u64, len: usize, mode: Mode, step: usize) {
     let ops = workload(seed, len);
     let probe = CrashDisk::healthy();
-    run(&probe, &ops, kernel);
+    run(&probe, &ops, mode);
     let name = format!("workload {seed} of {len}");
-    crash_at((0..probe.ops()).step_by(step).map(PowerLoss::AtOp), &ops, kernel, 3, &name);
+    crash_at((0..probe.ops()).step_by(step).map(PowerLoss::AtOp), &ops, mode, 3, &name);
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_by_power_loss_at_any_sync() {
     for seed in 0..if is_long() { 40 } else { 3 } {
-        at_every_sync(seed, 150, false);
+        at_every_sync(seed, 150, mode(seed, false));
     }
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_by_power_loss_at_any_sync_beside_a_writing_kernel() {
     for seed in 100..if is_long() { 140 } else { 103 } {
-        at_every_sync(seed, 150, true);
+        at_every_sync(seed, 150, mode(seed, true));
     }
 }
 
 #[test]
 fn power_loss_in_the_middle_of_any_change_tears_nothing() {
     let step = if is_long() { 1 } else { 5 };
-    at_every_op(200, 80, false, step);
-    at_every_op(201, 80, true, step);
+    for (seed, kernel) in [(200, false), (201, true), (203, false), (204, true)] {
+        at_every_op(seed, 80, mode(seed, kernel), step);
+    }
 }
 
 #[test]
 fn power_loss_around_collections_leaves_every_version_readable() {
     for (seed, kernel) in [(400, false), (401, true)] {
+        let mode = mode(seed, kernel);
         let mut ops = Vec::new();
         for (at, op) in workload(seed, 120).into_iter().enumerate() {
             ops.push(op);
@@ -251,22 +258,23 @@ fn power_loss_around_collections_leaves_every_version_readable() {
             }
         }
         let probe = CrashDisk::healthy();
-        run(&probe, &ops, kernel);
+        run(&probe, &ops, mode);
         let name = format!("workload {seed} with collections");
         let step = if is_long() { 1 } else { 3 };
-        crash_at((0..probe.syncs()).step_by(step).map(PowerLoss::AtSync), &ops, kernel, 3, &name);
+        crash_at((0..probe.syncs()).step_by(step).map(PowerLoss::AtSync), &ops, mode, 3, &name);
     }
 }
 
 #[test]
 fn power_loss_during_recovery_is_recovered_from() {
-    for (seed, kernel) in [(300, false), (301, true)] {
+    for (seed, kernel) in [(300, false), (301, true), (302, true)] {
+        let mode = mode(seed, kernel);
         let ops = workload(seed, 120);
         let probe = CrashDisk::healthy();
-        run(&probe, &ops, kernel);
+        run(&probe, &ops, mode);
         for first in (0..probe.syncs()).step_by(if is_long() { 1 } else { 7 }) {
             let disk = CrashDisk::dies_at_sync(first);
-            let history = run(&disk, &ops, kernel);
+            let history = run(&disk, &ops, mode);
             for second in 0.. {
                 let disk = CrashDisk::over(&disk.after_power_loss(2 + second), PowerLoss::AtOp(second));
                 let shared: Arc<dyn Disk> = Arc::new(disk.clone());

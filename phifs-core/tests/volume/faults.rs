@@ -11,8 +11,16 @@ use phifs_core::volume::{Handle, Ino, NewKind, NewNode, OpenHow, RenameMode, Res
 use crate::harness::{CALLER, TestEnv, errno, open, open_with, options, settle};
 
 const NODE: NewNode<'_> = NewNode { kind: NewKind::File, permissions: 0o600, umask: 0 };
-const WRITE: OpenHow =
-    OpenHow { read: true, write: true, truncate: false, append: false, direct: false, passthrough: false, sync: false };
+const WRITE: OpenHow = OpenHow {
+    read: true,
+    write: true,
+    truncate: false,
+    append: false,
+    direct: false,
+    passthrough: false,
+    sync: false,
+    execute: false,
+};
 /// Published in the journal, as one glyph, and in several; synced through the journal or in place.
 const LENGTHS: [usize; 4] = [100, 20_000, 60_000, 150_000];
 
@@ -193,7 +201,7 @@ fn healthy() -> (FaultDisk, LocalVolume) {
 fn a_failed_sync_is_reported_until_the_file_is_rewritten() {
     let (disk, volume) = healthy();
     let (ino, handle) = create(&volume, b"large").unwrap();
-    volume.write(&CALLER, ino, handle, 0, &[1; 100_000], false).unwrap();
+    volume.write(&CALLER, ino, handle, 0, &[1; 400_000], false).unwrap();
     disk.fail_once(Access::Sync, 0, FaultDisk::EIO);
     assert!(volume.fsync(ino, None, false).is_err());
     for _ in 0..2 {

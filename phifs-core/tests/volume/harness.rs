@@ -89,6 +89,7 @@ pub fn errno(error: &VolumeError) -> Errno {
         VolumeError::ReadOnly => "ReadOnly",
         VolumeError::NoSpace(_) => "NoSpace",
         VolumeError::TooLarge => "TooLarge",
+        VolumeError::Running => "Running",
         VolumeError::TooManyLinks => "TooManyLinks",
         VolumeError::NoAttribute => "NoAttribute",
         VolumeError::AttributeTooLarge => "AttributeTooLarge",
@@ -190,6 +191,18 @@ fn pattern(fill: u8, offset: usize, len: usize) -> Vec<u8> {
         .collect()
 }
 
+/// Who writes, and where the bytes are.
+#[derive(Clone, Copy, Debug)]
+pub struct Mode {
+    /// Files are handed to the kernel where that is possible.
+    pub kernel: bool,
+    /// How much may be staged in memory.
+    pub memory_bytes: u64,
+}
+
+/// All small files are staged in memory, a few of them, and none.
+pub const MEMORY: [u64; 3] = [64 << 20, 400 << 10, 0];
+
 pub struct OpenedFile {
     pub id: Id,
     pub handle: Handle,
@@ -200,6 +213,7 @@ pub struct OpenedFile {
 pub struct Player {
     pub disk: Arc<dyn Disk>,
     pub env: Arc<TestEnv>,
+    options: Options,
     pub volume: LocalVolume,
     pub model: Model,
     pub handles: Vec<OpenedFile>,
@@ -216,14 +230,17 @@ pub struct Died;
 type Step = Result<(), Died>;
 
 impl Player {
-    pub fn new(disk: Arc<dyn Disk>, kernel: bool, seed: u64) -> Result<Self, OpenError> {
+    pub fn new(disk: Arc<dyn Disk>, mode: Mode, seed: u64) -> Result<Self, OpenError> {
         let env = TestEnv::new(seed);
         let kernel_disk = KernelDisk::over(disk.clone());
+        let Mode { kernel, memory_bytes } = mode;
         let disk = if kernel { Arc::new(kernel_disk.clone()) } else { disk };
-        let volume = open(&disk, &env)?;
+        let options = Options { memory_bytes, ..options() };
+        let volume = open_with(&disk, &env, options.clone())?;
         let mut player = Self {
             disk,
             env,
+            options,
             volume,
             model: Model::new(Timestamp::default()),
             handles: Vec::new(),
@@ -610,7 +627,7 @@ impl Player {
         self.alive()?;
         assert_eq!(staging_files(&*self.disk), 0, "a clean stop leaves no staging file");
         let author = self.volume.status().author;
-        match open(&self.disk, &self.env) {
+        match open_with(&self.disk, &self.env, self.options.clone()) {
             Ok(volume) => self.volume = volume,
             Err(error) => {
                 assert!(self.disk.list().is_err(), "opening failed: {error}");

@@ -21,6 +21,7 @@ const READ: OpenHow = OpenHow {
     direct: false,
     passthrough: false,
     sync: false,
+    execute: false,
 };
 const WRITE: OpenHow = OpenHow { write: true, ..READ };
 

@@ -16,6 +16,7 @@ use crate::content::overlay::{Overlay, Sources};
 use crate::content::publish::{self, Published};
 use crate::content::reader::ContentReader;
 use crate::content::{Content, ContentError};
+use crate::disk::File;
 use crate::id::{Dot, InodeId};
 use crate::meta::Lsn;
 use crate::namespace::plan;
@@ -27,15 +28,15 @@ use crate::volume::{
     Allocate, Attr, Caller, FileKind, Handle, Ino, NewNode, OpenHow, Opened, Path, Result, Seek, VolumeError,
 };
 
-use super::staged::{Staged, Staging};
-use super::state::{Draft, State, local_key};
-use super::{LocalVolume, names, reserved};
+use super::staged::{Change, MEMORY_BYTES_MAX, Staging};
+use super::state::{Draft, State};
+use super::{LocalVolume, names, records, reserved};
 
 /// A file up to this length is copied to a staging file when it is opened for writing, so that the kernel can write
 /// to it by itself; longer ones are written through the daemon, which copies nothing.
 const MATERIALISE_BYTES_MAX: u64 = 64 << 20;
-/// A synced file up to this length goes to the journal, which costs one flush; longer ones are synced in place.
-const JOURNAL_BYTES_MAX: u64 = 32 << 10;
+/// A file up to this length is written through the daemon, which stages it in memory.
+const SHORT_BYTES_MAX: u64 = 64 << 10;
 /// A closed file at least this long keeps its staging file as a cache.
 const CACHE_BYTES_MIN: u64 = 1 << 20;
 
@@ -46,7 +47,7 @@ pub struct FileCell {
     /// Handles, counted from before the inode is looked at: as long as there is one, the inode stays.
     handles: AtomicU32,
     gate: Mutex<Gate>,
-    data: Mutex<Option<Data>>,
+    pub(super) data: Mutex<Option<Data>>,
 }
 
 #[derive(Default)]
@@ -56,22 +57,25 @@ struct Gate {
     /// Handles that the kernel serves from the staging file.
     kernel: u32,
     writers: u32,
+    /// Programs that run from it. The kernel keeps writers away from them by itself, but not a truncation on the way.
+    running: u32,
 }
 
 /// The bytes of a file: its published version, and the staging file over it if there is one.
-struct Data {
+pub(super) struct Data {
     version: Option<Dot>,
     inline: Bytes,
-    reader: ContentReader,
-    staging: Option<Staging>,
+    pub(super) reader: ContentReader,
+    pub(super) staging: Option<Staging>,
     /// A sync failed: what was written since the last one may be lost. Says so until the file is rewritten.
-    failed: bool,
+    pub(super) failed: bool,
 }
 
 /// One open(2).
 pub struct OpenFile {
     cell: Arc<FileCell>,
     write: bool,
+    execute: bool,
     kernel: std::sync::atomic::AtomicBool,
 }
 
@@ -123,6 +127,10 @@ pub enum Publication {
 }
 
 impl FileCell {
+    pub fn is_open(&self) -> bool {
+        self.handles.load(Ordering::Acquire) > 0
+    }
+
     /// A file whose unpublished bytes were found when the volume was opened.
     pub fn recovered(
         id: InodeId,
@@ -168,7 +176,7 @@ impl From<ContentError> for VolumeError {
 }
 
 /// An error of the host's filesystem on a staging file.
-fn from_io(doing: &'static str, source: std::io::Error) -> VolumeError {
+pub(super) fn from_io(doing: &'static str, source: std::io::Error) -> VolumeError {
     match source.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
             VolumeError::NoSpace("the host's filesystem is full")
@@ -178,14 +186,14 @@ fn from_io(doing: &'static str, source: std::io::Error) -> VolumeError {
     }
 }
 
-fn staging_io(doing: &'static str) -> impl Fn(std::io::Error) -> VolumeError {
+pub(super) fn staging_io(doing: &'static str) -> impl Fn(std::io::Error) -> VolumeError {
     move |source| from_io(doing, source)
 }
 
 /// Keeps a cell in use; the last one to go tidies up.
-struct User<'a> {
+pub(super) struct User<'a> {
     volume: &'a LocalVolume,
-    cell: Arc<FileCell>,
+    pub(super) cell: Arc<FileCell>,
 }
 
 impl Drop for User<'_> {
@@ -224,11 +232,11 @@ impl LocalVolume {
 
     /// Whether anybody has the inode open.
     pub(super) fn is_open(&self, id: InodeId) -> bool {
-        self.files.lock().get(&id).is_some_and(|cell| cell.handles.load(Ordering::Acquire) > 0)
+        self.files.lock().get(&id).is_some_and(|cell| cell.is_open())
     }
 
     /// The cell of a file, if it has one.
-    fn known(&self, id: InodeId) -> Option<User<'_>> {
+    pub(super) fn known(&self, id: InodeId) -> Option<User<'_>> {
         let known = self.files.lock().contains_key(&id);
         known.then(|| self.enter(id))
     }
@@ -255,26 +263,63 @@ impl LocalVolume {
         Ok(data)
     }
 
-    /// Gives the cell a staging file if it has none, and tells the journal.
-    fn stage(&self, state: &mut State, cell: &FileCell) -> Result<()> {
+    /// Gives the cell a place for changed bytes if it has none. A file that is or gets `short` is staged in memory.
+    fn stage(&self, state: &State, cell: &FileCell, short: bool) -> Result<()> {
         let mut data = self.data(state, cell)?;
         let data = data.as_mut().expect("just loaded");
         if data.staging.is_some() {
             return Ok(());
         }
-        let (number, file) = self.staging.take().map_err(staging_io("making a staging file"))?;
+        let place = if short { self.staging.take_short() } else { self.staging.take_file() };
+        let place = place.map_err(staging_io("making a staging file"))?;
+        let (number, in_memory) = (place.number, place.in_memory);
         let now = self.env.now();
         let begin = || -> Result<Staging> {
-            let overlay = Overlay::over(*data.reader.content(), &*file)?;
-            let staging =
-                Staging::new(number, file, overlay, now, now).map_err(staging_io("looking at a staging file"))?;
-            let change = (local_key(b's', &cell.id.0.to_bytes()), Some(staging.record().encode()));
-            state.commit_local(vec![change], now, &self.journal)?;
-            Ok(staging)
+            let overlay = Overlay::over(*data.reader.content(), &*place.file)?;
+            Staging::new(place, overlay, now, now).map_err(staging_io("looking at a staging file"))
         };
-        let staging = begin().inspect_err(|_| self.staging.retire(number, Lsn::default()))?;
-        data.staging = Some(staging);
+        let begun = begin().inspect_err(|_| {
+            if !in_memory {
+                self.staging.retire(number, Lsn::default());
+            }
+        });
+        data.staging = Some(begun?);
         Ok(())
+    }
+
+    /// Moves a file from memory to the disk.
+    fn spill(&self, staging: &mut Staging) -> Result<()> {
+        const STEP: u64 = 1 << 20;
+        let place = self.staging.take_file().map_err(staging_io("making a staging file"))?;
+        let copy = |from: &dyn File, to: &dyn File| -> std::io::Result<()> {
+            let len = staging.overlay.len_bytes();
+            to.set_len(len)?;
+            let mut at = 0;
+            while let Some(start) = from.seek_data(at)? {
+                at = from.seek_hole(start)?.min(start + STEP);
+                let mut bytes = vec![0; (at - start) as usize];
+                from.read_exact_at(&mut bytes, start)?;
+                to.write_at(&bytes, start)?;
+            }
+            Ok(())
+        };
+        if let Err(source) = copy(&*staging.file, &*place.file) {
+            self.staging.retire(place.number, Lsn::default());
+            return Err(from_io("writing a staging file", source));
+        }
+        staging.move_to(place, &self.staging, self.journal.appended());
+        Ok(())
+    }
+
+    /// Changes what is staged; if memory is too short for that, after moving it to the disk.
+    pub(super) fn alter(&self, staging: &mut Staging, mut alter: impl FnMut(&mut Staging) -> Result<()>) -> Result<()> {
+        match alter(staging) {
+            Err(VolumeError::NoSpace(_)) if staging.in_memory => {
+                self.spill(staging)?;
+                alter(staging)
+            }
+            altered => altered,
+        }
     }
 
     pub(super) fn create_file(
@@ -285,17 +330,21 @@ impl LocalVolume {
         node: &NewNode<'_>,
         how: &OpenHow,
     ) -> Result<(Attr, Opened)> {
-        let (number, file) = self.staging.take().map_err(staging_io("making a staging file"))?;
+        let place = self.staging.take_short().map_err(staging_io("making a staging file"))?;
+        let (number, in_memory, file) = (place.number, place.in_memory, place.file.clone());
         let now = self.env.now();
-        let mut staging = Staging::new(number, file.clone(), Overlay::whole(0), now, now)
-            .map_err(staging_io("looking at a staging file"))?;
-        staging.recorded_whole = true;
-        let record = staging.record().encode();
+        let mut staging =
+            Staging::new(place, Overlay::whole(0), now, now).map_err(staging_io("looking at a staging file"))?;
+        // Where memory is short, the kernel is to write the file by itself.
+        let set_id = node.permissions & 0o6000 != 0;
+        let kernel = !in_memory && how.passthrough && !how.sync && !set_id && self.has_room();
+        let record =
+            if kernel { Some(staging.hand_over_new().map_err(staging_io("looking at a staging file"))?) } else { None };
         let reader = ContentReader::new(Content::Empty, Bytes::new())?;
         let data = Data { version: None, inline: Bytes::new(), reader, staging: Some(staging), failed: false };
         let mut entered = None;
         let made = self.make_node(caller, parent, name, node, |draft: &mut Draft, id| {
-            draft.local.push((local_key(b's', &id.0.to_bytes()), Some(record)));
+            draft.local.extend(record.map(|record| records::first(id, &record)));
             // Before others can see the name and open the file on their own.
             let user = self.enter(id);
             *user.cell.data.lock() = Some(data);
@@ -309,23 +358,31 @@ impl LocalVolume {
                 if let Some((user, _)) = &entered {
                     *user.cell.data.lock() = None;
                 }
-                self.staging.retire(number, Lsn::default());
+                if !in_memory {
+                    self.staging.retire(number, Lsn::default());
+                }
                 return Err(made.err().unwrap_or_else(|| VolumeError::Internal("a file made without a cell".into())));
             }
         };
         let attr = self.attr(&self.state.read(), id).inspect_err(|_| self.enqueue(id))?;
         let mut gate = user.cell.gate.lock();
-        let set_id = node.permissions & 0o6000 != 0;
-        let path = if how.passthrough && !how.sync && !set_id && self.has_room() {
+        let path = if kernel {
             gate.kernel += 1;
             Path::Passthrough { file }
         } else {
             gate.cached += 1;
-            if how.direct { Path::Direct } else { Path::Cached { keep_cache: false } }
+            if how.direct {
+                Path::Direct
+            } else {
+                // There is nothing yet, and all that comes goes through the cache.
+                self.cached_versions.lock().insert(id, None);
+                Path::Cached { keep_cache: true }
+            }
         };
         gate.writers += u32::from(how.write);
+        gate.running += u32::from(how.execute);
         drop(gate);
-        let handle = self.add_handle(opening, how.write, matches!(path, Path::Passthrough { .. }));
+        let handle = self.add_handle(opening, how, &path);
         Ok((attr, Opened { handle, path }))
     }
 
@@ -340,6 +397,11 @@ impl LocalVolume {
         let user = self.enter(id);
         let opening = Opening::new(&user.cell);
         if how.truncate {
+            // A program that just ended may still count. Nobody needs to know who wants to write, as the kernel has
+            // looked at that by itself.
+            if !how.write && user.cell.gate.lock().running > 0 {
+                return Err(VolumeError::Running);
+            }
             self.truncate_cell(&user.cell, 0)?;
             if caller.uid != 0 {
                 self.kill_set_id(id, caller)?;
@@ -352,54 +414,85 @@ impl LocalVolume {
             Path::Cached { .. } | Path::Direct => gate.cached += 1,
         }
         gate.writers += u32::from(how.write);
+        gate.running += u32::from(how.execute);
         drop(gate);
-        let handle = self.add_handle(opening, how.write, matches!(path, Path::Passthrough { .. }));
+        let handle = self.add_handle(opening, how, &path);
         Ok(Opened { handle, path })
+    }
+
+    /// Whether an open may have to fetch, cut or copy bytes on the disk.
+    pub(super) fn open_may_wait_for_disk(&self, ino: Ino, how: &OpenHow) -> bool {
+        if !how.write && !how.truncate {
+            return false;
+        }
+        let state = self.state.read();
+        let Ok(Some(row)) = state.inode_id(ino).and_then(|id| Ok(state.inode(id)?)) else { return false };
+        let version = Stat::of(&row).version;
+        version.is_some_and(|(_, version)| version.content.len_bytes() > SHORT_BYTES_MAX)
     }
 
     fn choose_path(&self, cell: &FileCell, gate: &Gate, how: &OpenHow) -> Result<Path> {
         let state = self.state.read();
         let row = state.inode(cell.id)?.ok_or(VolumeError::NotFound)?;
         let mode = Stat::of(&row).mode.permissions;
-        let (len, whole) = {
+        let (len, whole, is_ours) = {
             let mut data = self.data(&state, cell)?;
             let data = data.as_mut().expect("just loaded");
             match &mut data.staging {
                 Some(staging) => {
                     staging.observe().map_err(staging_io("looking at a staging file"))?;
-                    (staging.overlay.len_bytes(), staging.overlay.is_whole())
+                    let committed = self.journal.committed();
+                    let is_ours = staging.in_memory || staging.records.may_bring_deltas_back(committed);
+                    (staging.overlay.len_bytes(), staging.overlay.is_whole(), is_ours)
                 }
-                None => (data.reader.content().len_bytes(), false),
+                None => (data.reader.content().len_bytes(), false, false),
             }
         };
         drop(state);
-        let version = self.cached_version(cell);
-        let through_here = move |keep_cache| if how.direct { Path::Direct } else { Path::Cached { keep_cache } };
+        let through_here = || {
+            if how.direct {
+                if how.write {
+                    self.cached_versions.lock().remove(&cell.id);
+                }
+                Path::Direct
+            } else {
+                Path::Cached { keep_cache: self.is_cache_right(cell) }
+            }
+        };
         // Only through WRITE does the kernel say that set-id bits must go.
         let set_id = mode & 0o6000 != 0;
         // And only through FSYNC does it say that a write of an O_SYNC descriptor must be durable.
-        let excluded = gate.cached > 0 || how.write && (set_id || how.sync) && gate.kernel == 0;
+        let excluded = gate.cached > 0 || is_ours || how.write && (set_id || how.sync) && gate.kernel == 0;
         if !how.passthrough || excluded {
-            return Ok(through_here(version));
+            return Ok(through_here());
         }
         if !whole {
-            if !how.write || len > MATERIALISE_BYTES_MAX || !self.has_room() {
-                return Ok(through_here(version));
+            if !how.write || len <= SHORT_BYTES_MAX || len > MATERIALISE_BYTES_MAX || !self.has_room() {
+                return Ok(through_here());
             }
             self.materialise(cell)?;
         }
         if how.write && gate.kernel == 0 && !self.has_room() {
-            return Ok(through_here(version));
+            return Ok(through_here());
         }
-        let data = cell.data.lock();
-        let staging = data.as_ref().and_then(|data| data.staging.as_ref());
+        let mut data = cell.data.lock();
+        let staging = data.as_mut().and_then(|data| data.staging.as_mut());
         let staging = staging.ok_or_else(|| VolumeError::Internal("a whole file without staging".into()))?;
+        // Somebody may have synced it just now.
+        if !staging.is_handed() && staging.records.may_bring_deltas_back(self.journal.committed()) {
+            drop(data);
+            return Ok(through_here());
+        }
+        staging.hand_over().map_err(staging_io("looking at a staging file"))?;
+        if how.write {
+            self.cached_versions.lock().remove(&cell.id);
+        }
         Ok(Path::Passthrough { file: staging.file.clone() })
     }
 
     /// Brings all bytes into the staging file.
     fn materialise(&self, cell: &FileCell) -> Result<()> {
-        self.stage(&mut self.state.write(), cell)?;
+        self.stage(&self.state.read(), cell, false)?;
         let mut data = cell.data.lock();
         let Some(Data { staging: Some(staging), reader, .. }) = data.as_mut() else { return Ok(()) };
         let mut sources = Sources { file: &*staging.file, base: reader, glyphs: &*self.store };
@@ -409,21 +502,23 @@ impl LocalVolume {
         Ok(())
     }
 
-    /// Whether the kernel's cached bytes of this file are those of its version; from now on they are.
-    fn cached_version(&self, cell: &FileCell) -> bool {
+    /// Whether the bytes of this file that the kernel has cached are right; from now on they are. Whatever is written
+    /// through here passes through that cache, but what the kernel writes to the staging file by itself does not.
+    fn is_cache_right(&self, cell: &FileCell) -> bool {
         let data = cell.data.lock();
         let Some(data) = data.as_ref() else { return false };
-        if data.staging.as_ref().is_some_and(|staging| staging.dirty) {
+        if data.staging.as_ref().is_some_and(|staging| staging.dirty && staging.is_handed()) {
             self.cached_versions.lock().remove(&cell.id);
             return false;
         }
         self.cached_versions.lock().insert(cell.id, data.version)
     }
 
-    fn add_handle(&self, opening: Opening, write: bool, kernel: bool) -> Handle {
+    fn add_handle(&self, opening: Opening, how: &OpenHow, path: &Path) -> Handle {
         let cell = opening.done();
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let open = OpenFile { cell, write, kernel: kernel.into() };
+        let kernel = matches!(path, Path::Passthrough { .. }).into();
+        let open = OpenFile { cell, write: how.write, execute: how.execute, kernel };
         self.handles.write().insert(number, Arc::new(open));
         Handle(number)
     }
@@ -462,6 +557,41 @@ impl LocalVolume {
         Ok(buf)
     }
 
+    /// Reads what is in memory, unless somebody is at work on the file.
+    pub(super) fn read_from_memory(&self, handle: Handle, offset: u64, len: u32) -> Option<Vec<u8>> {
+        let open = self.handle(handle).ok()?;
+        let mut data = open.cell.data.try_lock()?;
+        let Data { reader, staging, .. } = data.as_mut()?;
+        let (len_bytes, at_hand) = match staging {
+            Some(staging) => (staging.overlay.len_bytes(), staging.in_memory && staging.overlay.is_whole()),
+            None => (reader.content().len_bytes(), matches!(reader.content(), Content::Empty | Content::Inline { .. })),
+        };
+        if !at_hand {
+            return None;
+        }
+        let mut buf = vec![0; u64::from(len).min(len_bytes.saturating_sub(offset)) as usize];
+        let got = match staging {
+            Some(staging) => staging.file.read_at(&mut buf, offset).ok()?,
+            None => reader.read_at(&*self.store, &mut buf, offset).ok()?,
+        };
+        buf.truncate(got);
+        Some(buf)
+    }
+
+    /// Writes to a file that is staged in memory and stays there, unless somebody is at work on it.
+    pub(super) fn write_to_memory(&self, handle: Handle, offset: u64, bytes: &[u8]) -> Option<u32> {
+        let open = self.handle(handle).ok()?;
+        let end = offset.checked_add(bytes.len() as u64)?;
+        if !open.write || end > MEMORY_BYTES_MAX || !self.has_room() || self.journal.is_failed() {
+            return None;
+        }
+        let mut data = open.cell.data.try_lock()?;
+        let staging = data.as_mut()?.staging.as_mut().filter(|staging| staging.in_memory)?;
+        staging.overlay.write(&*staging.file, bytes, offset).ok()?;
+        staging.changed(Change::Written(offset..end), self.env.now()).ok()?;
+        Some(bytes.len() as u32)
+    }
+
     /// `unprivileged`: who writes, if set-id bits do not survive that.
     pub(super) fn write_file(
         &self,
@@ -474,15 +604,24 @@ impl LocalVolume {
         if !open.write {
             return Err(VolumeError::BadHandle);
         }
-        self.change(&open.cell, |staging| Ok(staging.overlay.write(&*staging.file, bytes, offset)?))?;
+        let end = offset.saturating_add(bytes.len() as u64);
+        self.change(&open.cell, end, Change::Written(offset..end), |staging| {
+            Ok(staging.overlay.write(&*staging.file, bytes, offset)?)
+        })?;
         if let Some(caller) = unprivileged {
             self.kill_set_id(open.cell.id, caller)?;
         }
         Ok(bytes.len() as u32)
     }
 
-    /// Changes bytes: makes sure that there is a staging file and room, and notes the change.
-    fn change(&self, cell: &FileCell, change: impl FnOnce(&mut Staging) -> Result<()>) -> Result<()> {
+    /// Changes bytes before `end`: makes sure that there is a place and room for them, and notes the change.
+    fn change(
+        &self,
+        cell: &FileCell,
+        end: u64,
+        what: Change,
+        change: impl FnMut(&mut Staging) -> Result<()>,
+    ) -> Result<()> {
         self.check_writable()?;
         if !self.has_room() {
             return Err(VolumeError::NoSpace("the disk is full up to the reserve"));
@@ -491,14 +630,31 @@ impl LocalVolume {
         if data.as_ref().is_none_or(|data| data.staging.is_none()) {
             drop(data);
             let gate = cell.gate.lock();
-            self.stage(&mut self.state.write(), cell)?;
+            {
+                let state = self.state.read();
+                let len = self.data(&state, cell)?.as_ref().map_or(0, |data| data.reader.content().len_bytes());
+                self.stage(&state, cell, len <= SHORT_BYTES_MAX && end <= MEMORY_BYTES_MAX)?;
+            }
             drop(gate);
             data = cell.data.lock();
         }
         let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Err(VolumeError::BadHandle) };
+        self.change_staged(staging, end, what, change)
+    }
+
+    fn change_staged(
+        &self,
+        staging: &mut Staging,
+        end: u64,
+        what: Change,
+        change: impl FnMut(&mut Staging) -> Result<()>,
+    ) -> Result<()> {
         staging.observe().map_err(staging_io("looking at a staging file"))?;
-        change(staging)?;
-        staging.changed(self.env.now()).map_err(staging_io("looking at a staging file"))
+        if staging.in_memory && end > MEMORY_BYTES_MAX {
+            self.spill(staging)?;
+        }
+        self.alter(staging, change).inspect_err(|_| staging.change_failed())?;
+        staging.changed(what, self.env.now()).map_err(staging_io("looking at a staging file"))
     }
 
     pub(super) fn truncate(&self, ino: Ino, len: u64) -> Result<()> {
@@ -520,25 +676,45 @@ impl LocalVolume {
         if len > crate::content::LEN_MAX {
             return Err(VolumeError::TooLarge);
         }
-        {
+        // Whether the kernel reads or writes the staging file decides what may be done with it; it must not change
+        // meanwhile.
+        let gate = loop {
             let gate = cell.gate.lock();
-            self.stage(&mut self.state.write(), cell)?;
+            {
+                let state = self.state.read();
+                let short = self.data(&state, cell)?.as_ref().map_or(0, |data| data.reader.content().len_bytes());
+                let short = len == 0 || short <= SHORT_BYTES_MAX && len <= MEMORY_BYTES_MAX;
+                self.stage(&state, cell, short)?;
+            }
+            if len == 0 && gate.kernel == 0 || self.deltas_are_gone(cell) {
+                break gate;
+            }
             drop(gate);
-        }
+            self.remove_deltas(cell)?;
+        };
         let mut data = cell.data.lock();
         let Some(Data { staging: Some(staging), failed, .. }) = data.as_mut() else {
             return Err(VolumeError::BadHandle);
         };
-        staging.observe().map_err(staging_io("looking at a staging file"))?;
-        if len == 0 {
-            staging.file.set_len(0).map_err(staging_io("truncating"))?;
+        let change = |staging: &mut Staging| {
+            if len > 0 {
+                staging.overlay.truncate(&*staging.file, len)?;
+                return Ok(());
+            }
+            if staging.in_memory || staging.is_handed() || gate.kernel > 0 {
+                staging.file.set_len(0).map_err(staging_io("truncating"))?;
+            } else {
+                // What records say of the old file stays true until new ones are made.
+                let place = self.staging.take_short().map_err(staging_io("making a staging file"))?;
+                staging.move_to(place, &self.staging, self.journal.appended());
+            }
             staging.overlay = Overlay::whole(0);
-            // Nothing of what could not be synced is left.
-            *failed = false;
-        } else {
-            staging.overlay.truncate(&*staging.file, len)?;
-        }
-        staging.changed(self.env.now()).map_err(staging_io("looking at a staging file"))
+            Ok(())
+        };
+        self.change_staged(staging, len, Change::Other, change)?;
+        // Nothing of what could not be synced is left.
+        *failed &= len > 0;
+        Ok(())
     }
 
     pub(super) fn allocate(
@@ -559,7 +735,7 @@ impl LocalVolume {
         if offset.checked_add(len).is_none_or(|end| end > crate::content::LEN_MAX) {
             return Err(VolumeError::TooLarge);
         }
-        self.change(&open.cell, |staging| {
+        self.change(&open.cell, offset + len, Change::Other, |staging| {
             let file = &*staging.file;
             match mode {
                 Allocate::Reserve => staging.overlay.allocate(file, offset, len, false)?,
@@ -635,6 +811,7 @@ impl LocalVolume {
             gate.cached -= 1;
         }
         gate.writers -= u32::from(open.write);
+        gate.running -= u32::from(open.execute);
         let (last, last_writer) = (gate.kernel + gate.cached == 0, open.write && gate.writers == 0);
         drop(gate);
         // Somebody may have written through a mapping; the kernel must ask again for what stat(2) says.
@@ -704,7 +881,11 @@ impl LocalVolume {
 
     /// Whether the kernel lets somebody write to the staging file.
     fn has_writers(&self, cell: &FileCell) -> Result<bool> {
-        let file = cell.data.lock().as_ref().and_then(|data| data.staging.as_ref()).map(|staging| staging.file.clone());
+        let file = {
+            let data = cell.data.lock();
+            let staging = data.as_ref().and_then(|data| data.staging.as_ref());
+            staging.filter(|staging| staging.is_handed()).map(|staging| staging.file.clone())
+        };
         file.map_or(Ok(false), |file| file.has_writers()).map_err(staging_io("asking for writers of a staging file"))
     }
 
@@ -731,15 +912,13 @@ impl LocalVolume {
         }
         let mut data = cell.data.lock();
         let staging = data.as_mut().and_then(|data| data.staging.take());
-        if staging.is_some() {
-            draft.local.push((local_key(b's', &cell.id.0.to_bytes()), None));
+        if let Some(staging) = &staging {
+            draft.local.extend(staging.records.replacing(cell.id, None));
         }
-        if draft.effects.is_empty() && draft.local.is_empty() {
-            return Ok(());
-        }
-        let lsn = state.commit(draft, &self.journal)?;
+        let is_nothing = draft.effects.is_empty() && draft.local.is_empty();
+        let lsn = if is_nothing { self.journal.appended() } else { state.commit(draft, &self.journal)? };
         if let Some(staging) = staging {
-            self.staging.retire(staging.number, lsn);
+            staging.retire(&self.staging, lsn);
         }
         Ok(())
     }
@@ -763,14 +942,15 @@ impl LocalVolume {
         if may_stay && is_worth && self.staging_cache.admit(cell.id, len) {
             return Ok(());
         }
-        let lsn = if staging.has_record {
-            let change = (local_key(b's', &cell.id.0.to_bytes()), None);
-            state.commit_local(vec![change], self.env.now(), &self.journal)?
-        } else {
+        let changes = staging.records.replacing(cell.id, None);
+        let lsn = if changes.is_empty() {
             self.journal.appended()
+        } else {
+            state.commit_local(changes, self.env.now(), &self.journal)?
         };
-        self.staging.retire(staging.number, lsn);
-        loaded.staging = None;
+        if let Some(staging) = loaded.staging.take() {
+            staging.retire(&self.staging, lsn);
+        }
         drop((data, state, gate));
         self.let_go_of_file(cell.id);
         Ok(())
@@ -783,8 +963,8 @@ impl LocalVolume {
         let published = settled.and_then(|()| self.publish(&user.cell, Closure::IdleFlush));
         match published {
             Ok(Publication::Clean | Publication::Published | Publication::Gone) => Ok(()),
-            Ok(Publication::Changing) => self.record_bytes(&user.cell),
-            Err(error) => self.record_bytes(&user.cell).and(Err(error)),
+            Ok(Publication::Changing) => self.record(&user.cell),
+            Err(error) => self.record(&user.cell).and(Err(error)),
         }
     }
 
@@ -816,10 +996,7 @@ impl LocalVolume {
         let mut data = cell.data.lock();
         if let Some(staging) = data.as_mut().and_then(|data| data.staging.as_mut()) {
             staging.observe().map_err(staging_io("looking at a staging file"))?;
-            staging.mtime = mtime;
-            // The next fsync makes this time durable too.
-            staging.recorded = None;
-            staging.recorded_whole = false;
+            staging.set_mtime(mtime);
         }
         Ok(())
     }
@@ -829,75 +1006,6 @@ impl LocalVolume {
         let Ok(open) = self.handle(handle) else { return Ok(()) };
         let failed = open.write && open.cell.data.lock().as_ref().is_some_and(|data| data.failed);
         if failed { Err(VolumeError::LostWrite) } else { Ok(()) }
-    }
-
-    /// fsync(2): the bytes of the file, its name and everything before it are durable afterwards.
-    pub(super) fn sync_file(&self, ino: Ino) -> Result<()> {
-        if reserved::is_virtual(ino) {
-            return Ok(());
-        }
-        let id = self.state.read().inode_id(ino)?;
-        if let Some(user) = self.known(id) {
-            self.record_bytes(&user.cell)?;
-        }
-        self.commit_journal()
-    }
-
-    /// Makes sure that the journal, once committed, stands for the bytes of the file as they are now.
-    pub(super) fn record_bytes(&self, cell: &FileCell) -> Result<()> {
-        let (file, number, generation, synced, small) = {
-            let mut data = cell.data.lock();
-            let Some(data) = data.as_mut() else { return Ok(()) };
-            if data.failed {
-                return Err(VolumeError::LostWrite);
-            }
-            let Some(staging) = data.staging.as_mut() else { return Ok(()) };
-            staging.observe().map_err(staging_io("looking at a staging file"))?;
-            if !staging.dirty || staging.recorded == Some(staging.generation) {
-                return Ok(());
-            }
-            let small = staging.overlay.len_bytes() <= JOURNAL_BYTES_MAX && staging.overlay.is_whole();
-            (staging.file.clone(), staging.number, staging.generation, staging.record(), small)
-        };
-        if !small && let Err(source) = self.staging.name_is_durable(number).and_then(|()| file.sync()) {
-            if let Some(data) = cell.data.lock().as_mut() {
-                data.failed = true;
-            }
-            return Err(from_io("syncing a staging file", source));
-        }
-        let mut state = self.state.write();
-        let mut data = cell.data.lock();
-        let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(()) };
-        // Published meanwhile, or even dropped after that: then the bytes are in a version.
-        if staging.number != number || staging.published >= Some(generation) {
-            return Ok(());
-        }
-        // The kernel's writes to a whole file change nothing that the record says.
-        if !small && staging.recorded_whole && staging.is_all_there_is() {
-            staging.recorded = Some(generation);
-            return Ok(());
-        }
-        let record = if small {
-            let mut bytes = vec![0; JOURNAL_BYTES_MAX as usize + 1];
-            // The length may have changed since; the kernel writes on its own.
-            let got = staging.file.read_at(&mut bytes, 0).map_err(staging_io("reading a staging file"))?;
-            if got as u64 > JOURNAL_BYTES_MAX {
-                drop(data);
-                drop(state);
-                return self.record_bytes(cell);
-            }
-            bytes.truncate(got);
-            Staged::Bytes { bytes, mtime: staging.mtime }
-        } else {
-            // As it was before the sync: what was written during it may not be on the disk.
-            synced
-        };
-        let change = (local_key(b's', &cell.id.0.to_bytes()), Some(record.encode()));
-        state.commit_local(vec![change], self.env.now(), &self.journal)?;
-        staging.has_record = true;
-        staging.recorded = Some(generation);
-        staging.recorded_whole = !small && staging.is_all_there_is();
-        Ok(())
     }
 
     /// Publishes what was written to a file that is about to get another name, so that after a crash the new name
@@ -922,20 +1030,6 @@ impl LocalVolume {
             }
         }
         Ok(())
-    }
-
-    /// Publishes a file that stays open, if it was not for a while; what cannot be published is made durable at least.
-    pub(super) fn publish_open(&self, cell: &FileCell) -> Result<()> {
-        let due = {
-            let data = cell.data.lock();
-            let staging = data.as_ref().and_then(|data| data.staging.as_ref());
-            let interval = self.options.publish_interval.as_millis() as u64;
-            staging.is_some_and(|staging| self.env.now().millis() >= staging.published_at.millis() + interval)
-        };
-        if due && matches!(self.publish(cell, Closure::IdleFlush), Ok(outcome) if outcome != Publication::Changing) {
-            return Ok(());
-        }
-        self.record_bytes(cell)
     }
 
     /// Turns what is in the staging file into a version, without holding up readers and writers meanwhile.
@@ -989,18 +1083,26 @@ impl LocalVolume {
         // write, and sync by itself, must be found; the staging file has just been synced with the bytes published here.
         // (Only a file that is whole is ever handed to the kernel; of another the base has a part.)
         let written = written && staging.overlay.is_whole();
-        let record = written.then(|| staging.record_of_all().encode());
-        draft.local.push((local_key(b's', &cell.id.0.to_bytes()), record));
+        let record = written.then(|| staging.record_of_all());
+        draft.local.extend(staging.records.replacing(cell.id, record.as_ref()));
         if staging.recovered && loaded.version.is_some() && published.content == *loaded.reader.content() {
             // The crash came between publishing the file and closing it: there is nothing to add.
             draft.effects.clear();
         }
         let version = if draft.effects.is_empty() { loaded.version } else { Some(draft.dot) };
-        state.commit(draft, &self.journal)?;
+        let lsn = state.commit(draft, &self.journal)?;
+        if !staging.is_handed() {
+            // The kernel's cache holds what was published.
+            let mut cached = self.cached_versions.lock();
+            if let Some(cached) = cached.get_mut(&cell.id).filter(|cached| **cached == loaded.version) {
+                *cached = version;
+            }
+        }
         loaded.version = version;
         loaded.inline = published.inline;
         loaded.reader = ContentReader::new(published.content, loaded.inline.clone())?;
-        staging.published(published.content, self.env.now(), written);
+        staging.published(published.content, self.env.now(), written, lsn);
+        staging.retire_replaced(&self.staging, lsn);
         self.counters.published.fetch_add(1, Ordering::Relaxed);
         drop(gate);
         Ok(Publication::Published)
@@ -1020,6 +1122,9 @@ impl LocalVolume {
             staging.observe().map_err(staging_io("looking at a staging file"))?;
             if !staging.dirty {
                 return Ok(None);
+            }
+            if !staging.is_handed() {
+                return Ok(Some(false));
             }
             (staging.file.clone(), staging.number)
         };

@@ -7,6 +7,7 @@
 //! | `names`, `attrs`, `acl` | calls on names and attributes |
 //! | `files`, `staged` | open files, their bytes before and while they are published |
 //! | `cached` | which version of each file the kernel has in its cache |
+//! | `durable`, `records` | how bytes become durable before they are published |
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
 //! | `collect` | garbage collection |
 //! | `check`, `lost` | scrub and fsck; which files a lost glyph takes with it |
@@ -45,9 +46,11 @@ mod ballast;
 mod cached;
 mod check;
 mod collect;
+mod durable;
 mod files;
 mod lost;
 mod names;
+mod records;
 mod recover;
 mod reserved;
 mod scope;
@@ -73,6 +76,8 @@ use upkeep::{Cache, Checkpoints};
 pub struct Options {
     /// Memory for decoded nodes of the metadata maps.
     pub node_cache_bytes: u64,
+    /// Memory for the bytes of small files that are not published yet.
+    pub memory_bytes: u64,
     /// Space on the host for staging files of closed files.
     pub staging_cache_bytes: u64,
     /// How much of the oplog is kept for peers and for `phifs log`.
@@ -91,6 +96,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             node_cache_bytes: 128 << 20,
+            memory_bytes: 64 << 20,
             staging_cache_bytes: 1 << 30,
             oplog_bytes: 256 << 20,
             root_owner: (0, 0),
@@ -285,12 +291,24 @@ impl Volume for LocalVolume {
         self.open_file(caller, ino, how).inspect_err(|error| self.log_damage(error, ino, None))
     }
 
+    fn open_may_wait(&self, ino: Ino, how: &OpenHow) -> bool {
+        self.open_may_wait_for_disk(ino, how)
+    }
+
     fn refuse_passthrough(&self, handle: Handle) -> bool {
         self.refuse_kernel(handle)
     }
 
     fn read(&self, ino: Ino, handle: Handle, offset_bytes: u64, len_bytes: u32) -> Result<Vec<u8>> {
         self.read_file(ino, handle, offset_bytes, len_bytes).inspect_err(|error| self.log_damage(error, ino, None))
+    }
+
+    fn read_now(&self, handle: Handle, offset_bytes: u64, len_bytes: u32) -> Option<Vec<u8>> {
+        self.read_from_memory(handle, offset_bytes, len_bytes)
+    }
+
+    fn write_now(&self, handle: Handle, offset_bytes: u64, bytes: &[u8]) -> Option<u32> {
+        self.write_to_memory(handle, offset_bytes, bytes)
     }
 
     fn write(

@@ -36,7 +36,8 @@ use crate::time::{Env, Hlc};
 use crate::volume::VolumeError;
 
 use super::files::FileCell;
-use super::staged::{Staged, Staging, StagingPool};
+use super::records::{Base, Delta, Records, Staged, base_inode, delta_number, delta_prefix};
+use super::staged::{MEMORY_BYTES_MAX, Place, Staging, StagingPool};
 use super::state::{RECORD_TRANSACTION, State, local_key};
 use super::upkeep::{Cache, Checkpoint, Checkpoints, Counters};
 use super::{LocalVolume, Options, TABLES, names};
@@ -164,7 +165,7 @@ impl LocalVolume {
         let next_staging = next_staging_number(&*disk, &state)?;
         let checkpoint_lsn = checkpoint.lsn;
         let volume = Self {
-            staging: StagingPool::new(disk.clone(), next_staging),
+            staging: StagingPool::new(disk.clone(), next_staging, options.memory_bytes),
             staging_cache: Cache::new(options.staging_cache_bytes),
             env,
             disk,
@@ -215,14 +216,10 @@ impl LocalVolume {
         let mut recovered = 0;
         let mut kept = Vec::new();
         for (key, value) in records {
-            let bytes: [u8; 24] = key
-                .as_slice()
-                .try_into()
-                .map_err(|_| malformed("dirty file", &key, crate::codec::DecodeError::Truncated))?;
-            let id = InodeId(crate::id::Dot::from_bytes(&bytes));
+            let id = base_inode(&key).map_err(|e| malformed("dirty file", &key, e))?;
             let staged = Staged::decode(&value).map_err(|e| malformed("dirty file", &key, e))?;
             if let Some(number) = self.recover_file(id, staged)? {
-                kept.push(number);
+                kept.extend(number);
                 recovered += 1;
                 progress(Progress::Recovering(recovered));
             }
@@ -238,25 +235,29 @@ impl LocalVolume {
         Ok(recovered)
     }
 
-    /// The number of the staging file that now holds the bytes, if they are still wanted.
-    fn recover_file(&self, id: InodeId, staged: Staged) -> Result<Option<u64>, OpenError> {
+    /// Takes up the bytes of a dirty file, if they are still wanted. Says which staging files they need.
+    fn recover_file(&self, id: InodeId, staged: Staged) -> Result<Option<Vec<u64>>, OpenError> {
         let mut state = self.state.write();
-        let record = local_key(b's', &id.0.to_bytes());
-        let Some(row) = state.inode(id)? else {
-            state.commit_local(vec![(record, None)], self.env.now(), &self.journal)?;
-            return Ok(None);
+        let (deltas, found) = find_deltas(&state, id, &staged)?;
+        let drop_records = |state: &mut State| -> Result<Option<Vec<u64>>, OpenError> {
+            state.commit_local(found.replacing(id, None), self.env.now(), &self.journal)?;
+            Ok(None)
         };
+        let Some(row) = state.inode(id)? else { return drop_records(&mut state) };
         let stat = Stat::of(&row);
         let (version, content) =
             stat.version.map_or((None, Content::Empty), |(dot, version)| (Some(dot), version.content));
         let inline = super::files::inline_bytes(&state, id, version, &content)?;
-        let in_journal = matches!(staged, Staged::Bytes { .. });
+        let in_journal = matches!(staged, Staged::Bytes { .. }) || !deltas.is_empty();
         let failed = |doing| move |source| OpenError::Disk { doing, source };
-        let (number, file, overlay, mtime) = match staged {
+        let mut needed = Vec::new();
+        let (place, mut overlay, mut mtime) = match staged {
             Staged::Bytes { bytes, mtime } => {
-                let (number, file) = self.staging.take().map_err(failed("making a staging file"))?;
-                file.write_at(&bytes, 0).map_err(failed("writing a staging file"))?;
-                (number, file, Overlay::whole(bytes.len() as u64), mtime)
+                let end = deltas.iter().map(Delta::end).fold(bytes.len() as u64, u64::max);
+                let place = if end <= MEMORY_BYTES_MAX { self.staging.take_short() } else { self.staging.take_file() };
+                let place = place.map_err(failed("making a staging file"))?;
+                place.file.write_at(&bytes, 0).map_err(failed("writing a staging file"))?;
+                (place, Overlay::whole(bytes.len() as u64), mtime)
             }
             Staged::File { number, overlay, mtime, host_mtime } => {
                 let file = match self.disk.open(FileName::Staging(number)) {
@@ -270,10 +271,7 @@ impl LocalVolume {
                 // record of an older version is none of ours, as publishing removes the record.
                 let new = *overlay.base() == Content::Empty;
                 let wanted = new || overlay.is_dirty() && *overlay.base() == content;
-                let Some(file) = file.filter(|_| wanted) else {
-                    state.commit_local(vec![(record, None)], self.env.now(), &self.journal)?;
-                    return Ok(None);
-                };
+                let Some(file) = file.filter(|_| wanted) else { return drop_records(&mut state) };
                 let stamp = file.stamp().map_err(failed("looking at a staging file"))?;
                 let mtime = if stamp.mtime == host_mtime { mtime } else { stamp.mtime };
                 let overlay = if new {
@@ -282,25 +280,38 @@ impl LocalVolume {
                     file.set_len(overlay.len_bytes()).map_err(failed("trimming a staging file"))?;
                     overlay
                 };
-                (number, file, overlay, mtime)
+                (Place { number, file, in_memory: false }, overlay, mtime)
             }
         };
+        // The deltas stay in the journal until the file is published: over what they make of the staging file they can
+        // be applied again.
+        for delta in deltas {
+            for (offset, bytes) in &delta.writes {
+                overlay.write(&*place.file, bytes, *offset).map_err(VolumeError::from)?;
+            }
+            mtime = delta.mtime;
+        }
+        if !place.in_memory {
+            needed.push(place.number);
+        }
         let mut staging =
-            Staging::new(number, file, overlay, self.env.now(), mtime).map_err(failed("looking at a staging file"))?;
+            Staging::new(place, overlay, self.env.now(), mtime).map_err(failed("looking at a staging file"))?;
         staging.changed = staging.mtime;
         staging.dirty = true;
         staging.recovered = true;
-        let change = (record, Some(staging.record().encode()));
+        staging.records = found;
         // Bytes that are in the journal are safer there.
         if !in_journal {
-            state.commit_local(vec![change], self.env.now(), &self.journal)?;
+            let record = staging.record().map_err(failed("looking at a staging file"))?;
+            let changes = staging.records.replacing(id, Some(&record));
+            state.commit_local(changes, self.env.now(), &self.journal)?;
         }
         let reader = ContentReader::new(content, inline.clone()).map_err(VolumeError::from)?;
         let cell = FileCell::recovered(id, version, inline, reader, staging);
         drop(state);
         self.files.lock().insert(id, Arc::new(cell));
         self.enqueue(id);
-        Ok(Some(number))
+        Ok(Some(needed))
     }
 
     /// Files that were unlinked while open: nobody can have them open any more.
@@ -325,6 +336,25 @@ impl LocalVolume {
         state.commit(draft, &self.journal)?;
         Ok(())
     }
+}
+
+/// The deltas over this base, in order, and the records that all of them are.
+fn find_deltas(state: &State, id: InodeId, base: &Staged) -> Result<(Vec<Delta>, Records), OpenError> {
+    let (mut deltas, mut numbers, mut bytes) = (Vec::new(), 0..0, 0);
+    for (rest, value) in state.with_prefix(Table::Local, &delta_prefix(id))? {
+        let number = delta_number(&rest).map_err(|e| malformed("dirty file", &rest, e))?;
+        if deltas.is_empty() {
+            numbers.start = number;
+        }
+        numbers.end = number.saturating_add(1);
+        bytes += value.len() as u64;
+        deltas.push(Delta::decode(&value).map_err(|e| malformed("dirty file", &rest, e))?);
+    }
+    let base = match base {
+        Staged::File { .. } => Base::File,
+        Staged::Bytes { .. } => Base::Bytes,
+    };
+    Ok((deltas, Records::found(base, numbers, bytes)))
 }
 
 fn open_superblock(

@@ -1,85 +1,51 @@
-//! Staging files: the mutable bytes of files that were written and not published yet, and what the journal knows of
-//! them.
+//! The mutable bytes of files that were written and not published yet.
+//!
+//! A small file is staged in memory of this process. It moves to a staging file on the disk when it grows long or
+//! memory is short; long files start there. Some of those are handed to the kernel, which then writes to them by
+//! itself; of all others every change is made here, and known.
 //!
 //! What always holds:
+//! - Bytes in memory alone are no older than the last tick, which makes them durable. Whoever is promised more (fsync)
+//!   waits for the journal.
+//! - Records (see `records`) are made for bytes that are durable once the record is: those in the record itself, and
+//!   those that were in a staging file when it was synced, before the record was made. One exception: a new file that
+//!   is handed to the kernel has a record from the start, which takes whatever is in the staging file.
+//! - The operation that publishes a file removes its records in the same transaction. So what a crash leaves is either
+//!   newer than the version, or not there.
+//! - A file that was handed to the kernel has no deltas: what the kernel wrote and synced by itself is newer. Nor is a
+//!   staging file cut short while deltas lie over it as it was: they would come back over the hole.
 //! - A number is given out only if neither a file on the disk nor a record in the journal has it, and a file is removed
 //!   only after the transaction that made it superfluous is durable. So a record can never name a file that meanwhile
 //!   serves another inode.
-//! - The local table has a record for an inode from before its first byte is written until it is published; the
-//!   operation that publishes it removes the record in the same transaction. So what a crash leaves is either newer
-//!   than the version, or not there.
-//! - A record made for an fsync describes what had been synced before it was made, never what was written since.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::codec::{self, DecodeError, Encode, Reader};
 use crate::content::Content;
 use crate::content::overlay::Overlay;
-use crate::disk::{Disk, File, FileName, Stamp};
+use crate::content::ranges::RangeSet;
+use crate::disk::{Disk, File, FileName, MemDisk, Stamp};
 use crate::meta::Lsn;
 use crate::time::Timestamp;
 
-const VERSION: u8 = 1;
+use super::records::{self, BYTES_MAX, Base, DELTA_BYTES_MAX, Delta, Records, Staged, WRITE_OVERHEAD_BYTES};
 
-/// What the journal knows about the unpublished bytes of an inode.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Staged {
-    /// They are in this staging file, as the overlay says. The file's time is `mtime` for as long as the host's for
-    /// the staging file is `host_mtime`; after that the kernel wrote to it.
-    File { number: u64, overlay: Overlay, mtime: Timestamp, host_mtime: Timestamp },
-    /// They are these: a small file that was synced by writing it to the journal.
-    Bytes { bytes: Vec<u8>, mtime: Timestamp },
-}
+/// A file longer than this is not staged in memory.
+pub const MEMORY_BYTES_MAX: u64 = 256 << 10;
+/// A synced file up to this length goes to the journal as a whole, which costs one flush.
+pub const JOURNAL_BYTES_MAX: u64 = records::BYTES_MAX as u64;
+/// What all deltas over one base may hold: to replay more than that takes longer than to sync the file now and then.
+const DELTAS_BYTES_MAX: u64 = 1 << 20;
 
-impl Staged {
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![VERSION];
-        match self {
-            Self::File { number, overlay, mtime, host_mtime } => {
-                out.put_u8(1);
-                out.put_varint(*number);
-                out.put_time(*mtime);
-                out.put_time(*host_mtime);
-                overlay.encode(&mut out);
-            }
-            Self::Bytes { bytes, mtime } => {
-                out.put_u8(2);
-                out.put_time(*mtime);
-                out.put_blob(bytes);
-            }
-        }
-        out
-    }
-
-    pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
-        let mut reader = Reader::new(bytes);
-        let found = reader.u8()?;
-        if found != VERSION {
-            let (found, known) = (u32::from(found), u32::from(VERSION));
-            return Err(DecodeError::NewerVersion { what: "a record about a dirty file", found, known });
-        }
-        let staged = match reader.u8()? {
-            1 => Self::File {
-                number: reader.varint()?,
-                mtime: reader.time()?,
-                host_mtime: reader.time()?,
-                overlay: Overlay::decode(&mut reader)?,
-            },
-            2 => Self::Bytes { mtime: reader.time()?, bytes: reader.blob()?.to_vec() },
-            value => return Err(DecodeError::Unknown { what: "a record about a dirty file", value: u64::from(value) }),
-        };
-        reader.finish()?;
-        Ok(staged)
-    }
-}
-
-/// The staging file of one inode and what is known of it.
+/// The staged bytes of one inode and what is known of them.
 pub struct Staging {
+    /// Tells this staging from all others, and names its file if that is on the disk.
     pub number: u64,
     pub file: Arc<dyn File>,
+    pub in_memory: bool,
     pub overlay: Overlay,
     /// When it became this inode's. The host's clock may tick later than ours; times shown are never before this.
     pub since: Timestamp,
@@ -91,31 +57,56 @@ pub struct Staging {
     pub published_at: Timestamp,
     /// Goes up with every change of the bytes.
     pub generation: u64,
-    /// Whether the local table has a record.
-    pub has_record: bool,
     /// Its bytes were found when the volume was opened; a crash had kept them from being published.
     pub recovered: bool,
-    /// The generation that the record stands for, if it was made after a sync.
+    pub records: Records,
+    /// The generation that the records stand for, if they were made since it was published.
     pub recorded: Option<u64>,
     /// The generation that was published last.
     pub published: Option<u64>,
-    /// That record names the whole staging file, whatever is in it.
-    pub recorded_whole: bool,
+    /// What was written since the records were made; `None` if that is not known, or much.
+    unrecorded: Option<Unrecorded>,
+    /// Staging files that this one replaced and that a record may still name.
+    replaced: Vec<u64>,
+    /// The kernel has it, and may write to it by itself.
+    handed: bool,
+    /// The time was set since it was recorded.
+    time_is_set: bool,
     stamp: Stamp,
 }
 
+#[derive(Default)]
+struct Unrecorded {
+    ranges: RangeSet,
+    /// What they take in a record, at the most: they may overlap.
+    bytes: u64,
+}
+
+/// A change of the bytes made through here.
+pub enum Change {
+    Written(Range<u64>),
+    Other,
+}
+
+/// How the bytes as they are now become durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recording {
+    /// All of them go to the journal.
+    Bytes,
+    /// What was written since the last time goes there.
+    Delta,
+    /// The staging file is synced.
+    File,
+}
+
 impl Staging {
-    pub fn new(
-        number: u64,
-        file: Arc<dyn File>,
-        overlay: Overlay,
-        now: Timestamp,
-        mtime: Timestamp,
-    ) -> std::io::Result<Self> {
+    pub fn new(place: Place, overlay: Overlay, now: Timestamp, mtime: Timestamp) -> std::io::Result<Self> {
+        let Place { number, file, in_memory } = place;
         let stamp = file.stamp()?;
         Ok(Self {
             number,
             file,
+            in_memory,
             overlay,
             since: now,
             mtime,
@@ -123,17 +114,44 @@ impl Staging {
             dirty: false,
             published_at: now,
             generation: 0,
-            has_record: true,
             recovered: false,
+            records: Records::default(),
             recorded: None,
             published: None,
-            recorded_whole: false,
+            unrecorded: Some(Unrecorded::default()),
+            replaced: Vec::new(),
+            handed: false,
+            time_is_set: false,
             stamp,
         })
     }
 
+    /// From now on the kernel reads the file, and may write to it.
+    pub fn hand_over(&mut self) -> std::io::Result<()> {
+        assert!(!self.in_memory && !self.records.has_deltas(), "it is safe in the kernel's hands");
+        if !self.handed {
+            self.stamp = self.file.stamp()?;
+            self.handed = true;
+        }
+        Ok(())
+    }
+
+    /// As `hand_over`, for a new file. Gives the record that takes whatever the kernel makes of it.
+    pub fn hand_over_new(&mut self) -> std::io::Result<Staged> {
+        self.hand_over()?;
+        self.records = Records::of_new_file();
+        Ok(self.record_of_all())
+    }
+
+    pub fn is_handed(&self) -> bool {
+        self.handed
+    }
+
     /// Learns what the kernel did to the file by itself.
     pub fn observe(&mut self) -> std::io::Result<()> {
+        if !self.handed {
+            return Ok(());
+        }
         let stamp = self.file.stamp()?;
         if (stamp.len_bytes, stamp.mtime) != (self.stamp.len_bytes, self.stamp.mtime) {
             // Which bytes changed is not known, so the file counts as new from end to end.
@@ -142,37 +160,159 @@ impl Staging {
             self.mtime = self.changed;
             self.dirty = true;
             self.generation += 1;
+            self.unrecorded = None;
             self.stamp = stamp;
         }
         Ok(())
     }
 
     /// Notes a change made through here, at `now`.
-    pub fn changed(&mut self, now: Timestamp) -> std::io::Result<()> {
+    pub fn changed(&mut self, change: Change, now: Timestamp) -> std::io::Result<()> {
         self.changed = now.max(self.since);
         self.mtime = self.changed;
         self.dirty = true;
         self.generation += 1;
+        self.unrecorded = match (change, self.unrecorded.take()) {
+            (Change::Written(range), Some(mut unrecorded)) => {
+                unrecorded.bytes += range.end - range.start + WRITE_OVERHEAD_BYTES;
+                unrecorded.ranges.insert(range);
+                (unrecorded.bytes <= DELTA_BYTES_MAX).then_some(unrecorded)
+            }
+            _ => None,
+        };
         self.restamp()
+    }
+
+    /// A change failed halfway: which bytes it changed is not known.
+    pub fn change_failed(&mut self) {
+        self.unrecorded = None;
     }
 
     /// Accepts the file as it is now for what is known of it.
     pub fn restamp(&mut self) -> std::io::Result<()> {
-        self.stamp = self.file.stamp()?;
+        if self.handed {
+            self.stamp = self.file.stamp()?;
+        }
         Ok(())
     }
 
-    /// Notes that all bytes are in this version. Its publication removed the record, or (`kept`) made it name the whole
-    /// staging file.
-    pub fn published(&mut self, content: Content, now: Timestamp, kept: bool) {
+    /// Moves to another place, which holds what `overlay` says. The old file can go once no record names it; `appended`
+    /// is how far the journal goes now.
+    pub fn move_to(&mut self, place: Place, pool: &StagingPool, appended: Lsn) {
+        assert!(!self.handed, "the kernel knows the old place");
+        let old = (!self.in_memory).then_some(self.number);
+        (self.number, self.file, self.in_memory) = (place.number, place.file, place.in_memory);
+        if self.records.name_a_file() {
+            self.replaced.extend(old);
+        } else if let Some(old) = old {
+            pool.retire(old, appended);
+        }
+        self.records.file_replaced();
+    }
+
+    /// Whether the bytes as they are now are in the journal, once that is synced, or published.
+    pub fn is_recorded(&self) -> bool {
+        !self.dirty || self.recorded == Some(self.generation)
+    }
+
+    /// `rebase`: not by one more delta.
+    pub fn recording(&self, rebase: bool) -> Recording {
+        let deltas_bytes = self.records.deltas_bytes();
+        let is_delta = self.records.base() != Base::None
+            && !self.handed
+            && !rebase
+            && self.unrecorded.as_ref().is_some_and(|known| deltas_bytes + known.bytes <= DELTAS_BYTES_MAX);
+        if self.overlay.len_bytes() <= JOURNAL_BYTES_MAX {
+            Recording::Bytes
+        } else if is_delta {
+            Recording::Delta
+        } else if self.in_memory {
+            Recording::Bytes
+        } else {
+            Recording::File
+        }
+    }
+
+    /// All bytes, as a base and deltas over it; `None` if the kernel has just made a short file long.
+    pub fn bytes(&self) -> std::io::Result<Option<(Staged, Vec<Delta>)>> {
+        let len = self.overlay.len_bytes() as usize;
+        // What the kernel writes right now may not be known yet.
+        let mut bytes = vec![0; if self.handed { BYTES_MAX + 1 } else { len }];
+        let got = self.file.read_at(&mut bytes, 0)?;
+        if self.handed && got > BYTES_MAX || !self.handed && got < len {
+            return Ok(None);
+        }
+        bytes.truncate(got);
+        let mtime = self.mtime;
+        let rest = bytes.split_off(got.min(BYTES_MAX));
+        let parts = (BYTES_MAX as u64..).step_by(BYTES_MAX).zip(rest.chunks(BYTES_MAX));
+        let deltas = parts.map(|(at, part)| Delta { mtime, writes: vec![(at, part.to_vec())] }).collect();
+        Ok(Some((Staged::Bytes { bytes, mtime }, deltas)))
+    }
+
+    /// What was written since the records were made.
+    pub fn delta(&self) -> std::io::Result<Delta> {
+        let mut writes = Vec::new();
+        for range in self.unrecorded.iter().flat_map(|known| known.ranges.iter()) {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            self.file.read_exact_at(&mut bytes, range.start)?;
+            writes.push((range.start, bytes));
+        }
+        Ok(Delta { mtime: self.mtime, writes })
+    }
+
+    /// The records now stand for this generation and time.
+    pub fn recorded(&mut self, generation: u64, mtime: Timestamp) {
+        let is_latest = generation == self.generation && mtime == self.mtime;
+        self.recorded = (mtime == self.mtime).then_some(generation);
+        // What was written since stays noted with what was written before: it does no harm to record that twice.
+        if is_latest {
+            self.unrecorded = Some(Unrecorded::default());
+            self.time_is_set = false;
+        }
+    }
+
+    /// The time was set: the next fsync makes it durable too.
+    pub fn set_mtime(&mut self, mtime: Timestamp) {
+        self.mtime = mtime;
+        self.recorded = None;
+        self.time_is_set = true;
+    }
+
+    /// Whether the records, as they are, name the staging file with whatever is in it.
+    pub fn is_recorded_whole(&self) -> bool {
+        let all = self.records.base() == Base::WholeFile && !self.records.has_deltas() && !self.time_is_set;
+        all && self.is_all_there_is()
+    }
+
+    /// Notes that all bytes are in this version. Its publication removed the records, or (`kept`) left one that names
+    /// the whole staging file.
+    pub fn published(&mut self, content: Content, now: Timestamp, kept: bool, lsn: Lsn) {
         self.overlay.published(content);
         self.dirty = false;
         self.published_at = now;
-        self.has_record = kept;
         self.recovered = false;
         self.recorded = None;
-        self.recorded_whole = kept;
+        self.time_is_set = false;
+        self.records.replaced(if kept { Base::WholeFile } else { Base::None }, lsn);
+        self.unrecorded = Some(Unrecorded::default());
         self.published = Some(self.generation);
+    }
+
+    /// The records have just been replaced: files that only the old ones named can go once the journal is durable up
+    /// to `lsn`.
+    pub fn retire_replaced(&mut self, pool: &StagingPool, lsn: Lsn) {
+        for number in self.replaced.drain(..) {
+            pool.retire(number, lsn);
+        }
+    }
+
+    /// Nothing needs these bytes any more once the journal is durable up to `lsn`.
+    pub fn retire(mut self, pool: &StagingPool, lsn: Lsn) {
+        self.retire_replaced(pool, lsn);
+        if !self.in_memory {
+            pool.retire(self.number, lsn);
+        }
     }
 
     /// Whether the file is what the staging file holds, whatever that is: it started empty, or the kernel wrote to it.
@@ -180,13 +320,14 @@ impl Staging {
         *self.overlay.base() == Content::Empty
     }
 
-    pub fn record(&self) -> Staged {
-        Staged::File {
+    pub fn record(&self) -> std::io::Result<Staged> {
+        let stamp = if self.handed { self.stamp } else { self.file.stamp()? };
+        Ok(Staged::File {
             number: self.number,
             overlay: self.overlay.clone(),
             mtime: self.mtime,
-            host_mtime: self.stamp.mtime,
-        }
+            host_mtime: stamp.mtime,
+        })
     }
 
     /// A record that names the whole staging file, whatever the kernel makes of it.
@@ -200,12 +341,21 @@ impl Staging {
     }
 }
 
-/// How many staging files are kept ready, so that making a file does not wait for the host to make one.
-const POOL: usize = 128;
+/// Where bytes are staged.
+pub struct Place {
+    pub number: u64,
+    pub file: Arc<dyn File>,
+    pub in_memory: bool,
+}
 
-/// Hands out staging files and takes them back.
+/// How many staging files are kept ready, so that making a file does not wait for the host to make one.
+const POOL: usize = 32;
+
+/// Hands out places for bytes, and takes staging files back.
 pub struct StagingPool {
     disk: Arc<dyn Disk>,
+    /// As large as all that may be staged in memory.
+    memory: MemDisk,
     inner: Mutex<Pool>,
 }
 
@@ -220,14 +370,26 @@ struct Pool {
 
 impl StagingPool {
     /// `next` is larger than the number of any staging file there is.
-    pub fn new(disk: Arc<dyn Disk>, next: u64) -> Self {
-        Self { disk, inner: Mutex::new(Pool { next, named: next, ready: VecDeque::new(), retired: VecDeque::new() }) }
+    pub fn new(disk: Arc<dyn Disk>, next: u64, memory_bytes: u64) -> Self {
+        let inner = Pool { next, named: next, ready: VecDeque::new(), retired: VecDeque::new() };
+        Self { disk, memory: MemDisk::with_capacity(memory_bytes), inner: Mutex::new(inner) }
     }
 
-    /// An empty file. Its name is durable only after `name_is_durable`.
-    pub fn take(&self) -> std::io::Result<(u64, Arc<dyn File>)> {
+    /// A place for bytes of which there are few, at least for now: in memory, if that is not short.
+    pub fn take_short(&self) -> std::io::Result<Place> {
+        if self.memory.space()?.free_bytes < MEMORY_BYTES_MAX {
+            return self.take_file();
+        }
+        let mut inner = self.inner.lock();
+        inner.next += 1;
+        Ok(Place { number: inner.next - 1, file: self.memory.create_unnamed(), in_memory: true })
+    }
+
+    /// An empty file on the disk. Its name is durable only after `name_is_durable`.
+    pub fn take_file(&self) -> std::io::Result<Place> {
         let ready = self.inner.lock().ready.pop_front();
-        ready.map_or_else(|| self.make(), Ok)
+        let (number, file) = ready.map_or_else(|| self.make(), Ok)?;
+        Ok(Place { number, file, in_memory: false })
     }
 
     /// Whether few files are ready.

@@ -280,7 +280,7 @@ impl Tables for State {
 
 /// A key of the local table: what it is about, then which one.
 ///
-/// `a` author number -> author; `s` inode -> its dirty bytes (see `staged`); `t` inode -> atime;
+/// `a` author number -> author; `s` inode and `d` inode, number -> its dirty bytes (see `records`); `t` inode -> atime;
 /// `o` inode -> nothing: unlinked while open.
 pub fn local_key(about: u8, which: &[u8]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + which.len());

@@ -1,0 +1,177 @@
+//! How written bytes become durable before they are published.
+
+use crate::content::overlay::Sources;
+use crate::namespace::row::Closure;
+use crate::volume::{Ino, Result, VolumeError};
+
+use super::files::{Data, FileCell, Publication, from_io, staging_io};
+use super::records::Base;
+use super::staged::{Recording, Staging};
+use super::{LocalVolume, reserved};
+
+impl LocalVolume {
+    /// fsync(2): the bytes of the file, its name and everything before it are durable afterwards.
+    pub(super) fn sync_file(&self, ino: Ino) -> Result<()> {
+        if reserved::is_virtual(ino) {
+            return Ok(());
+        }
+        let id = self.state.read().inode_id(ino)?;
+        if let Some(user) = self.known(id) {
+            self.record(&user.cell)?;
+        }
+        self.commit_journal()
+    }
+
+    /// Makes sure that the journal, once committed, stands for the bytes of the file as they are now.
+    pub(super) fn record(&self, cell: &FileCell) -> Result<()> {
+        self.record_as(cell, false)
+    }
+
+    /// Whether no crash can bring deltas back over what is in the staging file.
+    pub(super) fn deltas_are_gone(&self, cell: &FileCell) -> bool {
+        let data = cell.data.lock();
+        let staging = data.as_ref().and_then(|data| data.staging.as_ref());
+        let committed = self.journal.committed();
+        staging.is_none_or(|staging| staging.in_memory || !staging.records.may_bring_deltas_back(committed))
+    }
+
+    /// Puts a base in the place of all deltas, durably.
+    pub(super) fn remove_deltas(&self, cell: &FileCell) -> Result<()> {
+        let has_deltas = {
+            let data = cell.data.lock();
+            let staging = data.as_ref().and_then(|data| data.staging.as_ref());
+            staging.is_some_and(|staging| staging.records.has_deltas())
+        };
+        if has_deltas {
+            self.record_as(cell, true)?;
+        }
+        self.commit_journal()
+    }
+
+    /// Publishes a file that stays open, if it was not for a while, and one that is closed; what cannot be published is
+    /// made durable at least.
+    pub(super) fn publish_open(&self, cell: &FileCell) -> Result<()> {
+        let due = {
+            let data = cell.data.lock();
+            let staging = data.as_ref().and_then(|data| data.staging.as_ref());
+            let interval = self.options.publish_interval.as_millis() as u64;
+            let is_open = cell.is_open();
+            let due = |staging: &Staging| self.env.now().millis() >= staging.published_at.millis() + interval;
+            staging.is_some_and(|staging| due(staging) || staging.in_memory && !is_open)
+        };
+        if due && matches!(self.publish(cell, Closure::IdleFlush), Ok(outcome) if outcome != Publication::Changing) {
+            return Ok(());
+        }
+        self.record(cell)
+    }
+
+    fn record_as(&self, cell: &FileCell, rebase: bool) -> Result<()> {
+        loop {
+            let recording = {
+                let mut data = cell.data.lock();
+                let Some(data) = data.as_mut() else { return Ok(()) };
+                if data.failed {
+                    return Err(VolumeError::LostWrite);
+                }
+                let Some(staging) = data.staging.as_mut() else { return Ok(()) };
+                staging.observe().map_err(staging_io("looking at a staging file"))?;
+                if staging.is_recorded() && !(rebase && staging.records.has_deltas()) {
+                    return Ok(());
+                }
+                let recording = staging.recording(rebase);
+                if recording == Recording::Bytes && !staging.overlay.is_whole() {
+                    self.complete(data)?;
+                }
+                recording
+            };
+            let done = match recording {
+                Recording::File => self.record_file(cell)?,
+                Recording::Bytes | Recording::Delta => self.record_bytes(cell, rebase)?,
+            };
+            if done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// By the journal alone. False if that turned out not to be possible any more.
+    fn record_bytes(&self, cell: &FileCell, rebase: bool) -> Result<bool> {
+        let mut state = self.state.write();
+        let mut data = cell.data.lock();
+        let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(true) };
+        staging.observe().map_err(staging_io("looking at a staging file"))?;
+        let read = staging_io("reading a staging file");
+        let (generation, mtime) = (staging.generation, staging.mtime);
+        match staging.recording(rebase) {
+            Recording::Bytes if staging.overlay.is_whole() => {
+                let Some((base, deltas)) = staging.bytes().map_err(read)? else { return Ok(false) };
+                let mut changes = staging.records.replacing(cell.id, Some(&base));
+                changes.extend(staging.records.adding(cell.id, &deltas));
+                let lsn = state.commit_local(changes, self.env.now(), &self.journal)?;
+                staging.records.replaced(Base::Bytes, lsn);
+                staging.records.added(&deltas);
+                staging.retire_replaced(&self.staging, lsn);
+            }
+            Recording::Delta => {
+                let deltas = [staging.delta().map_err(read)?];
+                let changes = staging.records.adding(cell.id, &deltas).collect();
+                state.commit_local(changes, self.env.now(), &self.journal)?;
+                staging.records.added(&deltas);
+            }
+            Recording::Bytes | Recording::File => return Ok(false),
+        }
+        staging.recorded(generation, mtime);
+        Ok(true)
+    }
+
+    /// By a sync of the staging file, and a record of what was in it before. False if it has to be tried again.
+    fn record_file(&self, cell: &FileCell) -> Result<bool> {
+        let (file, number, generation, mtime, synced, base, records) = {
+            let mut data = cell.data.lock();
+            let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(true) };
+            staging.observe().map_err(staging_io("looking at a staging file"))?;
+            if staging.in_memory {
+                return Ok(false);
+            }
+            // As it is before the sync: what is written during it may not be on the disk.
+            let synced = staging.record().map_err(staging_io("looking at a staging file"))?;
+            let base = if staging.is_all_there_is() { Base::WholeFile } else { Base::File };
+            let Staging { file, number, generation, mtime, records, .. } = &*staging;
+            (file.clone(), *number, *generation, *mtime, synced, base, records.clone())
+        };
+        if let Err(source) = self.staging.name_is_durable(number).and_then(|()| file.sync()) {
+            if let Some(data) = cell.data.lock().as_mut() {
+                data.failed = true;
+            }
+            return Err(from_io("syncing a staging file", source));
+        }
+        let mut state = self.state.write();
+        let mut data = cell.data.lock();
+        let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(true) };
+        if staging.number != number || staging.records != records {
+            // Published or recorded by somebody else meanwhile, perhaps with newer bytes than were synced here.
+            return Ok(staging.is_recorded());
+        }
+        if staging.published >= Some(generation) {
+            return Ok(true);
+        }
+        // The kernel's writes to a whole file change nothing that the record says.
+        if !staging.is_recorded_whole() {
+            let changes = staging.records.replacing(cell.id, Some(&synced));
+            let lsn = state.commit_local(changes, self.env.now(), &self.journal)?;
+            staging.records.replaced(base, lsn);
+            staging.retire_replaced(&self.staging, lsn);
+        }
+        staging.recorded(generation, mtime);
+        Ok(true)
+    }
+
+    /// Brings over what a short file still lacks of its version.
+    fn complete(&self, data: &mut Data) -> Result<()> {
+        let Data { staging: Some(staging), reader, .. } = data else { return Ok(()) };
+        self.alter(staging, |staging| {
+            let mut sources = Sources { file: &*staging.file, base: reader, glyphs: &*self.store };
+            Ok(staging.overlay.materialise(&mut sources, 0..u64::MAX)?)
+        })
+    }
+}
