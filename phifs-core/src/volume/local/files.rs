@@ -727,6 +727,9 @@ impl LocalVolume {
         }
         let mut draft = state.draft(self.env.now());
         if let Some(row) = state.inode(cell.id)? {
+            let attr = self.attr_of(&state, cell.id, &row)?;
+            // Unless the kernel has let go of it in the meantime.
+            self.departed.lock().entry(cell.id).and_modify(|last| *last = attr);
             names::purge(&state, &mut draft, cell.id, &row)?;
         }
         let mut data = cell.data.lock();

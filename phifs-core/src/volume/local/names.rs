@@ -154,10 +154,12 @@ impl LocalVolume {
         draft.effects.push(plan::unlink(state, link, inode, kind)?);
         let gone = view::nlink(state, inode, kind)? <= 1;
         let Some(row) = state.inode(inode)? else { return Ok(gone) };
-        if gone && !self.is_open(inode) {
+        if gone {
             let mut attr = self.attr_of(state, inode, &row)?;
             (attr.nlink, attr.ctime) = (0, draft.time);
             self.departed.lock().insert(inode, attr);
+        }
+        if gone && !self.is_open(inode) {
             purge(state, draft, inode, &row)?;
         } else {
             touch_inode(draft, inode, &row);
