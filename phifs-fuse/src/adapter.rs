@@ -20,7 +20,9 @@ use fuser::{
 use phifs_core::volume::{Caller, Handle, Ino, NewKind, NewNode, Result, SetAttr, VolumeError};
 
 use crate::answer::{Answer, Register};
-use crate::attr::{PERMISSIONS, allocate_mode, file_type, node_kind, rename_mode, seek_kind, set_time, xattr_mode};
+use crate::attr::{
+    PERMISSIONS, allocate_mode, file_type, is_exec, node_kind, rename_mode, seek_kind, set_time, xattr_mode,
+};
 use crate::guard::guarded;
 use crate::init::{DataPath, Init};
 use crate::latch::Latch;
@@ -223,8 +225,13 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let caller = caller(request);
         let how = self.state.how(flags.0);
-        let work =
-            move |state: &State, reply: &ReplyOpen| state.open(&caller, Ino(ino.0), &how, |fd| reply.register(fd));
+        if self.state.open_empties_program(Ino(ino.0), &how) {
+            return reply.error(Errno::ETXTBSY);
+        }
+        let executes = is_exec(flags.0);
+        let work = move |state: &State, reply: &ReplyOpen| {
+            state.open(&caller, Ino(ino.0), &how, executes, |fd| reply.register(fd))
+        };
         if self.state.open_may_block(Ino(ino.0), &how) {
             self.in_pool("open", ino, reply, work);
         } else {
@@ -345,9 +352,12 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         self.at_once("listxattr", ino, reply, |state, _| {
-            xattr_answer(joined(&state.volume.listxattr(Ino(ino.0))?), size)
+            let mut names = state.volume.listxattr(Ino(ino.0))?;
+            // The kernel keeps their values from others, but not their names.
+            names.retain(|name| request.uid() == 0 || !name.starts_with(b"trusted."));
+            xattr_answer(joined(&names), size)
         });
     }
 

@@ -151,6 +151,11 @@ pub(crate) fn open_how(flags: i32, writeback: bool) -> OpenHow {
     }
 }
 
+/// Whether the kernel opens a file in order to run it (`__FMODE_EXEC`, which has no name outside the kernel).
+pub(crate) fn is_exec(flags: i32) -> bool {
+    flags & 0x20 != 0
+}
+
 pub(crate) fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
     if flags.is_empty() {
         Ok(RenameMode::Replace)

@@ -13,6 +13,8 @@ pub(crate) struct OpenFile {
     pub(crate) ino: Ino,
     /// Counts in `Backings`.
     pub(crate) passthrough: bool,
+    /// A program that runs, or is being started: the kernel keeps its file open for as long.
+    pub(crate) executes: bool,
 }
 
 #[derive(Default)]
@@ -28,6 +30,11 @@ impl Handles {
     /// `None` for a handle that is not open.
     pub(crate) fn remove(&self, handle: Handle) -> Option<OpenFile> {
         self.open.lock().remove(&handle)
+    }
+
+    /// Whether somebody has it open as a program.
+    pub(crate) fn executes(&self, ino: Ino) -> bool {
+        self.open.lock().values().any(|file| file.executes && file.ino == ino)
     }
 
     pub(crate) fn open(&self) -> Vec<Handle> {

@@ -129,10 +129,17 @@ impl State {
         caller: &Caller,
         ino: Ino,
         how: &OpenHow,
+        executes: bool,
         register: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
     ) -> Result<Opening> {
         let opened = self.volume.open(caller, ino, how)?;
-        self.opened(ino, how, opened, register)
+        self.opened(ino, how, executes, opened, register)
+    }
+
+    /// Whether this open would empty a program that runs. The kernel refuses to write to those, but with
+    /// `atomic_o_trunc` it looks at an open for *reading* that truncates only when we have cut the file already.
+    pub(crate) fn open_empties_program(&self, ino: Ino, how: &OpenHow) -> bool {
+        how.truncate && !how.write && self.handles.executes(ino)
     }
 
     pub(crate) fn create(
@@ -146,7 +153,7 @@ impl State {
     ) -> Result<(Entry, Opening)> {
         let changes = self.changes();
         let (attr, opened) = self.volume.create(caller, parent, name, node, how)?;
-        let opening = self.opened(attr.ino, how, opened, register)?;
+        let opening = self.opened(attr.ino, how, false, opened, register)?;
         Ok((self.count(&attr, changes), opening))
     }
 
@@ -154,6 +161,7 @@ impl State {
         &self,
         ino: Ino,
         how: &OpenHow,
+        executes: bool,
         opened: Opened,
         register: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
     ) -> Result<Opening> {
@@ -179,7 +187,7 @@ impl State {
                 }
             },
         }
-        self.handles.insert(handle, OpenFile { ino, passthrough: backing.is_some() });
+        self.handles.insert(handle, OpenFile { ino, passthrough: backing.is_some(), executes });
         self.inodes.add(ino);
         Ok(Opening { handle, flags, backing })
     }
