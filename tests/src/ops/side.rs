@@ -61,13 +61,9 @@ impl Side {
         self.files[slot].as_ref().ok_or(Errno::BADF)
     }
 
-    /// Whether one of the slots may write to this file.
-    fn is_written(&self, path: &[u8]) -> bool {
+    fn is_open(&self, path: &[u8]) -> bool {
         let Ok(stat) = rustix::fs::statat(&self.root, path, AtFlags::empty()) else { return false };
-        self.files.iter().flatten().any(|file| {
-            let writes = rustix::fs::fcntl_getfl(file).is_ok_and(|flags| !(flags & OFlags::RWMODE).is_empty());
-            writes && rustix::fs::fstat(file).is_ok_and(|other| other.st_ino == stat.st_ino)
-        })
+        self.files.iter().flatten().any(|file| rustix::fs::fstat(file).is_ok_and(|other| other.st_ino == stat.st_ino))
     }
 
     fn carry_out(&mut self, op: &Op) -> Outcome {
@@ -119,8 +115,8 @@ impl Side {
                 rustix::fs::mknodat(root, &path[..], kind, mode, *device).map(done)
             }
             Op::Chmod(path, mode) => {
-                // On passthrough a file that becomes set-id while it is being written stays so: a known gap.
-                let mode = if self.is_written(path) { mode & 0o1777 } else { *mode };
+                // On passthrough a file that becomes set-id while it is open stays so: a known gap.
+                let mode = if self.is_open(path) { mode & 0o1777 } else { *mode };
                 rustix::fs::chmodat(root, &path[..], Mode::from_raw_mode(mode), AtFlags::empty()).map(done)
             }
             Op::Chown { path, uid, gid, follow } => {

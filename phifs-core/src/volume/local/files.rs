@@ -375,10 +375,11 @@ impl LocalVolume {
         drop(state);
         let version = self.cached_version(cell);
         let through_here = move |keep_cache| if how.direct { Path::Direct } else { Path::Cached { keep_cache } };
-        // Only through WRITE does the kernel say that set-id bits must go.
+        // Only through WRITE does the kernel say that set-id bits must go. A reader of such a file is no different: a
+        // later writer would have to follow it.
         let set_id = mode & 0o6000 != 0;
         // And only through FSYNC does it say that a write of an O_SYNC descriptor must be durable.
-        let excluded = gate.cached > 0 || how.write && (set_id || how.sync) && gate.kernel == 0;
+        let excluded = gate.cached > 0 || gate.kernel == 0 && (set_id || how.write && how.sync);
         if !how.passthrough || excluded {
             return Ok(through_here(version));
         }
