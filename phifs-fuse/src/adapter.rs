@@ -361,9 +361,12 @@ impl Filesystem for Adapter {
         self.at_once("getxattr", ino, reply, |state, _| state.getxattr(Ino(ino.0), name.as_bytes(), size));
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         self.at_once("listxattr", ino, reply, |state, _| {
-            xattr_answer(joined(&state.volume.listxattr(Ino(ino.0))?), size)
+            let mut names = state.volume.listxattr(Ino(ino.0))?;
+            // The kernel keeps their values from others, but not their names.
+            names.retain(|name| request.uid() == 0 || !name.starts_with(b"trusted."));
+            xattr_answer(joined(&names), size)
         });
     }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::process::Command;
 use std::time::Duration;
 
-use phifs_tests::{Place, both_modes, run, run_ok, skip};
+use phifs_tests::{Background, Place, both_modes, run, run_ok, skip, wait_until};
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, OFlags, SeekFrom as Seeking, Timespec, Timestamps};
 use rustix::io::Errno;
 
@@ -106,6 +106,24 @@ both_modes!(open_unlinked_files_live_until_closed, |place| {
     file.read_to_string(&mut text).unwrap();
     assert_eq!(text, "still here, and growing");
     assert!(!path.exists());
+    place.assert_healthy();
+});
+
+both_modes!(a_running_program_cannot_be_emptied, |place| {
+    let path = place.dir().join("program");
+    let program = fs::canonicalize("/bin/sleep").unwrap();
+    fs::copy(&program, &path).unwrap();
+    let running = Background::start(Command::new(&path).arg("60"));
+    // An open for writing never reaches the filesystem; one for reading that truncates does.
+    let open = |flags| rustix::fs::open(&path, flags, rustix::fs::Mode::empty());
+    for flags in [OFlags::RDONLY | OFlags::TRUNC, OFlags::WRONLY | OFlags::TRUNC, OFlags::RDWR] {
+        assert_eq!(open(flags).err(), Some(Errno::TXTBSY), "{flags:?}");
+    }
+    assert!(fs::read(&path).unwrap() == fs::read(&program).unwrap(), "the program was changed");
+    drop(running);
+    // The kernel lets go of the file a moment after its last user.
+    assert!(wait_until(LIMIT, || open(OFlags::RDONLY | OFlags::TRUNC).is_ok()));
+    assert_eq!(fs::metadata(&path).unwrap().len(), 0);
     place.assert_healthy();
 });
 
@@ -211,6 +229,19 @@ both_modes!(access_lists_are_enforced_for_other_users, |place| {
     assert!(read_as("nobody") && !read_as("daemon"), "the access list is lost by a restart");
     fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
     assert!(!read_as("nobody"), "chmod does not narrow the mask of the access list");
+});
+
+both_modes!(names_of_trusted_attributes_are_for_root_alone, |place| {
+    let path = place.dir().join("attributes");
+    fs::write(&path, b"").unwrap();
+    for name in ["trusted.a", "user.b"] {
+        rustix::fs::setxattr(&path, name, b"value", rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    let script = "import os,sys\nprint(sorted(os.listxattr(sys.argv[1])))";
+    let list = |command: &mut Command| run_ok(command.arg(&path).current_dir("/"), LIMIT).stdout_text();
+    assert_eq!(list(Command::new("python3").args(["-c", script])), "['trusted.a', 'user.b']\n");
+    let other = list(Command::new("runuser").args(["-u", "nobody", "--", "python3", "-c", script]));
+    assert_eq!(other, "['user.b']\n");
 });
 
 both_modes!(space_and_usage_are_told_truly, |place| {

@@ -25,7 +25,15 @@ fn noise(seed: u8, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// A small store: files of every way to be stored, stopped cleanly or not.
+/// Files of every way to be stored: in the row, as one glyph, behind a hole, and as several glyphs that compress. Few
+/// bytes on the disk, as each of them is flipped.
+fn files() -> Vec<Vec<u8>> {
+    let behind_a_hole = [vec![0; 40_000], noise(3, 3000)].concat();
+    let several_glyphs = [noise(4, 2000), vec![b' '; 300_000], noise(5, 2000)].concat();
+    vec![noise(0, 50), noise(1, 3000), noise(2, 6000), behind_a_hole, several_glyphs]
+}
+
+/// A small store, stopped cleanly or not.
 fn build(clean: bool) -> Store {
     let disk = MemDisk::new();
     let shared: Arc<dyn Disk> = Arc::new(disk.clone());
@@ -38,12 +46,12 @@ fn build(clean: bool) -> Store {
     store.trees.push(read_tree(&volume).unwrap().0);
     let dir = volume.make(&CALLER, Ino::ROOT, b"directory", &directory).unwrap().ino;
     store.trees.push(read_tree(&volume).unwrap().0);
-    for (number, len) in [50, 3000, 65_536, 65_536, 150_000].into_iter().enumerate() {
+    for (number, bytes) in files().into_iter().enumerate() {
         env.advance();
         let name = [b"file ", &[b'0' + number as u8][..]].concat();
         let (attr, opened) = volume.create(&CALLER, dir, &name, &node, &how).unwrap();
-        let bytes = noise(number as u8, len);
-        volume.write(&CALLER, attr.ino, opened.handle, 0, &bytes, false).unwrap();
+        let hole_bytes = bytes.iter().position(|byte| *byte != 0).expect("no file is all zeroes");
+        volume.write(&CALLER, attr.ino, opened.handle, hole_bytes as u64, &bytes[hole_bytes..], false).unwrap();
         store.contents.insert(bytes);
         store.trees.push(read_tree(&volume).unwrap().0);
         volume.setxattr(&CALLER, attr.ino, b"user.number", &noise(9, 200), XattrMode::Set).unwrap();
@@ -123,7 +131,7 @@ impl Store {
 /// sample of both.
 fn places(bytes: &[u8]) -> Vec<u64> {
     let is_long = std::env::var_os("PHIFS_LONG").is_some();
-    let (dense, sparse) = if is_long { (1, 509) } else { (997, 200_003) };
+    let (dense, sparse) = if is_long { (1, 509) } else { (197, 200_003) };
     let mut full = 0u64;
     (0..bytes.len())
         .filter(|at| {

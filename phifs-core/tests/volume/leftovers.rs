@@ -126,6 +126,29 @@ fn whoever_holds_a_staging_file_is_told_when_it_is_given_up() {
 }
 
 #[test]
+fn an_unlinked_file_has_attributes_until_the_kernel_forgets_it() {
+    let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
+    let volume = open(&disk, &TestEnv::new(1)).unwrap();
+    let (ino, handle) = create(&volume, b"file");
+    volume.unlink(Ino::ROOT, b"file").unwrap();
+    volume.write(&CALLER, ino, handle, 0, &noise(1, 5000), false).unwrap();
+    volume.release(ino, handle);
+    rest(&volume);
+    // A descriptor of O_PATH is no open file, and may outlive all of them.
+    let attr = volume.getattr(ino, None).unwrap();
+    assert_eq!((attr.nlink, attr.size_bytes), (0, 5000));
+    volume.forget(ino);
+    assert!(matches!(volume.getattr(ino, None), Err(VolumeError::NotFound | VolumeError::Stale)));
+
+    let (ino, handle) = create(&volume, b"file");
+    volume.unlink(Ino::ROOT, b"file").unwrap();
+    volume.release(ino, handle);
+    volume.forget(ino);
+    rest(&volume);
+    assert!(matches!(volume.getattr(ino, None), Err(VolumeError::NotFound | VolumeError::Stale)), "never forgotten");
+}
+
+#[test]
 fn cached_staging_files_are_given_back_when_there_are_too_many() {
     let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
     let small = phifs_core::volume::local::Options { staging_cache_bytes: 5 << 20, ..options() };
@@ -162,7 +185,7 @@ fn a_file_unlinked_while_open_lives_as_long_as_its_handle() {
     assert_eq!(volume.getattr(ino, None).unwrap().nlink, 0);
     volume.release(ino, handle);
     rest(&volume);
-    assert!(matches!(volume.getattr(ino, None), Err(VolumeError::NotFound)));
+    assert!(matches!(volume.open(&CALLER, ino, &READ), Err(VolumeError::NotFound)));
     assert_eq!(volume.status().dirty_files, 0);
 }
 

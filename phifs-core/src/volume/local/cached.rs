@@ -20,15 +20,30 @@ pub struct CachedVersions {
 impl CachedVersions {
     /// Notes that the kernel caches this version of the file from now on; says whether it did so before.
     pub fn insert(&mut self, id: InodeId, version: Option<Dot>) -> bool {
-        let packed = version.map_or(Some(NO_VERSION), |version| self.pack(version));
-        let (Some(id), Some(version)) = (self.pack(id.0), packed) else { return false };
+        let (Some(id), Some(version)) = (self.pack(id.0), self.pack_version(version)) else { return false };
         self.versions.insert(id, version) == Some(version)
+    }
+
+    /// Notes that the bytes which the kernel caches of the file, if they are those of version `from`, are now `to`.
+    pub fn advance(&mut self, id: InodeId, from: Option<Dot>, to: Option<Dot>) {
+        let (Some(key), Some(from)) = (self.pack(id.0), self.pack_version(from)) else { return };
+        if self.versions.get(&key) != Some(&from) {
+            return;
+        }
+        match self.pack_version(to) {
+            Some(to) => self.versions.insert(key, to),
+            None => self.versions.remove(&key),
+        };
     }
 
     pub fn remove(&mut self, id: &InodeId) {
         if let Some(id) = self.pack(id.0) {
             self.versions.remove(&id);
         }
+    }
+
+    fn pack_version(&mut self, version: Option<Dot>) -> Option<u64> {
+        version.map_or(Some(NO_VERSION), |version| self.pack(version))
     }
 
     /// `None` for a dot that does not fit. Such a file is simply never known to be cached.
@@ -61,6 +76,17 @@ mod tests {
         cached.remove(&file);
         assert!(!cached.insert(file, Some(dot(2, 8))));
         assert!(cached.insert(other, Some(dot(2, 8))));
+    }
+
+    #[test]
+    fn cached_bytes_advance_only_from_their_own_version() {
+        let mut cached = CachedVersions::default();
+        let file = InodeId(dot(1, 7));
+        cached.advance(file, None, Some(dot(1, 8)));
+        assert!(!cached.insert(file, None), "nothing was cached");
+        cached.advance(file, None, Some(dot(1, 8)));
+        cached.advance(file, None, Some(dot(1, 9)));
+        assert!(cached.insert(file, Some(dot(1, 8))));
     }
 
     #[test]

@@ -459,10 +459,11 @@ impl LocalVolume {
                 Path::Cached { keep_cache: self.is_cache_right(cell) }
             }
         };
-        // Only through WRITE does the kernel say that set-id bits must go.
+        // Only through WRITE does the kernel say that set-id bits must go. A reader of such a file is no different: a
+        // later writer would have to follow it.
         let set_id = mode & 0o6000 != 0;
         // And only through FSYNC does it say that a write of an O_SYNC descriptor must be durable.
-        let excluded = gate.cached > 0 || is_ours || how.write && (set_id || how.sync) && gate.kernel == 0;
+        let excluded = gate.cached > 0 || is_ours || gate.kernel == 0 && (set_id || how.write && how.sync);
         if !how.passthrough || excluded {
             return Ok(through_here());
         }
@@ -908,6 +909,9 @@ impl LocalVolume {
         }
         let mut draft = state.draft(self.env.now());
         if let Some(row) = state.inode(cell.id)? {
+            let attr = self.attr_of(&state, &*state, cell.id, &row, 0)?;
+            // Unless the kernel has let go of it in the meantime.
+            self.departed.lock().entry(cell.id).and_modify(|last| *last = attr);
             names::purge(&*state, &mut draft, cell.id, &row)?;
         }
         let mut data = cell.data.lock();
@@ -1093,10 +1097,7 @@ impl LocalVolume {
         let lsn = state.commit(draft, &self.journal)?;
         if !staging.is_handed() {
             // The kernel's cache holds what was published.
-            let mut cached = self.cached_versions.lock();
-            if let Some(cached) = cached.get_mut(&cell.id).filter(|cached| **cached == loaded.version) {
-                *cached = version;
-            }
+            self.cached_versions.lock().advance(cell.id, loaded.version, version);
         }
         loaded.version = version;
         loaded.inline = published.inline;

@@ -153,8 +153,8 @@ pub struct LocalVolume {
     /// Files to settle: published, dropped or forgotten.
     queue: Mutex<VecDeque<InodeId>>,
     queued: Condvar,
-    /// What files without a name looked like when they were forgotten here. The kernel still knows them, perhaps by a
-    /// descriptor that was never opened for reading or writing (O_PATH).
+    /// What files looked like when they lost their last name, or later, when they were closed for the last time. The
+    /// kernel still knows them, perhaps by a descriptor that was never opened for reading or writing (O_PATH).
     departed: Mutex<HashMap<InodeId, Attr>>,
     /// Directories that were removed and that the kernel still knows: somebody may have them open.
     removed_dirs: Mutex<HashSet<InodeId>>,

@@ -160,10 +160,12 @@ impl LocalVolume {
         draft.effects.push(plan::unlink(rows, link, inode, kind)?);
         let gone = view::nlink_of_child(rows, Child::Link { link, inode, kind })? <= 1;
         let Some(row) = rows.inode(inode)? else { return Ok(gone) };
-        if gone && !self.is_open(inode) {
+        if gone {
             let mut attr = self.attr_of(rows, rows, inode, &row, 0)?;
             attr.ctime = draft.time;
             self.departed.lock().insert(inode, attr);
+        }
+        if gone && !self.is_open(inode) {
             purge(rows, draft, inode, &row)?;
         } else {
             touch_inode(draft, inode, &row);

@@ -478,9 +478,9 @@ mod tests {
     #[test]
     fn superfluous_files_are_removed_when_due_and_no_more_than_asked_for() {
         let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
-        let pool = StagingPool::new(disk.clone(), 1);
+        let pool = StagingPool::new(disk.clone(), 1, 0);
         for lsn in 1..=5 {
-            let (number, _) = pool.take().unwrap();
+            let number = pool.take_file().unwrap().number;
             pool.retire(number, Lsn(lsn));
         }
         let left = |committed, files_max| {
