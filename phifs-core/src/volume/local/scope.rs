@@ -153,3 +153,105 @@ impl Tables for Scope<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::causal::VersionVector;
+    use crate::id::GlyphId;
+    use crate::identity::{Author, NodePublicKey};
+    use crate::merkle::{self, MapError, Node, NodeSource, Root};
+    use crate::meta::{Lsn, Meta, Roots, TableId};
+    use crate::time::Hlc;
+    use crate::volume::local::TABLES;
+
+    /// The map of one leaf, and how often it was asked for.
+    struct OneLeaf {
+        id: GlyphId,
+        plain: Bytes,
+        reads: AtomicUsize,
+    }
+
+    impl NodeSource for OneLeaf {
+        fn node(&self, id: &GlyphId) -> Result<Node, MapError> {
+            assert_eq!(*id, self.id);
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            Node::decode(id, self.plain.clone())
+        }
+    }
+
+    /// A state whose stored local rows are `a` to `d`, each its own value.
+    fn state() -> (State, Arc<OneLeaf>) {
+        let mut plain = Vec::new();
+        let mut sink = |node: &[u8]| {
+            plain = node.to_vec();
+            Ok(GlyphId::of(node))
+        };
+        let rows = ["a", "b", "c", "d"].map(|row| (Bytes::from(row), Bytes::from(row)));
+        let root: Root = merkle::build(&mut sink, Default::default(), rows).unwrap();
+        let id = root.id.unwrap();
+        let leaf = Arc::new(OneLeaf { id, plain: plain.into(), reads: AtomicUsize::new(0) });
+        let mut roots = Roots::default();
+        roots.set(TableId(Table::Local as u8), root);
+        let meta = Meta::open(leaf.clone(), &TABLES, roots).unwrap();
+        let author = Author { node: NodePublicKey([7; 32]), incarnation: 1 };
+        (State::new(meta, VersionVector::new(), Hlc::default(), author), leaf)
+    }
+
+    fn scanned(scope: &Scope<'_>, from: &[u8]) -> String {
+        let mut found = String::new();
+        let visit = &mut |_: &[u8], value: &Bytes| {
+            found.push_str(std::str::from_utf8(value).unwrap());
+            if value == "stop" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        scope.scan(Table::Local, from, visit).unwrap();
+        found
+    }
+
+    #[test]
+    fn changes_lie_over_what_is_stored() {
+        let (state, _) = state();
+        let mut scope = Scope::new(&state);
+        assert_eq!(scope.get(Table::Local, b"c").unwrap().unwrap(), "c");
+        scope.put(Table::Local, b"aa", b"1");
+        scope.put(Table::Local, b"c", b"2");
+        scope.delete(Table::Local, b"b");
+        scope.delete(Table::Local, b"e");
+        scope.put(Table::Local, b"f", b"3");
+        scope.put(Table::Links, b"b", b"of another table");
+        assert_eq!(scanned(&scope, b""), "a12d3");
+        assert_eq!(scanned(&scope, b"aa"), "12d3");
+        assert_eq!(scope.get(Table::Local, b"b").unwrap(), None);
+        assert_eq!(scope.get(Table::Local, b"c").unwrap().unwrap(), "2");
+        scope.put(Table::Local, b"aa", b"stop");
+        assert_eq!(scanned(&scope, b""), "astop");
+    }
+
+    #[test]
+    fn a_row_is_fetched_once_and_only_changes_are_carried_out() {
+        let (state, leaf) = state();
+        let scope = Scope::new(&state);
+        let read = |scope: &Scope<'_>, key: &[u8]| drop(scope.get(Table::Local, key).unwrap());
+        [b"c", b"x", b"c", b"x"].iter().for_each(|key| read(&scope, *key));
+        let reads = leaf.reads.load(Ordering::Relaxed);
+        let mut scope = Scope::resume(&state, scope.into_rows());
+        read(&scope, b"x");
+        assert_eq!(leaf.reads.load(Ordering::Relaxed), reads, "read for the first time only");
+        scope.delete(Table::Local, b"c");
+        let changes: Vec<_> = scope.into_rows().into_changes().collect();
+        assert_eq!(changes, [(Table::Local, Key::from_slice(b"c"), None)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "outlived the transaction")]
+    fn rows_of_an_earlier_transaction_are_refused() {
+        let (mut state, _) = state();
+        let rows = Scope::new(&state).into_rows();
+        // No operation, and one local row that goes.
+        state.replay(Lsn(1), &[1, 0, 1, b'c', 0]).unwrap();
+        Scope::resume(&state, rows);
+    }
+}
