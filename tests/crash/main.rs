@@ -4,10 +4,11 @@
 //! from the kernel to the host filesystem and never pass the engine.
 
 use std::fs::{self, File};
+use std::process::Command;
 use std::time::Duration;
 
 use phifs_tests::load::{Load, Syncing, Tail};
-use phifs_tests::{DataMode, Ext4Loop, Node, is_root, long, on_ext4, seed_or, skip};
+use phifs_tests::{DataMode, Ext4Loop, Node, is_root, long, on_ext4, run_ok, seed_or, skip};
 
 const STORE_BYTES: u64 = 2 << 30;
 
@@ -148,4 +149,46 @@ fn unsynced_changes_survive_a_power_cut_after_a_while_in_passthrough() {
 #[test]
 fn unsynced_changes_survive_a_power_cut_after_a_while_in_writeback() {
     unsynced_changes_survive_a_power_cut_after_a_while(DataMode::Writeback);
+}
+
+/// A second store to a page of a mapping leaves no trace in the file's times.
+fn every_fsync_covers_what_a_mapping_stored(mode: DataMode) {
+    if !is_root() || on_ext4() {
+        skip!("about phifs, as root");
+    }
+    let mut host = Ext4Loop::new(STORE_BYTES);
+    let mut node = Node::with_store(mode, host.dir().join("store"));
+    node.start();
+    let script = "
+import mmap, os, sys
+for path, size in zip(sys.argv[1:], (4096, 65536)):
+    f = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.ftruncate(f, size)
+    m = mmap.mmap(f, size)
+    for bytes in (b'first', b'then', b'last'):
+        m[:len(bytes)] = bytes
+        os.fsync(f)
+";
+    let paths = [node.dir().join("small"), node.dir().join("large")];
+    run_ok(Command::new("python3").args(["-c", script]).args(&paths), Duration::from_secs(20));
+    host.cut_power();
+    node.kill();
+    node.unmount_dead();
+    host.unmount();
+    host.mount();
+    node.start();
+    for path in paths {
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(String::from_utf8_lossy(&bytes[..5]), "lastt", "{}", path.display());
+    }
+}
+
+#[test]
+fn every_fsync_covers_what_a_mapping_stored_in_passthrough() {
+    every_fsync_covers_what_a_mapping_stored(DataMode::Passthrough);
+}
+
+#[test]
+fn every_fsync_covers_what_a_mapping_stored_in_writeback() {
+    every_fsync_covers_what_a_mapping_stored(DataMode::Writeback);
 }

@@ -39,6 +39,8 @@ const JOURNAL_BYTES_MAX: u64 = 32 << 10;
 /// A closed file at least this long keeps its staging file as a cache.
 const CACHE_BYTES_MIN: u64 = 1 << 20;
 
+const ASKING: &str = "asking for writers of a staging file";
+
 pub struct FileCell {
     pub id: InodeId,
     /// Handles, and calls under way that need the cell: as long as there is one, the cell stays.
@@ -705,7 +707,7 @@ impl LocalVolume {
     /// Whether the kernel lets somebody write to the staging file.
     fn has_writers(&self, cell: &FileCell) -> Result<bool> {
         let file = cell.data.lock().as_ref().and_then(|data| data.staging.as_ref()).map(|staging| staging.file.clone());
-        file.map_or(Ok(false), |file| file.has_writers()).map_err(staging_io("asking for writers of a staging file"))
+        file.map_or(Ok(false), |file| file.has_writers()).map_err(staging_io(ASKING))
     }
 
     /// Called when an inode lost its last name.
@@ -851,7 +853,12 @@ impl LocalVolume {
             }
             let Some(staging) = data.staging.as_mut() else { return Ok(()) };
             staging.observe().map_err(staging_io("looking at a staging file"))?;
-            if !staging.dirty || staging.recorded == Some(staging.generation) {
+            if !staging.dirty {
+                return Ok(());
+            }
+            if staging.recorded == Some(staging.generation)
+                && (staging.recorded_bytes.is_none() || !staging.file.has_writers().map_err(staging_io(ASKING))?)
+            {
                 return Ok(());
             }
             let small = staging.overlay.len_bytes() <= JOURNAL_BYTES_MAX && staging.overlay.is_whole();
@@ -875,6 +882,7 @@ impl LocalVolume {
             staging.recorded = Some(generation);
             return Ok(());
         }
+        let mut recorded_bytes = None;
         let record = if small {
             let mut bytes = vec![0; JOURNAL_BYTES_MAX as usize + 1];
             // The length may have changed since; the kernel writes on its own.
@@ -885,6 +893,11 @@ impl LocalVolume {
                 return self.record_bytes(cell);
             }
             bytes.truncate(got);
+            let hash = Some(blake3::hash(&bytes));
+            if staging.recorded == Some(generation) && staging.recorded_bytes == hash {
+                return Ok(());
+            }
+            recorded_bytes = hash;
             Staged::Bytes { bytes, mtime: staging.mtime }
         } else {
             // As it was before the sync: what was written during it may not be on the disk.
@@ -894,6 +907,7 @@ impl LocalVolume {
         state.commit_local(vec![change], self.env.now(), &self.journal)?;
         staging.has_record = true;
         staging.recorded = Some(generation);
+        staging.recorded_bytes = recorded_bytes;
         staging.recorded_whole = !small && staging.is_all_there_is();
         Ok(())
     }
@@ -1021,7 +1035,7 @@ impl LocalVolume {
             }
             (staging.file.clone(), staging.number)
         };
-        let written = file.has_writers().map_err(staging_io("asking for writers of a staging file"))?;
+        let written = file.has_writers().map_err(staging_io(ASKING))?;
         if written {
             let synced = self.staging.name_is_durable(number).and_then(|()| file.sync());
             synced.map_err(staging_io("syncing a staging file"))?;

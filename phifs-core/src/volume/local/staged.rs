@@ -97,6 +97,9 @@ pub struct Staging {
     pub recovered: bool,
     /// The generation that the record stands for, if it was made after a sync.
     pub recorded: Option<u64>,
+    /// The hash of the bytes that the record holds, if it does. Whoever stores through a mapping may change them without
+    /// a trace, as its pages stay writable until the staging file is synced.
+    pub recorded_bytes: Option<blake3::Hash>,
     /// The generation that was published last.
     pub published: Option<u64>,
     /// That record names the whole staging file, whatever is in it.
@@ -126,6 +129,7 @@ impl Staging {
             has_record: true,
             recovered: false,
             recorded: None,
+            recorded_bytes: None,
             published: None,
             recorded_whole: false,
             stamp,
