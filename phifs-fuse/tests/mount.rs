@@ -387,17 +387,19 @@ fn times_before_1970_are_kept_exactly() {
     let Some(fs) = Mounted::new(DataMode::Auto) else { return };
     let path = fs.path("file");
     fs::write(&path, b"").unwrap();
-    let time = Timespec { tv_sec: -5, tv_nsec: 300_000_000 };
-    let times = Timestamps { last_access: time, last_modification: time };
-    rustix::fs::utimensat(CWD, &path, &times, AtFlags::empty()).unwrap();
-    fs.mount.invalidator().inode(fs.volume.ino(Ino::ROOT, "file"), false);
-    let asked = fs.volume.calls("getattr");
-    soon("attributes read back", || {
-        let metadata = fs::metadata(&path).unwrap();
-        assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (-5, 300_000_000));
-        assert_eq!((metadata.atime(), metadata.atime_nsec()), (-5, 300_000_000));
-        fs.volume.calls("getattr") > asked
-    });
+    for (secs, nanos) in [(-5, 300_000_000), (i64::MIN, 0)] {
+        let time = Timespec { tv_sec: secs, tv_nsec: nanos };
+        let times = Timestamps { last_access: time, last_modification: time };
+        rustix::fs::utimensat(CWD, &path, &times, AtFlags::empty()).unwrap();
+        fs.mount.invalidator().inode(fs.volume.ino(Ino::ROOT, "file"), false);
+        let asked = fs.volume.calls("getattr");
+        soon("attributes read back", || {
+            let metadata = fs::metadata(&path).unwrap();
+            assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (secs, nanos));
+            assert_eq!((metadata.atime(), metadata.atime_nsec()), (secs, nanos));
+            fs.volume.calls("getattr") > asked
+        });
+    }
 }
 
 #[test]
