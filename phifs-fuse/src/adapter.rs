@@ -3,7 +3,8 @@
 //! Operations on names and attributes are answered on the thread that read the request. Those that may wait for a
 //! disk or a network go to the pool: flush, fsync, a change of size, the release of what the kernel wrote by itself,
 //! the opens that have to fetch or cut bytes, and reads and writes unless the bytes are in memory and nobody else is at
-//! work on them. Bytes that a request lends are copied on the way there.
+//! work on them. Bytes that a request lends are copied on the way there. So does the rename of a file that is open for
+//! writing on the write-back path, once the flusher has fetched its bytes.
 
 use std::ffi::OsStr;
 use std::io;
@@ -22,6 +23,7 @@ use phifs_core::volume::{Caller, Handle, Ino, NewKind, NewNode, Result, SetAttr,
 
 use crate::answer::{Answer, Register};
 use crate::attr::{PERMISSIONS, allocate_mode, file_type, node_kind, rename_mode, seek_kind, set_time, xattr_mode};
+use crate::flush::Flusher;
 use crate::guard::guarded;
 use crate::init::{DataPath, Init};
 use crate::latch::Latch;
@@ -33,7 +35,8 @@ const COPY_BYTES_MAX: u64 = 0x7fff_f000;
 
 pub(crate) struct Adapter {
     pub(crate) state: Arc<State>,
-    pub(crate) pool: Pool,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) flusher: Arc<Flusher>,
     pub(crate) init: Arc<Init>,
     /// Opened when the last request is answered.
     pub(crate) ended: Arc<Latch>,
@@ -59,14 +62,24 @@ impl Adapter {
         reply: R,
         work: impl FnOnce(&State, &R) -> Result<T> + Send + 'static,
     ) {
+        self.pool.run(self.job(op, ino, reply, work));
+    }
+
+    fn job<T, R: Answer<T> + Send + 'static>(
+        &self,
+        op: &'static str,
+        ino: INodeNo,
+        reply: R,
+        work: impl FnOnce(&State, &R) -> Result<T> + Send + 'static,
+    ) -> impl FnOnce() + Send + 'static {
         self.state.requests.count(op);
         let state = Arc::clone(&self.state);
-        self.pool.run(move || {
+        move || {
             let outcome = guarded(op, Ino(ino.0), || work(&state, &reply));
             // The inode may be forgotten as soon as the reply is out; nothing of this request may outlive it.
             drop(state);
             reply.answer(outcome);
-        });
+        }
     }
 }
 
@@ -85,6 +98,7 @@ impl Filesystem for Adapter {
     }
 
     fn destroy(&mut self) {
+        self.flusher.switch_off();
         self.pool.close();
         self.state.finish();
         self.ended.open();
@@ -190,7 +204,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -198,10 +212,15 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.at_once("rename", parent, reply, |state, _| {
-            let (from, to) = (Ino(parent.0), Ino(new_parent.0));
-            state.volume.rename(from, name.as_bytes(), to, new_name.as_bytes(), rename_mode(flags)?)
-        });
+        let (from, to) = (Ino(parent.0), Ino(new_parent.0));
+        let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
+        let unflushed = self.state.unflushed(&caller(request), from, &name);
+        let work =
+            move |state: &State, _: &ReplyEmpty| state.volume.rename(from, &name, to, &new_name, rename_mode(flags)?);
+        match unflushed {
+            Some(ino) if self.flusher.is_on() => self.flusher.before(self.job("rename", parent, reply, work), ino),
+            _ => self.at_once("rename", parent, reply, work),
+        }
     }
 
     fn create(
@@ -268,6 +287,7 @@ impl Filesystem for Adapter {
     ) {
         let handle = Handle(handle.0);
         let kill_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let under_way = self.state.is_writeback().then(|| self.state.writes.begin(Ino(ino.0)));
         let written = guarded("write", Ino(ino.0), || {
             Ok(if kill_set_id { None } else { self.state.volume.write_now(handle, offset, data) })
         });
@@ -275,6 +295,7 @@ impl Filesystem for Adapter {
             Ok(None) => {
                 let (data, caller) = (data.to_vec(), caller(request));
                 self.in_pool("write", ino, reply, move |state, _| {
+                    let _until_done = under_way;
                     state.volume.write(&caller, Ino(ino.0), handle, offset, &data, kill_set_id)
                 });
             }
@@ -430,8 +451,9 @@ impl Filesystem for Adapter {
 
     fn lseek(&self, _: &Request, ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         if self.state.is_writeback() {
-            // The kernel holds bytes and a length that the volume has not seen. Told that there is no such call, it
-            // takes everything up to the end for data.
+            // The kernel holds bytes and a length that the volume has not seen, and asking for them is no promise to get
+            // all. A hole reported where data is on its way would make cp(1) lose it. Told that there is no such call,
+            // the kernel takes everything up to the end for data.
             self.state.requests.count("lseek");
             return reply.error(Errno::ENOSYS);
         }

@@ -219,13 +219,15 @@ mod tests {
         if secs >= 0 {
             UNIX_EPOCH + Duration::new(secs as u64, nanos)
         } else {
-            UNIX_EPOCH - Duration::new(-secs as u64, nanos)
+            UNIX_EPOCH - Duration::new(secs.wrapping_neg() as u64, nanos)
         }
     }
 
     #[test]
     fn times_before_1970_survive_the_decoder() {
-        for (secs, nanos) in [(0, 0), (7, 5), (-1, 0), (-1, 999_999_999), (-2, 1), (i64::MAX, 999_999_999)] {
+        for (secs, nanos) in
+            [(0, 0), (7, 5), (-1, 0), (-1, 999_999_999), (-2, 1), (i64::MIN, 0), (i64::MAX, 999_999_999)]
+        {
             assert_eq!(timestamp(as_fuser_decodes(secs, nanos)), Timestamp::new(secs, nanos), "{secs}.{nanos:09}");
         }
     }

@@ -4,6 +4,7 @@
 //! for. What is still in this table at the end is released then, so that no volume waits for a close that never comes.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use parking_lot::Mutex;
 use phifs_core::volume::{Handle, Ino};
@@ -13,28 +14,82 @@ pub(crate) struct OpenFile {
     pub(crate) ino: Ino,
     /// Counts in `Backings`.
     pub(crate) passthrough: bool,
+    pub(crate) write: bool,
+}
+
+#[derive(Default)]
+struct Table {
+    open: HashMap<Handle, OpenFile>,
+    /// How many handles of an inode are for writing; there is none without.
+    writers: HashMap<Ino, usize>,
 }
 
 #[derive(Default)]
 pub(crate) struct Handles {
-    open: Mutex<HashMap<Handle, OpenFile>>,
+    table: Mutex<Table>,
 }
 
 impl Handles {
     pub(crate) fn insert(&self, handle: Handle, file: OpenFile) {
-        self.open.lock().insert(handle, file);
+        let mut table = self.table.lock();
+        if file.write {
+            *table.writers.entry(file.ino).or_insert(0) += 1;
+        }
+        table.open.insert(handle, file);
+    }
+
+    /// Whether its bytes pass through here.
+    pub(crate) fn is_served_here(&self, handle: Handle) -> bool {
+        self.table.lock().open.get(&handle).is_some_and(|file| !file.passthrough)
     }
 
     /// `None` for a handle that is not open.
-    pub(crate) fn is_served_here(&self, handle: Handle) -> bool {
-        self.open.lock().get(&handle).is_some_and(|file| !file.passthrough)
+    pub(crate) fn remove(&self, handle: Handle) -> Option<OpenFile> {
+        let mut table = self.table.lock();
+        let file = table.open.remove(&handle)?;
+        if file.write
+            && let Entry::Occupied(mut count) = table.writers.entry(file.ino)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        Some(file)
     }
 
-    pub(crate) fn remove(&self, handle: Handle) -> Option<OpenFile> {
-        self.open.lock().remove(&handle)
+    /// Whether any file is open for writing.
+    pub(crate) fn any_writer(&self) -> bool {
+        !self.table.lock().writers.is_empty()
+    }
+
+    pub(crate) fn has_writer(&self, ino: Ino) -> bool {
+        self.table.lock().writers.contains_key(&ino)
     }
 
     pub(crate) fn open(&self) -> Vec<Handle> {
-        self.open.lock().keys().copied().collect()
+        self.table.lock().open.keys().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inode_has_a_writer_until_the_last_of_them_closes() {
+        let handles = Handles::default();
+        let file = |write| OpenFile { ino: Ino(5), passthrough: false, write };
+        handles.insert(Handle(1), file(false));
+        assert!(!handles.any_writer());
+        handles.insert(Handle(2), file(true));
+        handles.insert(Handle(3), file(true));
+        assert!(handles.has_writer(Ino(5)) && !handles.has_writer(Ino(6)));
+        handles.remove(Handle(2));
+        handles.remove(Handle(1));
+        assert!(handles.has_writer(Ino(5)));
+        assert_eq!(handles.remove(Handle(3)), Some(file(true)));
+        assert_eq!(handles.remove(Handle(3)), None);
+        assert!(!handles.any_writer());
     }
 }

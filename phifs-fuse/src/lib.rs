@@ -1,8 +1,8 @@
 //! The FUSE mount: makes any `phifs_core::volume::Volume` a directory of this machine.
 //!
 //! `mount` is the way in. `adapter` has a short method for each FUSE operation, `state` what is more than a call of
-//! the volume; `inode`, `handle` and `backing` know what the kernel holds, `notify` tells it what to drop, `errno` is
-//! where errors become numbers.
+//! the volume; `inode`, `handle` and `backing` know what the kernel holds, `notify` tells it what to drop, `flush`
+//! makes it hand over what it holds back, `errno` is where errors become numbers.
 
 mod adapter;
 mod answer;
@@ -10,6 +10,7 @@ mod attr;
 mod backing;
 mod errno;
 mod error;
+mod flush;
 mod guard;
 mod handle;
 mod init;
@@ -21,6 +22,7 @@ mod pool;
 mod requests;
 mod session;
 mod state;
+mod syncer;
 
 pub use error::MountError;
 pub use init::{DataMode, DataPath, Features};

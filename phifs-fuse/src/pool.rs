@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::guard::panic_text;
 
-type Job = Box<dyn FnOnce() + Send>;
+pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct Queue {

@@ -3,6 +3,7 @@
 //! The session's thread owns fuser's loops. When the last of them ends, for whatever reason, the adapter releases and
 //! forgets what the kernel still held, notices stop, and only then is the mount finished.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,12 +15,14 @@ use phifs_core::volume::{Invalidate, Volume};
 
 use crate::adapter::Adapter;
 use crate::error::MountError;
+use crate::flush::Flusher;
 use crate::init::{DataMode, DataPath, Features, Init, READ_AHEAD_BYTES};
 use crate::latch::Latch;
 use crate::mountpoint::{self, Mounted};
 use crate::notify::{Announcer, Line};
 use crate::pool::Pool;
 use crate::state::State;
+use crate::syncer::Syncer;
 
 /// Enough for concurrent fsyncs to share a commit of the journal; a waiting thread costs next to nothing.
 const POOL_THREADS: usize = 16;
@@ -72,8 +75,15 @@ pub fn mount(volume: Arc<dyn Volume>, mountpoint: &Path, options: &MountOptions)
     let state = Arc::new(State::new(volume));
     let init = Arc::new(Init::new(options.data_mode));
     let ended = Arc::new(Latch::default());
-    let pool = Pool::new(POOL_THREADS).map_err(MountError::system("starting threads"))?;
-    let adapter = Adapter { state: Arc::clone(&state), pool, init: Arc::clone(&init), ended: Arc::clone(&ended) };
+    let pool = Arc::new(Pool::new(POOL_THREADS).map_err(MountError::system("starting threads"))?);
+    let flusher = Arc::new(Flusher::default());
+    let adapter = Adapter {
+        state: Arc::clone(&state),
+        pool: Arc::clone(&pool),
+        flusher: Arc::clone(&flusher),
+        init: Arc::clone(&init),
+        ended: Arc::clone(&ended),
+    };
 
     let device = mountpoint::mount(&path, options)?;
     let unmounted = |error: MountError| {
@@ -96,6 +106,12 @@ pub fn mount(volume: Arc<dyn Volume>, mountpoint: &Path, options: &MountOptions)
         doing: "looking for the new mount",
         source: std::io::ErrorKind::NotFound.into(),
     })?;
+
+    if features.data_path == DataPath::Writeback
+        && let Err(error) = start_flusher(&flusher, &state, pool, &mounted)
+    {
+        tracing::warn!(%error, "what is written to open files arrives late: no thread can ask the kernel for it");
+    }
 
     let announcer = Arc::new(Announcer::new(Arc::clone(&state)));
     let line = Line { notifier: session.notifier(), device: line_device };
@@ -131,6 +147,16 @@ fn raise_read_ahead(mounted: &Mounted) {
     if let Err(error) = std::fs::write(&setting, (READ_AHEAD_BYTES / 1024).to_string()) {
         tracing::debug!(setting, %error, "read-ahead stays as it is");
     }
+}
+
+/// The thread ends by itself: after the mount, it may still be about to leave the kernel.
+fn start_flusher(flusher: &Arc<Flusher>, state: &Arc<State>, pool: Arc<Pool>, mounted: &Mounted) -> io::Result<()> {
+    let syncer = Syncer::start(mounted.clone())?;
+    let (running, state) = (Arc::clone(flusher), Arc::clone(state));
+    flusher.switch_on();
+    let thread = thread::Builder::new().name("phifs-flush".to_owned());
+    let run = move || running.run(&state, &pool, &syncer);
+    thread.spawn(run).map(drop).inspect_err(|_| flusher.switch_off())
 }
 
 /// What the session's thread needs.

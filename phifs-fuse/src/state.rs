@@ -18,6 +18,7 @@ use phifs_core::volume::{
 use crate::answer::{Entry, Opening, XattrAnswer};
 use crate::attr::{file_attr, negative_ttl, no_attr, open_how, ttl_of};
 use crate::backing::{Backings, Refusal};
+use crate::flush::Writes;
 use crate::guard::guarded;
 use crate::handle::{Handles, OpenFile};
 use crate::inode::Inodes;
@@ -28,7 +29,8 @@ pub(crate) struct State {
     pub(crate) requests: Requests,
     pub(crate) inodes: Inodes,
     pub(crate) backings: Backings<BackingId>,
-    handles: Handles,
+    pub(crate) handles: Handles,
+    pub(crate) writes: Arc<Writes>,
     /// The kernel collects writes in its cache.
     writeback: AtomicBool,
     /// How many changes the volume has announced. A result that was made while one came in may be older than it, and
@@ -44,6 +46,7 @@ impl State {
             inodes: Inodes::default(),
             backings: Backings::default(),
             handles: Handles::default(),
+            writes: Arc::default(),
             writeback: AtomicBool::new(false),
             changes: AtomicU64::new(0),
         }
@@ -124,6 +127,16 @@ impl State {
         self.writeback.load(Ordering::Relaxed)
     }
 
+    /// The file by this name, if the kernel may hold bytes of it.
+    pub(crate) fn unflushed(&self, caller: &Caller, parent: Ino, name: &[u8]) -> Option<Ino> {
+        if !self.is_writeback() || !self.handles.any_writer() {
+            return None;
+        }
+        // What is wrong with the name, the call itself will tell.
+        let ino = guarded("lookup", parent, || self.volume.lookup(caller, parent, name)).ok()?.ino;
+        self.handles.has_writer(ino).then_some(ino)
+    }
+
     /// What these flags of open(2) ask of the volume.
     pub(crate) fn how(&self, flags: i32) -> OpenHow {
         let how = open_how(flags, self.is_writeback());
@@ -193,7 +206,7 @@ impl State {
                 }
             },
         }
-        self.handles.insert(handle, OpenFile { ino, passthrough: backing.is_some() });
+        self.handles.insert(handle, OpenFile { ino, passthrough: backing.is_some(), write: how.write });
         self.inodes.add(ino);
         Ok(Opening { handle, flags, backing })
     }

@@ -154,6 +154,64 @@ fn writeback_collects_small_writes_and_reads_through_write_only_handles() {
 }
 
 #[test]
+fn writeback_hands_over_what_an_open_file_holds_soon() {
+    let Some(fs) = Mounted::new(DataMode::Writeback) else { return };
+    let mut file = File::create(fs.path("file")).unwrap();
+    let started = Instant::now();
+    for round in 1..=3 {
+        file.write_all(b"bytes").unwrap();
+        soon("the bytes arrive", || fs.volume.content(Ino::ROOT, "file").len() == 5 * round);
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "it took {:?}", started.elapsed());
+    drop(file);
+    fs.mount.unmount(false).unwrap();
+}
+
+#[test]
+fn file_renamed_while_it_is_open_has_its_bytes_with_its_new_name() {
+    let Some(fs) = Mounted::new(DataMode::Writeback) else { return };
+    let content: Vec<u8> = (0..2_000_000u32).map(|n| (n % 251) as u8).collect();
+    *fs.volume.write_takes.lock() = Duration::from_millis(20);
+    for (from, to) in [("a", "b"), ("a", "b"), ("a", "c")] {
+        let mut file = File::create(fs.path(from)).unwrap();
+        file.write_all(&content).unwrap();
+        fs::rename(fs.path(from), fs.path(to)).unwrap();
+        assert!(fs.volume.content(Ino::ROOT, to) == content, "bytes are missing in {to}");
+    }
+}
+
+/// The kernel holds the locks of both directories and of the file while it waits for a rename, and the WRITEs need the
+/// threads that renames are carried out by.
+#[test]
+fn renames_of_many_open_files_wait_for_their_bytes_and_not_for_each_other() {
+    let Some(fs) = Mounted::new(DataMode::Writeback) else { return };
+    *fs.volume.write_takes.lock() = Duration::from_millis(5);
+    for dir in ["one", "two"] {
+        fs::create_dir(fs.path(dir)).unwrap();
+    }
+    let started = Instant::now();
+    thread::scope(|scope| {
+        for n in 0..40 {
+            let path = |dir| fs.path(&format!("{dir}/{n}"));
+            let (here, there) = if n % 2 == 0 { (path("one"), path("two")) } else { (path("two"), path("one")) };
+            scope.spawn(move || {
+                let mut file = File::create(&here).unwrap();
+                for _ in 0..5 {
+                    file.write_all(&[7; 100_000]).unwrap();
+                    fs::rename(&here, &there).unwrap();
+                    file.write_all(&[8; 100_000]).unwrap();
+                    fs::rename(&there, &here).unwrap();
+                }
+            });
+        }
+    });
+    // Patience with bytes that never come would take longer.
+    assert!(started.elapsed() < Duration::from_secs(60), "it took {:?}", started.elapsed());
+    fs.mount.unmount(false).unwrap();
+    assert_eq!(fs.volume.open_handles(), 0);
+}
+
+#[test]
 fn plain_mode_writes_before_it_returns() {
     let Some(fs) = Mounted::new(DataMode::Plain) else { return };
     assert_eq!(fs.mount.features().data_path, DataPath::Plain);
@@ -401,17 +459,19 @@ fn times_before_1970_are_kept_exactly() {
     let Some(fs) = Mounted::new(DataMode::Auto) else { return };
     let path = fs.path("file");
     fs::write(&path, b"").unwrap();
-    let time = Timespec { tv_sec: -5, tv_nsec: 300_000_000 };
-    let times = Timestamps { last_access: time, last_modification: time };
-    rustix::fs::utimensat(CWD, &path, &times, AtFlags::empty()).unwrap();
-    fs.mount.invalidator().inode(fs.volume.ino(Ino::ROOT, "file"), false);
-    let asked = fs.volume.calls("getattr");
-    soon("attributes read back", || {
-        let metadata = fs::metadata(&path).unwrap();
-        assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (-5, 300_000_000));
-        assert_eq!((metadata.atime(), metadata.atime_nsec()), (-5, 300_000_000));
-        fs.volume.calls("getattr") > asked
-    });
+    for (secs, nanos) in [(-5, 300_000_000), (i64::MIN, 0)] {
+        let time = Timespec { tv_sec: secs, tv_nsec: nanos };
+        let times = Timestamps { last_access: time, last_modification: time };
+        rustix::fs::utimensat(CWD, &path, &times, AtFlags::empty()).unwrap();
+        fs.mount.invalidator().inode(fs.volume.ino(Ino::ROOT, "file"), false);
+        let asked = fs.volume.calls("getattr");
+        soon("attributes read back", || {
+            let metadata = fs::metadata(&path).unwrap();
+            assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (secs, nanos));
+            assert_eq!((metadata.atime(), metadata.atime_nsec()), (secs, nanos));
+            fs.volume.calls("getattr") > asked
+        });
+    }
 }
 
 #[test]

@@ -48,7 +48,7 @@ pub enum Tail {
     Written,
     /// Zeroes to the end of the last block too: ext4 makes the new size durable before the bytes where the last block
     /// was there already (seen here in every second power cut). So it is with the staging files of phifs, which are
-    /// files of the host.
+    /// files of the host, whoever writes to them: the journal does not know how much of one was synced last.
     MayBeZero,
 }
 

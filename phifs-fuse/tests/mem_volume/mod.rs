@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Barrier};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use phifs_core::disk::{File, Stamp};
@@ -131,6 +131,7 @@ pub struct MemVolume {
     calls: Mutex<HashMap<&'static str, usize>>,
     panics_in: Mutex<Option<&'static str>>,
     pub fsyncs_meet: Mutex<Option<Arc<Barrier>>>,
+    pub write_takes: Mutex<Duration>,
     forgotten: Mutex<Vec<Ino>>,
 }
 
@@ -268,6 +269,7 @@ impl MemVolume {
             calls: Mutex::default(),
             panics_in: Mutex::default(),
             fsyncs_meet: Mutex::default(),
+            write_takes: Mutex::default(),
             forgotten: Mutex::default(),
         })
     }
@@ -454,6 +456,7 @@ impl Volume for MemVolume {
 
     fn write(&self, _: &Caller, ino: Ino, _: Handle, offset_bytes: u64, bytes: &[u8], _: bool) -> Result<u32> {
         self.enter("write");
+        std::thread::sleep(*self.write_takes.lock());
         self.inner.lock().node(ino)?.bytes.write(offset_bytes, bytes);
         Ok(bytes.len() as u32)
     }

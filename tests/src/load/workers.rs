@@ -141,11 +141,6 @@ impl Worker for Replacements {
         file.write_all(&self.bytes(self.version))?;
         if self.rng.bool() {
             self.syncing.file(&file)?;
-        } else {
-            // Bytes of an open file may still be with the kernel (write-back cache), and then the new name is durable
-            // before them. Closing hands them over.
-            drop(file);
-            file = File::options().write(true).open(&temporary)?;
         }
         self.files[at].issue(Some(self.version));
         fs::rename(&temporary, &target)?;

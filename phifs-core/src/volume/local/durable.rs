@@ -104,7 +104,7 @@ impl LocalVolume {
         let (generation, mtime) = (staging.generation, staging.mtime);
         match staging.recording(rebase) {
             Recording::Bytes if staging.overlay.is_whole() => {
-                let Some((base, deltas)) = staging.bytes().map_err(read)? else { return Ok(false) };
+                let (base, deltas) = staging.bytes().map_err(read)?;
                 let mut changes = staging.records.replacing(cell.id, Some(&base));
                 changes.extend(staging.records.adding(cell.id, &deltas));
                 let lsn = state.commit_local(changes, self.env.now(), &self.journal)?;

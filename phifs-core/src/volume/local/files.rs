@@ -40,6 +40,8 @@ const SHORT_BYTES_MAX: u64 = 64 << 10;
 /// A closed file at least this long keeps its staging file as a cache.
 const CACHE_BYTES_MIN: u64 = 1 << 20;
 
+const ASKING: &str = "asking for writers of a staging file";
+
 pub struct FileCell {
     pub id: InodeId,
     /// Handles, and calls under way that need the cell: as long as there is one, the cell stays.
@@ -887,7 +889,7 @@ impl LocalVolume {
             let staging = data.as_ref().and_then(|data| data.staging.as_ref());
             staging.filter(|staging| staging.is_handed()).map(|staging| staging.file.clone())
         };
-        file.map_or(Ok(false), |file| file.has_writers()).map_err(staging_io("asking for writers of a staging file"))
+        file.map_or(Ok(false), |file| file.has_writers()).map_err(staging_io(ASKING))
     }
 
     /// Called when an inode lost its last name.
@@ -1129,7 +1131,7 @@ impl LocalVolume {
             }
             (staging.file.clone(), staging.number)
         };
-        let written = file.has_writers().map_err(staging_io("asking for writers of a staging file"))?;
+        let written = file.has_writers().map_err(staging_io(ASKING))?;
         if written {
             let synced = self.staging.name_is_durable(number).and_then(|()| file.sync());
             synced.map_err(staging_io("syncing a staging file"))?;

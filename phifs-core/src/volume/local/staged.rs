@@ -219,10 +219,12 @@ impl Staging {
     pub fn recording(&self, rebase: bool) -> Recording {
         let deltas_bytes = self.records.deltas_bytes();
         let is_delta = self.records.base() != Base::None
-            && !self.handed
             && !rebase
             && self.unrecorded.as_ref().is_some_and(|known| deltas_bytes + known.bytes <= DELTAS_BYTES_MAX);
-        if self.overlay.len_bytes() <= JOURNAL_BYTES_MAX {
+        if self.handed {
+            // Only the sync makes the pages of a mapping read-only, so that the next store through it leaves a trace.
+            Recording::File
+        } else if self.overlay.len_bytes() <= JOURNAL_BYTES_MAX {
             Recording::Bytes
         } else if is_delta {
             Recording::Delta
@@ -233,21 +235,15 @@ impl Staging {
         }
     }
 
-    /// All bytes, as a base and deltas over it; `None` if the kernel has just made a short file long.
-    pub fn bytes(&self) -> std::io::Result<Option<(Staged, Vec<Delta>)>> {
-        let len = self.overlay.len_bytes() as usize;
-        // What the kernel writes right now may not be known yet.
-        let mut bytes = vec![0; if self.handed { BYTES_MAX + 1 } else { len }];
-        let got = self.file.read_at(&mut bytes, 0)?;
-        if self.handed && got > BYTES_MAX || !self.handed && got < len {
-            return Ok(None);
-        }
-        bytes.truncate(got);
+    /// All bytes, as a base and deltas over it.
+    pub fn bytes(&self) -> std::io::Result<(Staged, Vec<Delta>)> {
+        let mut bytes = vec![0; self.overlay.len_bytes() as usize];
+        self.file.read_exact_at(&mut bytes, 0)?;
         let mtime = self.mtime;
-        let rest = bytes.split_off(got.min(BYTES_MAX));
+        let rest = bytes.split_off(bytes.len().min(BYTES_MAX));
         let parts = (BYTES_MAX as u64..).step_by(BYTES_MAX).zip(rest.chunks(BYTES_MAX));
         let deltas = parts.map(|(at, part)| Delta { mtime, writes: vec![(at, part.to_vec())] }).collect();
-        Ok(Some((Staged::Bytes { bytes, mtime }, deltas)))
+        Ok((Staged::Bytes { bytes, mtime }, deltas))
     }
 
     /// What was written since the records were made.

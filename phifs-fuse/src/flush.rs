@@ -1,0 +1,153 @@
+//! Fetches what was written to files that stay open, on the write-back path.
+//!
+//! There the kernel keeps written bytes to itself until the file is closed or synced, or half a minute has passed.
+//! Too long: what nobody syncs is to reach the disk within a second or so, and a file that is renamed while it is open
+//! should have its bytes when it has its new name. So one thread asks the kernel for them, every now and then while a
+//! file is open for writing, and before such a rename.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use phifs_core::volume::Ino;
+
+use crate::pool::{Job, Pool};
+use crate::state::State;
+use crate::syncer::Syncer;
+
+/// With the time that the volume takes until it makes durable what it got, about a second.
+const EVERY: Duration = Duration::from_millis(300);
+
+/// How long a rename waits for bytes, at the most: a disk that takes longer has other worries.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Default)]
+struct Queue {
+    on: bool,
+    jobs: VecDeque<(Ino, Job)>,
+}
+
+/// Off until it is switched on, which it is for mounts with a write-back cache.
+#[derive(Default)]
+pub(crate) struct Flusher {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+impl Flusher {
+    pub(crate) fn is_on(&self) -> bool {
+        self.queue.lock().on
+    }
+
+    pub(crate) fn switch_on(&self) {
+        self.queue.lock().on = true;
+    }
+
+    /// Passes the job to the pool when what the kernel held of this inode has arrived. When the flusher is off, which
+    /// then means that the mount has gone, the job is dropped.
+    ///
+    /// It does not wait in the pool meanwhile: the WRITEs need the threads there.
+    pub(crate) fn before(&self, job: impl FnOnce() + Send + 'static, ino: Ino) {
+        let mut queue = self.queue.lock();
+        if queue.on {
+            queue.jobs.push_back((ino, Box::new(job)));
+            self.wake.notify_one();
+        }
+    }
+
+    /// No job is passed on any more.
+    pub(crate) fn switch_off(&self) {
+        let dropped = {
+            let mut queue = self.queue.lock();
+            queue.on = false;
+            std::mem::take(&mut queue.jobs)
+        };
+        self.wake.notify_one();
+        drop(dropped);
+    }
+
+    /// Until it is switched off.
+    pub(crate) fn run(&self, state: &State, pool: &Pool, syncer: &Syncer) {
+        let mut complained = false;
+        while let Some(inodes) = self.next() {
+            if inodes.is_empty() && !state.handles.any_writer() {
+                continue;
+            }
+            if let Err(error) = fetch(state, syncer, &inodes)
+                && !std::mem::replace(&mut complained, true)
+            {
+                tracing::warn!(%error, "what is written to open files arrives late: the kernel cannot be asked for it");
+            }
+            let mut queue = self.queue.lock();
+            if queue.on {
+                queue.jobs.drain(..inodes.len()).for_each(|(_, job)| pool.run(job));
+            }
+        }
+    }
+
+    /// The inodes that jobs wait for; none when it is time to ask for everything. The jobs stay in the queue, so that
+    /// they can be dropped while the kernel is asked.
+    fn next(&self) -> Option<Vec<Ino>> {
+        let mut queue = self.queue.lock();
+        if queue.on && queue.jobs.is_empty() {
+            self.wake.wait_for(&mut queue, EVERY);
+        }
+        queue.on.then(|| queue.jobs.iter().map(|(ino, _)| *ino).collect())
+    }
+}
+
+/// Makes the kernel hand over what it holds, and waits for what it held of these inodes.
+fn fetch(state: &State, syncer: &Syncer, inodes: &[Ino]) -> io::Result<()> {
+    syncer.sync()?;
+    if inodes.is_empty() {
+        return Ok(());
+    }
+    let until = Instant::now() + PATIENCE;
+    inodes.iter().for_each(|ino| state.writes.wait_for(*ino, until));
+    // The kernel leaves pages out while too many requests are under way, and a WRITE may have been read by a thread
+    // that got no further until now.
+    syncer.sync()?;
+    inodes.iter().for_each(|ino| state.writes.wait_for(*ino, until));
+    Ok(())
+}
+
+/// The WRITEs that were read and are not carried out yet.
+#[derive(Default)]
+pub(crate) struct Writes {
+    under_way: Mutex<HashMap<Ino, usize>>,
+    over: Condvar,
+}
+
+impl Writes {
+    /// Counts a WRITE until what this returns is dropped.
+    pub(crate) fn begin(self: &Arc<Self>, ino: Ino) -> UnderWay {
+        *self.under_way.lock().entry(ino).or_insert(0) += 1;
+        UnderWay { writes: Arc::clone(self), ino }
+    }
+
+    fn wait_for(&self, ino: Ino, until: Instant) {
+        let mut under_way = self.under_way.lock();
+        self.over.wait_while_until(&mut under_way, |under_way| under_way.contains_key(&ino), until);
+    }
+}
+
+pub(crate) struct UnderWay {
+    writes: Arc<Writes>,
+    ino: Ino,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut under_way = self.writes.under_way.lock();
+        let left = under_way.get_mut(&self.ino).map_or(0, |count| {
+            *count -= 1;
+            *count
+        });
+        if left == 0 {
+            under_way.remove(&self.ino);
+            self.writes.over.notify_all();
+        }
+    }
+}
