@@ -1,6 +1,7 @@
-//! Fetches what was written to files that stay open, on the write-back path.
+//! Fetches what was written to files that stay open.
 //!
-//! There the kernel keeps written bytes to itself until the file is closed or synced, or half a minute has passed.
+//! On the write-back path, and everywhere where a file is mapped that is not passed through, the kernel keeps bytes to
+//! itself until the file is closed or synced, or half a minute has passed.
 //! Too long: what nobody syncs is to reach the disk within a second or so, and a file that is renamed while it is open
 //! should have its bytes when it has its new name. So one thread asks the kernel for them, every now and then while a
 //! file is open for writing, and before such a rename.
@@ -29,7 +30,7 @@ struct Queue {
     jobs: VecDeque<(Ino, Job)>,
 }
 
-/// Off until it is switched on, which it is for mounts with a write-back cache.
+/// Off until it is switched on.
 #[derive(Default)]
 pub(crate) struct Flusher {
     queue: Mutex<Queue>,

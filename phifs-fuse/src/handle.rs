@@ -17,10 +17,17 @@ pub(crate) struct OpenFile {
     pub(crate) write: bool,
 }
 
+impl OpenFile {
+    /// What is written through it may stay in the cache of the kernel, at least what is stored through a mapping.
+    fn fills_cache(&self) -> bool {
+        self.write && !self.passthrough
+    }
+}
+
 #[derive(Default)]
 struct Table {
     open: HashMap<Handle, OpenFile>,
-    /// How many handles of an inode are for writing; there is none without.
+    /// How many handles of an inode write into the kernel's cache; there is none without.
     writers: HashMap<Ino, usize>,
 }
 
@@ -32,7 +39,7 @@ pub(crate) struct Handles {
 impl Handles {
     pub(crate) fn insert(&self, handle: Handle, file: OpenFile) {
         let mut table = self.table.lock();
-        if file.write {
+        if file.fills_cache() {
             *table.writers.entry(file.ino).or_insert(0) += 1;
         }
         table.open.insert(handle, file);
@@ -47,7 +54,7 @@ impl Handles {
     pub(crate) fn remove(&self, handle: Handle) -> Option<OpenFile> {
         let mut table = self.table.lock();
         let file = table.open.remove(&handle)?;
-        if file.write
+        if file.fills_cache()
             && let Entry::Occupied(mut count) = table.writers.entry(file.ino)
         {
             *count.get_mut() -= 1;
@@ -58,7 +65,7 @@ impl Handles {
         Some(file)
     }
 
-    /// Whether any file is open for writing.
+    /// Whether any file is open for writing into the kernel's cache.
     pub(crate) fn any_writer(&self) -> bool {
         !self.table.lock().writers.is_empty()
     }
@@ -81,6 +88,7 @@ mod tests {
         let handles = Handles::default();
         let file = |write| OpenFile { ino: Ino(5), passthrough: false, write };
         handles.insert(Handle(1), file(false));
+        handles.insert(Handle(4), OpenFile { passthrough: true, ..file(true) });
         assert!(!handles.any_writer());
         handles.insert(Handle(2), file(true));
         handles.insert(Handle(3), file(true));

@@ -107,9 +107,7 @@ pub fn mount(volume: Arc<dyn Volume>, mountpoint: &Path, options: &MountOptions)
         source: std::io::ErrorKind::NotFound.into(),
     })?;
 
-    if features.data_path == DataPath::Writeback
-        && let Err(error) = start_flusher(&flusher, &state, pool, &mounted)
-    {
+    if let Err(error) = start_flusher(&flusher, &state, pool, &mounted) {
         tracing::warn!(%error, "what is written to open files arrives late: no thread can ask the kernel for it");
     }
 

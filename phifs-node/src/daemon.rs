@@ -199,7 +199,7 @@ fn explain(error: MountError) -> Failure {
         MountError::Busy(_) | MountError::AlreadyMounted { .. } => {
             (Kind::InUse, "choose another mountpoint with --mount DIR, or unmount what is there")
         }
-        MountError::NoPermission { why, .. } => (Kind::Failed, way_to_mount(why)),
+        MountError::NoPermission { why, .. } => (Kind::Failed, way_past_refusal(why)),
         MountError::Missing(_) | MountError::NotDirectory(_) => (Kind::Failed, "choose a directory with --mount DIR"),
         MountError::Unavailable(_) => (Kind::Failed, "use data_mode \"auto\""),
         _ => (Kind::Failed, "see the log for what came before"),
@@ -207,12 +207,14 @@ fn explain(error: MountError) -> Failure {
     Failure::new(kind, error).hint(hint)
 }
 
-/// What helps a user whom the mount was refused.
-fn way_to_mount(why: &str) -> &'static str {
+/// What helps a user to whom fusermount3 refuses a mount, or to take one away.
+fn way_past_refusal(why: &str) -> &'static str {
     if why.contains("not installed") {
         "install fusermount3 (package fuse3), or run as root"
     } else if why.contains("/dev/fuse") {
         "as root: chmod 666 /dev/fuse"
+    } else if why.contains("/etc/mtab") {
+        "fusermount3 wants that file; as root: ln -s ../proc/self/mounts /etc/mtab"
     } else if why.contains("user_allow_other") {
         "as root, put the line `user_allow_other` into /etc/fuse.conf; or leave allow_other out"
     } else {

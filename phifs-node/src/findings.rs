@@ -105,19 +105,22 @@ mod tests {
         let is_repair = |remedy: &Option<String>| remedy.as_deref().is_some_and(|remedy| remedy.contains("--repair"));
         assert!(remedies(vec![derived()]).iter().all(is_repair));
         assert!(!remedies(vec![derived(), rows()]).iter().any(is_repair));
-        let lost = LostFile { path: b"/f".to_vec(), len_bytes: 10, lost: vec![2..5], why: "gone".into() };
+        let lost = LostFile { path: b"/f".to_vec(), len_bytes: 10, lost: vec![2..5, 7..9], why: "gone".into() };
         assert!(!remedies(vec![Found::Bytes(lost)]).iter().any(is_repair));
     }
 
     #[test]
     fn files_with_lost_bytes_are_one_problem_that_comes_first() {
         let lost = |path: &[u8]| {
-            Found::Bytes(LostFile { path: path.to_vec(), len_bytes: 10, lost: vec![2..5], why: "gone".into() })
+            Found::Bytes(LostFile { path: path.to_vec(), len_bytes: 10, lost: vec![2..5, 7..9], why: "gone".into() })
         };
         let report = CheckReport { problems: vec![rows(), lost(b"/f"), lost(b"/g")], ..CheckReport::default() };
         let checked = checked(report);
         assert_eq!((checked.problems.len(), checked.unrepaired()), (2, 2));
         assert!(checked.problems[0].what.starts_with("2 files with lost bytes"));
-        assert_eq!(checked.problems[0].files[1].lost, [LostBytes { offset_bytes: 2, len_bytes: 3 }]);
+        assert_eq!(
+            checked.problems[0].files[1].lost,
+            [LostBytes { offset_bytes: 2, len_bytes: 3 }, LostBytes { offset_bytes: 7, len_bytes: 2 }]
+        );
     }
 }

@@ -254,11 +254,11 @@ impl GlyphStore {
         let packs = self.shared.packs_of(GlyphKind::Data);
         let synced = self.data.synced();
         for (done, pack) in packs.iter().enumerate() {
-            progress(Progress { stage: Stage::BuildingIndex, done: done as u64, total: packs.len() as u64 });
             let reflected = position.map_or((0, 0), |position| (position.pack, position.offset));
             if (pack.number, pack.totals().end) <= reflected {
                 continue;
             }
+            progress(Progress { stage: Stage::BuildingIndex, done: done as u64, total: packs.len() as u64 });
             let unknown = |entry: &Entry| {
                 let at = (pack.number, entry.offset);
                 reflected <= at && at < synced
