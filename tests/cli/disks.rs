@@ -124,7 +124,8 @@ fn a_removed_store_gives_errors_and_no_hang() {
     needs_phifs!();
     let mut node = Node::up(DataMode::Passthrough);
     fs::write(node.dir().join("before"), vec![1; 200_000]).unwrap();
-    // The daemon still makes files in it.
+    // Whoever removes a directory while somebody makes files in it may find it not empty; nothing of phifs is special
+    // there. It keeps staging files ready, and an index, until the directories themselves are gone.
     assert!(wait_until(LIMIT, || fs::remove_dir_all(node.store()).is_ok() || !node.store().exists()));
     let dir = node.dir().to_owned();
     let (done, told) = std::sync::mpsc::channel();

@@ -16,28 +16,46 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const STORE_BYTES: u64 = 2 << 30;
 
-/// When to crash: at once, or well into the load.
-fn pause(rng: &mut fastrand::Rng) -> Duration {
-    Duration::from_millis(rng.u64(50..1500))
+/// How a round ends.
+enum Crash {
+    Kill,
+    /// Of the filesystem that holds the store.
+    PowerCut(Ext4Loop),
 }
 
-fn killed_daemon_keeps_its_promises(mode: DataMode) {
-    if !is_root() {
-        skip!("passthrough needs root");
+impl Crash {
+    fn strike(&self, node: &mut Node) {
+        if let Crash::PowerCut(host) = self {
+            host.cut_power();
+            // The daemon lives on without a disk for a moment: whatever it acknowledges now counts against it.
+            std::thread::sleep(Duration::from_millis(150));
+        }
+        node.kill();
     }
-    if on_ext4() {
-        skip!("ext4 has no daemon to kill");
+
+    /// Once nobody uses the dead mount any more.
+    fn recover(&mut self, node: &mut Node) {
+        if let Crash::PowerCut(host) = self {
+            node.unmount_dead();
+            host.unmount();
+            host.mount();
+        }
+        node.start();
     }
-    let rounds = if long() { 50 } else { 5 };
-    let seed = seed_or(11);
+}
+
+/// Crashes under load, round after round, on one store.
+fn crashes_keep_promises(node: &mut Node, crash: &mut Crash, rounds: u64, seed: u64, tail: Tail) {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let mut node = Node::up(mode);
-    let mut load = Load::prepare(node.dir(), seed, Syncing::Real, Tail::Written);
+    node.start();
+    let mut load = Load::prepare(node.dir(), seed, Syncing::Real, tail);
     let mut acknowledged = 0;
     for round in 0..rounds {
-        let report = load.run_until_crash(pause(&mut rng), || node.kill());
+        // At once, or well into the load.
+        let before = Duration::from_millis(rng.u64(50..1500));
+        let report = load.run_until_crash(before, || crash.strike(node));
         assert!(report.early_errors.is_empty(), "round {round}: {:?}\n{}", report.early_errors, node.log());
-        node.start();
+        crash.recover(node);
         let problems = load.verify();
         assert!(problems.is_empty(), "seed {seed}, round {round} ({report:?}):\n{}", problems.join("\n"));
         acknowledged += report.acknowledged;
@@ -47,7 +65,15 @@ fn killed_daemon_keeps_its_promises(mode: DataMode) {
     let fsck = node.phifs(["fsck"]);
     assert!(fsck.success(), "fsck finds something after {rounds} crashes: {fsck}");
     node.assert_no_panic();
-    eprintln!("{rounds} kills, {acknowledged} acknowledged syncs, nothing lost");
+    eprintln!("{rounds} crashes, {acknowledged} acknowledged syncs, nothing lost");
+}
+
+fn killed_daemon_keeps_its_promises(mode: DataMode) {
+    if !is_root() || on_ext4() {
+        skip!("about phifs, as root");
+    }
+    let rounds = if long() { 50 } else { 5 };
+    crashes_keep_promises(&mut Node::new(mode), &mut Crash::Kill, rounds, seed_or(11), Tail::Written);
 }
 
 #[test]
@@ -61,43 +87,17 @@ fn killed_daemon_keeps_its_promises_in_writeback() {
 }
 
 fn power_cut_keeps_promises(mode: DataMode) {
-    if !is_root() {
-        skip!("loop devices need root");
-    }
-    if on_ext4() {
-        skip!("the harness test cuts the power of a bare ext4");
+    if !is_root() || on_ext4() {
+        skip!("about phifs, as root; the harness test cuts the power of a bare ext4");
     }
     let rounds = if long() { 20 } else { 3 };
-    let seed = seed_or(23);
-    let mut rng = fastrand::Rng::with_seed(seed);
-    let mut host = Ext4Loop::new(STORE_BYTES);
-    let mut node = Node::with_store(mode, host.dir().join("store"));
-    node.start();
+    let host = Ext4Loop::new(STORE_BYTES);
+    let store = host.dir().join("store");
+    // Dropped after the node, which uses it.
+    let mut crash = Crash::PowerCut(host);
+    let mut node = Node::with_store(mode, store);
     // Bytes of staging files that nobody synced are as the host's filesystem leaves them.
-    let mut load = Load::prepare(node.dir(), seed, Syncing::Real, Tail::MayBeZero);
-    let mut acknowledged = 0;
-    for round in 0..rounds {
-        let report = load.run_until_crash(pause(&mut rng), || {
-            host.cut_power();
-            // The daemon lives on without a disk for a moment: whatever it acknowledges now counts against it.
-            std::thread::sleep(Duration::from_millis(150));
-            node.kill();
-        });
-        assert!(report.early_errors.is_empty(), "round {round}: {:?}\n{}", report.early_errors, node.log());
-        node.unmount_dead();
-        host.unmount();
-        host.mount();
-        node.start();
-        let problems = load.verify();
-        assert!(problems.is_empty(), "seed {seed}, round {round} ({report:?}):\n{}", problems.join("\n"));
-        acknowledged += report.acknowledged;
-    }
-    assert!(acknowledged > 10 * rounds, "only {acknowledged} syncs were acknowledged: this proves little");
-    node.down();
-    let fsck = node.phifs(["fsck"]);
-    assert!(fsck.success(), "fsck finds something after {rounds} power cuts: {fsck}");
-    node.assert_no_panic();
-    eprintln!("{rounds} power cuts, {acknowledged} acknowledged syncs, nothing lost");
+    crashes_keep_promises(&mut node, &mut crash, rounds, seed_or(23), Tail::MayBeZero);
 }
 
 #[test]
@@ -115,8 +115,10 @@ fn unsynced_changes_survive_a_power_cut_after_a_while(mode: DataMode) {
     if !is_root() || on_ext4() {
         skip!("about phifs, as root");
     }
-    let mut host = Ext4Loop::new(STORE_BYTES);
-    let mut node = Node::with_store(mode, host.dir().join("store"));
+    let host = Ext4Loop::new(STORE_BYTES);
+    let store = host.dir().join("store");
+    let mut crash = Crash::PowerCut(host);
+    let mut node = Node::with_store(mode, store);
     node.start();
     let dir = node.dir().join("d");
     fs::create_dir(&dir).unwrap();
@@ -133,14 +135,10 @@ fn unsynced_changes_survive_a_power_cut_after_a_while(mode: DataMode) {
     let mut mapper = map_and_store(&[dir.join("small"), dir.join("large")]);
     // One second is the promise; the rest is for a machine that is busy with other tests.
     std::thread::sleep(Duration::from_millis(2500));
-    host.cut_power();
-    node.kill();
+    crash.strike(&mut node);
     mapper.kill();
     drop(stays_open);
-    node.unmount_dead();
-    host.unmount();
-    host.mount();
-    node.start();
+    crash.recover(&mut node);
     assert_eq!(fs::read(dir.join("new")).unwrap(), b"old");
     assert_eq!(std::os::unix::fs::MetadataExt::mode(&fs::metadata(dir.join("new")).unwrap()) & 0o777, 0o600);
     assert!(!dir.join("old").exists() && !dir.join("f7").exists());

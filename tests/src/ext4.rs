@@ -2,7 +2,6 @@
 //! can lose power.
 
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
 
 use crate::process::{run, run_ok, wait_until};
+use crate::scratch::scratch;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -31,11 +31,10 @@ impl Ext4Loop {
     /// Makes and mounts one of about the given size.
     #[track_caller]
     pub fn new(size_bytes: u64) -> Ext4Loop {
-        let home = tempfile::Builder::new().prefix("ext4-").tempdir().expect("a temporary directory");
+        let home = scratch("ext4");
         let (image, mount) = (home.path().join("image"), home.path().join("mnt"));
         File::create(&image).and_then(|file| file.set_len(size_bytes)).expect("an image file");
         fs::create_dir(&mount).expect("a mountpoint");
-        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("an open directory");
         run_ok(Command::new("mkfs.ext4").args(["-q", "-F", "-m0", "-I256"]).arg(&image), LIMIT);
         let mut ext4 = Ext4Loop { image, mount, mounted: false, _home: home };
         ext4.mount();

@@ -3,7 +3,8 @@
 //! Nothing here knows the insides of phifs. A test asks for a [`Place`], a directory on a mounted phifs in one of its
 //! two data modes, and works there with ordinary system calls; `PHIFS_TEST_ON=ext4` gives it a directory on a loop
 //! mounted ext4 instead, which shows whether a failure lies in phifs or in the test. Every mount, loop device and
-//! process is owned by a value whose `Drop` removes it, also when the test panics.
+//! process is owned by a value whose `Drop` removes it, also when the test panics; what is left of a test that was
+//! killed goes with its mount namespace, and its directories at the next run.
 //!
 //! Environment: `PHIFS_BIN` (the binary under test), `PHIFS_LONG=1` (the long forms), `PHIFS_SEED` (repeat a random
 //! run), `PHIFS_NO_SKIP=1` (a test that cannot run here fails instead of being skipped).
@@ -17,11 +18,13 @@ pub mod ops;
 pub mod pattern;
 mod place;
 mod process;
+mod scratch;
 
 pub use ext4::Ext4Loop;
 pub use node::{DataMode, Node, phifs_bin};
 pub use place::Place;
 pub use process::{Background, Ran, run, run_ok, wait_until};
+pub use scratch::scratch;
 
 /// Whether the long forms of the tests were asked for.
 pub fn long() -> bool {

@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::process::{Ran, run, wait_until};
+use crate::scratch::{dies_with_us, scratch};
 
 /// What statfs(2) says of every FUSE filesystem.
 const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;
@@ -53,7 +53,8 @@ pub fn phifs_bin() -> PathBuf {
 
 /// Whether something is mounted exactly there, asked of the kernel's table and not of the (maybe hanging) mount.
 pub fn is_mounted(dir: &Path) -> bool {
-    let table = fs::read("/proc/self/mountinfo").expect("the mount table");
+    // Not that of the process: each test has its own.
+    let table = fs::read("/proc/thread-self/mountinfo").expect("the mount table");
     let wanted = dir.as_os_str().as_encoded_bytes();
     table.split(|&byte| byte == b'\n').any(|line| line.split(|&byte| byte == b' ').nth(4) == Some(wanted))
 }
@@ -76,7 +77,7 @@ impl Node {
     /// A store and a mountpoint, both empty, and no daemon yet.
     #[track_caller]
     pub fn new(mode: DataMode) -> Node {
-        let home = tempfile::Builder::new().prefix("phifs-").tempdir().expect("a temporary directory");
+        let home = scratch("node");
         let store = home.path().join("store");
         Node::build(mode, store, home)
     }
@@ -84,13 +85,12 @@ impl Node {
     /// The same with the store in a given directory, say on a disk that is about to lose power.
     #[track_caller]
     pub fn with_store(mode: DataMode, store: PathBuf) -> Node {
-        let home = tempfile::Builder::new().prefix("phifs-").tempdir().expect("a temporary directory");
+        let home = scratch("node");
         Node::build(mode, store, home)
     }
 
     #[track_caller]
     fn build(mode: DataMode, store: PathBuf, home: TempDir) -> Node {
-        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("an open directory");
         let mount = home.path().join("mnt");
         fs::create_dir(&mount).expect("a mountpoint");
         Node { store, mount, mode, daemon: None, _home: home }
@@ -155,11 +155,8 @@ impl Node {
         let mut command = self.command(["up"]);
         command.arg("--mount").arg(&self.mount).arg("--foreground").process_group(0);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
-        // SAFETY: the closure makes one system call, which is safe between fork and exec.
-        unsafe {
-            command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?));
-        }
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start the daemon: {error}"));
+        let mut child =
+            dies_with_us(&mut command).spawn().unwrap_or_else(|error| panic!("cannot start the daemon: {error}"));
         let mut ended = None;
         wait_until(patience, || {
             ended = child.try_wait().expect("waiting for the daemon");
@@ -209,6 +206,25 @@ impl Node {
     /// Whether the daemon that was started still runs.
     pub fn alive(&mut self) -> bool {
         self.daemon.as_mut().is_some_and(|daemon| matches!(daemon.child.try_wait(), Ok(None)))
+    }
+
+    /// The memory that the daemon has in use.
+    #[track_caller]
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(self.proc("status")).expect("the status of the daemon");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        let kib: u64 = line.and_then(|kib| kib.parse().ok()).expect("a line VmRSS");
+        1024 * kib
+    }
+
+    /// How many descriptors the daemon has open.
+    #[track_caller]
+    pub fn open_descriptors(&self) -> usize {
+        fs::read_dir(self.proc("fd")).expect("the descriptors of the daemon").count()
+    }
+
+    fn proc(&self, what: &str) -> String {
+        format!("/proc/{}/{what}", self.pid().as_raw_nonzero())
     }
 
     /// Takes a dead mount away, as a user would with `fusermount -u`.

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::scratch::dies_with_us;
+
 /// How a program ended and what it said.
 #[derive(Debug)]
 pub struct Ran {
@@ -83,7 +85,7 @@ pub fn run(command: &mut Command, limit: Duration) -> Ran {
         .stdout(out.try_clone().expect("a second handle"))
         .stderr(err.try_clone().expect("a second handle"))
         .process_group(0);
-    let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {text}: {error}"));
+    let mut child = dies_with_us(command).spawn().unwrap_or_else(|error| panic!("cannot start {text}: {error}"));
     let status = wait_or_kill(&mut child, limit);
     let read_all = |file: &mut std::fs::File| {
         let mut bytes = Vec::new();
@@ -107,7 +109,7 @@ pub struct Background {
 impl Background {
     #[track_caller]
     pub fn start(command: &mut Command) -> Background {
-        let child = command.stdin(Stdio::null()).process_group(0).spawn();
+        let child = dies_with_us(command.stdin(Stdio::null()).process_group(0)).spawn();
         Background { child: child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")) }
     }
 

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{History, Syncing, Tail, Worker, child, describe, read_if_there};
 use crate::pattern::{content, length};
@@ -122,10 +122,10 @@ impl Replacements {
         let files = (0..8).map(|_| History::starting_at(None)).collect();
         Replacements { dir, seed, rng: fastrand::Rng::with_seed(seed), syncing, version: 0, files }
     }
+}
 
-    fn bytes(&self, version: u64) -> Vec<u8> {
-        content(self.seed, version, length(self.seed, version, 300_000))
-    }
+fn replacement(seed: u64, version: u64) -> Vec<u8> {
+    content(seed, version, length(seed, version, 300_000))
 }
 
 impl Worker for Replacements {
@@ -138,7 +138,7 @@ impl Worker for Replacements {
         let at = self.rng.usize(..self.files.len());
         let (temporary, target) = (self.dir.join("new"), child(&self.dir, at));
         let mut file = File::create(&temporary)?;
-        file.write_all(&self.bytes(self.version))?;
+        file.write_all(&replacement(self.seed, self.version))?;
         if self.rng.bool() {
             self.syncing.file(&file)?;
         }
@@ -158,30 +158,10 @@ impl Worker for Replacements {
     }
 
     fn verify(&mut self) -> Vec<String> {
-        let mut problems = Vec::new();
-        for at in 0..self.files.len() {
-            let path = child(&self.dir, at);
-            let found = match read_if_there(&path) {
-                Ok(found) => found,
-                Err(problem) => {
-                    problems.push(problem);
-                    continue;
-                }
-            };
-            let matching = self.files[at].possible().map(|(_, version)| *version);
-            let matching = matching.filter(|version| version.map(|version| self.bytes(version)) == found);
-            // Of equal contents the later one counts.
-            match matching.last() {
-                Some(version) => self.files[at] = History::starting_at(version),
-                None => problems.push(format!(
-                    "{}: none of versions {:?} is there but {}",
-                    path.display(),
-                    self.files[at].states,
-                    describe(&found)
-                )),
-            }
-        }
-        problems
+        let seed = self.seed;
+        let bytes = |version| replacement(seed, version);
+        let found = find_states(&self.dir, &mut self.files, |_, version, found| version.map(bytes) == *found);
+        found.problems
     }
 }
 
@@ -193,17 +173,18 @@ pub struct Creates {
     syncing: Syncing,
     version: u64,
     files: Vec<History<Option<u64>>>,
+    tail: Tail,
 }
 
 impl Creates {
-    pub fn new(dir: PathBuf, seed: u64, syncing: Syncing) -> Creates {
+    pub fn new(dir: PathBuf, seed: u64, syncing: Syncing, tail: Tail) -> Creates {
         let files = (0..64).map(|_| History::starting_at(None)).collect();
-        Creates { dir, seed, rng: fastrand::Rng::with_seed(seed), syncing, version: 0, files }
+        Creates { dir, seed, rng: fastrand::Rng::with_seed(seed), syncing, version: 0, files, tail }
     }
+}
 
-    fn bytes(&self, version: u64) -> Vec<u8> {
-        content(self.seed, version, length(self.seed, version, 100_000))
-    }
+fn new_file(seed: u64, version: u64) -> Vec<u8> {
+    content(seed, version, length(seed, version, 100_000))
 }
 
 impl Worker for Creates {
@@ -225,7 +206,7 @@ impl Worker for Creates {
             self.version += 1;
             self.files[at].issue(Some(self.version));
             let mut file = File::options().write(true).create_new(true).open(&path)?;
-            file.write_all(&self.bytes(self.version))?;
+            file.write_all(&new_file(self.seed, self.version))?;
             if self.rng.bool() {
                 return Ok(0);
             }
@@ -236,39 +217,65 @@ impl Worker for Creates {
     }
 
     fn verify(&mut self) -> Vec<String> {
-        let mut problems = Vec::new();
-        for at in 0..self.files.len() {
+        let (seed, tail) = (self.seed, self.tail);
+        let mut outcome = find_states(&self.dir, &mut self.files, |durable, version, found| match (version, found) {
+            (None, None) => true,
+            (Some(version), Some(found)) if durable => new_file(seed, version) == *found,
+            (Some(version), Some(found)) => new_file(seed, version).starts_with(tail.written(found)),
+            _ => false,
+        });
+        // A prefix is nobody's durable state: take what is there away, which starts each name anew.
+        for at in outcome.there {
             let path = child(&self.dir, at);
-            let found = match read_if_there(&path) {
-                Ok(found) => found,
-                Err(problem) => {
-                    problems.push(problem);
-                    continue;
-                }
-            };
-            let fits = |(durable, version): (bool, &Option<u64>)| match (version, &found) {
-                (None, None) => true,
-                (Some(version), Some(found)) if durable => self.bytes(*version) == *found,
-                (Some(version), Some(found)) => self.bytes(*version).starts_with(found),
-                _ => false,
-            };
-            if !self.files[at].possible().any(fits) {
-                let (states, found) = (&self.files[at].states, describe(&found));
-                problems.push(format!("{}: none of versions {states:?} is there but {found}", path.display()));
+            if let Err(error) = fs::remove_file(&path) {
+                outcome.problems.push(format!("{}: cannot be removed: {error}", path.display()));
             }
-            // A prefix is nobody's durable state: take it away, which starts this name anew.
-            if found.is_some()
-                && let Err(error) = fs::remove_file(&path)
-            {
-                problems.push(format!("{}: cannot be removed: {error}", path.display()));
-            }
-            self.files[at] = History::starting_at(None);
         }
+        self.files.fill_with(|| History::starting_at(None));
         if let Err(error) = Syncing::Real.dir(&self.dir) {
-            problems.push(format!("{}: {error}", self.dir.display()));
+            outcome.problems.push(format!("{}: {error}", self.dir.display()));
         }
-        problems
+        outcome.problems
     }
+}
+
+/// What was found in a directory of files that are each in one of several states.
+struct Found {
+    problems: Vec<String>,
+    /// The numbers of those that are there at all.
+    there: Vec<usize>,
+}
+
+/// Finds out in which state each file is, and starts its next history from there. `fits` is asked whether a durable or
+/// later version may look like what was found. Of several that may, the latest counts.
+fn find_states(
+    dir: &Path,
+    files: &mut [History<Option<u64>>],
+    fits: impl Fn(bool, Option<u64>, &Option<Vec<u8>>) -> bool,
+) -> Found {
+    let mut outcome = Found { problems: Vec::new(), there: Vec::new() };
+    for (at, history) in files.iter_mut().enumerate() {
+        let path = child(dir, at);
+        let found = match read_if_there(&path) {
+            Ok(found) => found,
+            Err(problem) => {
+                outcome.problems.push(problem);
+                continue;
+            }
+        };
+        if found.is_some() {
+            outcome.there.push(at);
+        }
+        let fitting = history.possible().filter(|(durable, version)| fits(*durable, **version, &found)).last();
+        match fitting.map(|(_, version)| *version) {
+            Some(version) => *history = History::starting_at(version),
+            None => {
+                let (states, found) = (&history.states, describe(&found));
+                outcome.problems.push(format!("{}: none of versions {states:?} is there but {found}", path.display()));
+            }
+        }
+    }
+    outcome
 }
 
 /// A file of pages overwritten in place, as a database does: each page is one of its versions, whole.
