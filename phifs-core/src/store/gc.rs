@@ -18,6 +18,10 @@ use super::room::Purpose;
 use super::{Damage, GlyphKind, GlyphSource, Location, StoreError};
 use crate::id::GlyphId;
 
+/// An index keeps the room of entries that were removed. After a collection that took more data glyphs than this, and
+/// more than it left, a new index takes less room and is quickly made.
+const INDEX_RENEW_MIN: u64 = 4096;
+
 /// What keeps a glyph: 128 bits of its id, the lowest of them replaced by its kind. Half the memory of the ids, and no
 /// one can afford to make two that collide.
 type Key = u128;
@@ -145,6 +149,7 @@ impl GlyphStore {
         self.shared.check_writable()?;
         let _one_at_a_time = self.collecting.lock();
         let mut report = SweepReport::default();
+        let before = self.usage().data_glyphs;
         for kind in mark.kinds.clone() {
             mark.take_in_pins();
             let mut poor = Vec::new();
@@ -163,6 +168,11 @@ impl GlyphStore {
             }
         }
         self.flush_index();
+        let left = self.usage().data_glyphs;
+        let gone = before.saturating_sub(left);
+        if gone > left.max(INDEX_RENEW_MIN) {
+            self.rebuild_index(&|_| {})?;
+        }
         Ok(report)
     }
 

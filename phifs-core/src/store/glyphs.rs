@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -62,6 +62,8 @@ pub struct GlyphStore {
     /// Held while the index changes; the position it is known to reflect.
     pub(super) index_position: Mutex<Option<Position>>,
     pub(super) index_damaged: AtomicBool,
+    /// Goes up when a rebuild of the index begins and when it ends.
+    pub(super) index_builds: AtomicU64,
     pub(super) pins: Pins,
     /// Read: while a put pins a glyph and looks whether it is there. Written: when a collection lets go of a pack.
     pub(super) gate: RwLock<()>,
@@ -82,12 +84,13 @@ impl GlyphSource for GlyphStore {
         if let Some(at) = lane.quarantined(id) {
             return Err(corrupt(*id, at));
         }
+        let trust = self.index_trust(kind);
         match self.locate(kind, id) {
             Some((location, pack)) => match self.fetch(&pack, location, id) {
                 Ok(plain) => Ok(plain),
                 Err(failure) => self.read_elsewhere(kind, id, Some((location, failure))),
             },
-            None if self.index_is_trusted(kind) => Err(StoreError::Missing(*id)),
+            None if trust.is_some() && trust == self.index_trust(kind) => Err(StoreError::Missing(*id)),
             None => self.read_elsewhere(kind, id, None),
         }
     }
@@ -128,12 +131,13 @@ impl GlyphStore {
         if lane.quarantined(id).is_some() {
             return Ok(false);
         }
+        let trust = self.index_trust(kind);
         match self.locate(kind, id) {
             Some((location, pack)) => match self.header(&pack, location, id) {
                 Ok(_) => Ok(true),
                 Err(failure) => Ok(self.read_elsewhere(kind, id, Some((location, failure))).is_ok()),
             },
-            None if self.index_is_trusted(kind) => Ok(false),
+            None if trust.is_some() && trust == self.index_trust(kind) => Ok(false),
             None => match self.read_elsewhere(kind, id, None) {
                 Ok(_) => Ok(true),
                 Err(StoreError::Disk { doing, source }) => Err(StoreError::Disk { doing, source }),
@@ -195,12 +199,18 @@ impl GlyphStore {
         self.data.sync(&self.shared)?;
         let mut position = self.index_position.lock();
         *position = None;
+        // Until it knows everything again, readers ask the packs for what it does not know.
+        self.index_damaged.store(true, Ordering::Release);
+        self.index_builds.fetch_add(1, Ordering::AcqRel);
         if let Err(error) = self.index.clear() {
-            self.distrust_index(&error.to_string());
+            tracing::warn!(%error, "the glyph index cannot be cleared; reads are slow until it is rebuilt");
             return Ok(());
         }
-        self.index_damaged.store(false, Ordering::Release);
-        self.catch_up_index(&mut position, progress)
+        if self.catch_up_index(&mut position, progress)? {
+            self.index_builds.fetch_add(1, Ordering::AcqRel);
+            self.index_damaged.store(false, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Free space on the disk that data must leave.
@@ -245,12 +255,12 @@ impl GlyphStore {
         Position { store_id: self.shared.store_id, pack: 0, offset: 0 }
     }
 
-    /// Gives the index all durable records behind `position`, which grows with it.
+    /// Gives the index all durable records behind `position`, which grows with it. False if it did not take them.
     pub(super) fn catch_up_index(
         &self,
         position: &mut Option<Position>,
         progress: &dyn Fn(Progress),
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let packs = self.shared.packs_of(GlyphKind::Data);
         let synced = self.data.synced();
         for (done, pack) in packs.iter().enumerate() {
@@ -270,13 +280,14 @@ impl GlyphStore {
                 let offset = last.offset + record::padded(last.stored_bytes);
                 let now = Position { pack: pack.number, offset, ..self.beginning() };
                 if let Err(error) = self.index.apply(&changes, now) {
-                    self.distrust_index(&error.to_string());
-                    return Ok(());
+                    tracing::warn!(%error, "the glyph index takes no entries");
+                    self.index_damaged.store(true, Ordering::Release);
+                    return Ok(false);
                 }
                 *position = Some(now);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     pub(super) fn distrust_index(&self, why: &str) {
@@ -285,9 +296,13 @@ impl GlyphStore {
         }
     }
 
-    /// Nodes need no index.
-    fn index_is_trusted(&self, kind: GlyphKind) -> bool {
-        kind == GlyphKind::Node || !self.needs_index_rebuild()
+    /// What the index does not know is not stored, if this is the same before and after it was asked, and is `Some`:
+    /// then no rebuild was under way in between. Nodes need no index.
+    fn index_trust(&self, kind: GlyphKind) -> Option<u64> {
+        match kind {
+            GlyphKind::Node => Some(0),
+            GlyphKind::Data => (!self.needs_index_rebuild()).then(|| self.index_builds.load(Ordering::Acquire)),
+        }
     }
 
     /// Where memory or the index says that a glyph is. The record there must still be checked.

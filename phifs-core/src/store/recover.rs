@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -138,6 +138,7 @@ impl GlyphStore {
             index,
             index_position: Mutex::new(None),
             index_damaged: AtomicBool::new(false),
+            index_builds: AtomicU64::new(0),
             pins: Pins::default(),
             gate: RwLock::new(()),
             collecting: Mutex::new(()),

@@ -291,6 +291,15 @@ fn a_failing_index_costs_speed_and_nothing_else() {
 }
 
 #[test]
+fn what_is_stored_can_be_read_while_the_index_is_rebuilt() {
+    let (disk, glyphs) = victim();
+    let store = open(&disk);
+    store.rebuild_index(&|_| assert_holds(&store, &glyphs)).unwrap();
+    assert!(!store.needs_index_rebuild());
+    assert_holds(&store, &glyphs);
+}
+
+#[test]
 fn an_index_that_lost_its_latest_batches_is_caught_up() {
     let disk = MemDisk::new();
     let old = Arc::new(MemIndex::default());

@@ -1,5 +1,7 @@
 //! Collections, alone and beside writers and readers.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use super::*;
 
 const BOTH: [GlyphKind; 2] = [GlyphKind::Data, GlyphKind::Node];
@@ -49,6 +51,52 @@ fn garbage_goes_and_what_is_live_stays() {
     // What was collected can come back.
     put_all(&store, &dead);
     assert_holds(&store, &dead);
+}
+
+/// Counts how often it was cleared.
+#[derive(Default)]
+struct CountingIndex {
+    inner: MemIndex,
+    cleared: AtomicU64,
+}
+
+impl GlyphIndex for CountingIndex {
+    fn get(&self, id: &GlyphId) -> Result<Option<Location>, IndexError> {
+        self.inner.get(id)
+    }
+
+    fn apply(&self, changes: &[(GlyphId, Option<Location>)], position: Position) -> Result<(), IndexError> {
+        self.inner.apply(changes, position)
+    }
+
+    fn position(&self) -> Result<Option<Position>, IndexError> {
+        self.inner.position()
+    }
+
+    fn clear(&self) -> Result<(), IndexError> {
+        self.cleared.fetch_add(1, Ordering::Relaxed);
+        self.inner.clear()
+    }
+}
+
+#[test]
+fn index_is_made_anew_after_most_of_its_entries_went() {
+    let index = Arc::new(CountingIndex::default());
+    let (store, _) = try_open(Arc::new(MemDisk::new()), index.clone()).unwrap();
+    let all: Vec<_> = (0..6000).map(|number| (GlyphKind::Data, noise(number, 8))).collect();
+    put_all(&store, &all);
+    store.sync().unwrap();
+    store.flush_index();
+    let cleared = index.cleared.load(Ordering::Relaxed);
+    let live = &all[..5000];
+    store.sweep(mark(&store, &BOTH, live), 0.9).unwrap();
+    assert_eq!(index.cleared.load(Ordering::Relaxed), cleared, "most are still there");
+    let live = &all[..500];
+    store.sweep(mark(&store, &BOTH, live), 0.9).unwrap();
+    assert_eq!(index.cleared.load(Ordering::Relaxed), cleared + 1);
+    assert!(!store.needs_index_rebuild());
+    assert_holds(&store, live);
+    assert_gone(&store, &all[5000..]);
 }
 
 #[test]
@@ -110,6 +158,8 @@ fn a_hold_outlives_a_mark_that_began_after_the_put() {
 struct InterruptingIndex {
     inner: MemIndex,
     interruption: parking_lot::Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    /// Whether the interrupted lookup finds nothing.
+    forgetful: AtomicBool,
 }
 
 impl GlyphIndex for InterruptingIndex {
@@ -117,6 +167,9 @@ impl GlyphIndex for InterruptingIndex {
         let interruption = self.interruption.lock().take();
         if let Some(interruption) = interruption {
             interruption();
+            if self.forgetful.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
         }
         self.inner.get(id)
     }
@@ -151,6 +204,22 @@ fn what_is_found_while_its_pack_is_being_rewritten_is_live() {
     assert_eq!((report.packs_rewritten, report.glyphs_copied), (1, 2));
     assert_holds(&store, &[glyphs[0].clone(), glyphs[3].clone()]);
     assert_gone(&store, &[glyphs[1].clone(), glyphs[2].clone()]);
+}
+
+#[test]
+fn lookup_that_a_rebuild_of_the_index_overtakes_finds_its_glyph() {
+    let index = Arc::new(InterruptingIndex::default());
+    let (store, _) = try_open(Arc::new(MemDisk::new()), index.clone()).unwrap();
+    let store = Arc::new(store);
+    let glyphs = [(GlyphKind::Data, noise(1, 200))];
+    put_all(&store, &glyphs);
+    store.sync().unwrap();
+    store.flush_index();
+    // The index answers after it was cleared, and the rebuild ends before the answer is looked at.
+    let rebuilder = store.clone();
+    *index.interruption.lock() = Some(Box::new(move || rebuilder.rebuild_index(&|_| {}).unwrap()));
+    index.forgetful.store(true, Ordering::Relaxed);
+    assert_holds(&store, &glyphs);
 }
 
 #[test]
