@@ -15,12 +15,14 @@
 
 use std::fs;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
 use phifs_core::disk::{Disk, File, FileName, Space, Stamp};
 use phifs_core::time::Timestamp;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
@@ -82,7 +84,8 @@ impl FileDisk {
         let mode = Mode::RUSR | Mode::WUSR;
         let fd = retry_on_intr(|| rustix::fs::openat(&folder.fd, place(name).1, flags, mode))
             .map_err(|error| self.explain(folder, error))?;
-        Ok(Arc::new(RealFile { file: fs::File::from(fd), shared }))
+        let writer = shared.then(|| Mutex::new(Writer::NotYetOpen));
+        Ok(Arc::new(RealFile { file: fs::File::from(fd), writer }))
     }
 }
 
@@ -183,20 +186,42 @@ fn parse(folder: usize, text: &str) -> Option<FileName> {
 
 struct RealFile {
     file: fs::File,
-    /// Whether `file` is good for reading only, and each change opens the file again for itself. So a staging file has
-    /// no writers but those whom the kernel serves, and `has_writers` can tell whether there are any.
-    shared: bool,
+    /// Of a staging file `file` is good for reading only. Once it was handed out for passthrough, each change opens the
+    /// file again for itself: it then has no writers but those whom the kernel serves, and `has_writers` can tell
+    /// whether there are any.
+    writer: Option<Mutex<Writer>>,
+}
+
+/// How a staging file is changed.
+enum Writer {
+    Kept(Arc<fs::File>),
+    NotYetOpen,
+    OpenedForEachChange,
 }
 
 impl RealFile {
     /// Runs a change on a descriptor that is good for writing.
     fn change<T>(&self, change: impl FnOnce(&fs::File) -> io::Result<T>) -> io::Result<T> {
-        if !self.shared {
-            return change(&self.file);
-        }
+        let Some(writer) = &self.writer else { return change(&self.file) };
+        let file = {
+            let mut writer = writer.lock();
+            match &*writer {
+                Writer::Kept(file) => Arc::clone(file),
+                Writer::OpenedForEachChange => Arc::new(self.open_for_writing()?),
+                Writer::NotYetOpen => {
+                    let file = Arc::new(self.open_for_writing()?);
+                    *writer = Writer::Kept(Arc::clone(&file));
+                    file
+                }
+            }
+        };
+        change(&file)
+    }
+
+    fn open_for_writing(&self) -> io::Result<fs::File> {
         // By descriptor, as the name may be gone.
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        change(&fs::OpenOptions::new().read(true).write(true).open(path)?)
+        fs::OpenOptions::new().read(true).write(true).open(path)
     }
 }
 
@@ -221,6 +246,13 @@ impl File for RealFile {
     fn sync(&self) -> io::Result<()> {
         // fdatasync leaves out only what is not needed to read the bytes back (times); a new length is needed.
         Ok(retry_on_intr(|| rustix::fs::fdatasync(&self.file))?)
+    }
+
+    fn begin_writeback(&self, offset_bytes: u64, len_bytes: u64) {
+        // Linux starts to write what is dirty, and drops from memory only what is not. Where it does neither, the sync
+        // has more to do.
+        let len = NonZeroU64::new(len_bytes);
+        let _ = rustix::fs::fadvise(&self.file, offset_bytes, len, rustix::fs::Advice::DontNeed);
     }
 
     fn stamp(&self) -> io::Result<Stamp> {
@@ -282,10 +314,15 @@ impl File for RealFile {
     }
 
     fn has_writers(&self) -> io::Result<bool> {
-        if self.shared { lease::is_open_for_writing(&self.file) } else { Ok(false) }
+        let Some(writer) = &self.writer else { return Ok(false) };
+        *writer.lock() = Writer::OpenedForEachChange;
+        lease::is_open_for_writing(&self.file)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
+        if let Some(writer) = &self.writer {
+            *writer.lock() = Writer::OpenedForEachChange;
+        }
         Some(self.file.as_fd())
     }
 }
@@ -445,7 +482,7 @@ mod tests {
         fn file_behaves_as_a_vector_of_bytes(acts in proptest::collection::vec(act(), 0..12)) {
             let dir = tempfile::tempdir().unwrap();
             let options = fs::OpenOptions::new().read(true).write(true).create_new(true).open(dir.path().join("f"));
-            let file = RealFile { file: options.unwrap(), shared: false };
+            let file = RealFile { file: options.unwrap(), writer: None };
             let mut model = Vec::new();
             for act in acts {
                 match act {

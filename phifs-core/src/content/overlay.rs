@@ -26,6 +26,9 @@ use crate::content::{BLOCK, Content, ContentError, LEN_MAX, Result, check_versio
 use crate::disk::File;
 use crate::store::GlyphSource;
 
+/// More parts than this of a published version are not worth a copy of them.
+const PARTS_MAX: usize = 1000;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlay {
     base: Content,
@@ -234,10 +237,14 @@ impl Overlay {
         Ok(())
     }
 
-    /// The file was published as `content` and has not been written since. The staging file stays as a copy.
+    /// The file was published as `content` and has not been written since. The staging file stays as a copy, unless the
+    /// parts that it has are too many to keep account of.
     pub fn published(&mut self, content: Content) {
         assert_eq!(content.len_bytes(), self.len, "what was published is this file");
         self.local.insert(self.visible..self.len);
+        if self.local.iter().count() > PARTS_MAX {
+            self.local = RangeSet::new();
+        }
         self.dirty = RangeSet::new();
         self.visible = self.len;
         self.base = content;

@@ -67,6 +67,8 @@ pub trait File: Send + Sync {
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> io::Result<()>;
     /// Makes everything written so far durable, the length included.
     fn sync(&self) -> io::Result<()>;
+    /// A hint: the bytes of this range will not be changed soon, and may be brought to the disk.
+    fn begin_writeback(&self, _offset_bytes: u64, _len_bytes: u64) {}
     fn stamp(&self) -> io::Result<Stamp>;
     fn set_len(&self, len_bytes: u64) -> io::Result<()>;
     /// Reserves space so that later writes there do not fail for lack of it; `keep_len` leaves the length alone.

@@ -293,7 +293,8 @@ pub trait Volume: Send + Sync + 'static {
         bytes: &[u8],
         kill_set_id: bool,
     ) -> Result<u32>;
-    /// As `write` without `kill_set_id`, if it can be done without waiting; else `None`, and nothing is written.
+    /// As `write` without `kill_set_id`, if it can be done without waiting for other calls; else `None`, and `write` is
+    /// to be called.
     fn write_now(&self, handle: Handle, offset_bytes: u64, bytes: &[u8]) -> Option<u32>;
     /// A descriptor of this handle was closed.
     fn flush(&self, ino: Ino, handle: Handle) -> Result<()>;

@@ -9,4 +9,5 @@ mod leftovers;
 mod lost;
 mod model;
 mod semantics;
+mod staging;
 mod threads;

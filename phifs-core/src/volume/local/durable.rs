@@ -135,6 +135,11 @@ impl LocalVolume {
             }
             // As it is before the sync: what is written during it may not be on the disk.
             let synced = staging.record().map_err(staging_io("looking at a staging file"))?;
+            if !synced.fits() {
+                // Written at too many places for one row. As a version it has none.
+                drop(data);
+                return Ok(self.publish(cell, Closure::IdleFlush)? != Publication::Changing);
+            }
             let base = if staging.is_all_there_is() { Base::WholeFile } else { Base::File };
             let Staging { file, number, generation, mtime, records, .. } = &*staging;
             (file.clone(), *number, *generation, *mtime, synced, base, records.clone())

@@ -487,9 +487,6 @@ impl LocalVolume {
             return Ok(through_here());
         }
         staging.hand_over().map_err(staging_io("looking at a staging file"))?;
-        if how.write {
-            self.cached_versions.lock().remove(&cell.id);
-        }
         Ok(Path::Passthrough { file: staging.file.clone() })
     }
 
@@ -581,18 +578,22 @@ impl LocalVolume {
         Some(buf)
     }
 
-    /// Writes to a file that is staged in memory and stays there, unless somebody is at work on it.
-    pub(super) fn write_to_memory(&self, handle: Handle, offset: u64, bytes: &[u8]) -> Option<u32> {
+    /// Writes to where the file is staged already, unless somebody is at work on it. One writer at a time may do so on
+    /// the disk, so that only one of the threads that must not wait ever does, should the host keep it waiting.
+    pub(super) fn write_at_once(&self, handle: Handle, offset: u64, bytes: &[u8]) -> Option<u32> {
         let open = self.handle(handle).ok()?;
         let end = offset.checked_add(bytes.len() as u64)?;
-        if !open.write || end > MEMORY_BYTES_MAX || !self.has_room() || self.journal.is_failed() {
+        if !open.write || !self.has_room() || self.journal.is_failed() || self.journal.is_backlogged() {
             return None;
         }
         let mut data = open.cell.data.try_lock()?;
-        let staging = data.as_mut()?.staging.as_mut().filter(|staging| staging.in_memory)?;
-        staging.overlay.write(&*staging.file, bytes, offset).ok()?;
-        staging.changed(Change::Written(offset..end), self.env.now()).ok()?;
-        Some(bytes.len() as u32)
+        let staging = data.as_mut()?.staging.as_mut()?;
+        let stays_in_memory = staging.in_memory && end <= MEMORY_BYTES_MAX;
+        let _turn = if stays_in_memory { None } else { Some(self.writing_to_disk.try_lock()?) };
+        let written = self.change_staged(staging, end, Change::Written(offset..end), |staging| {
+            Ok(staging.overlay.write(&*staging.file, bytes, offset)?)
+        });
+        written.ok().map(|()| bytes.len() as u32)
     }
 
     /// `unprivileged`: who writes, if set-id bits do not survive that.

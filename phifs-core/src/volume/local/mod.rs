@@ -150,6 +150,8 @@ pub struct LocalVolume {
     cached_versions: Mutex<CachedVersions>,
     staging: StagingPool,
     staging_cache: Cache,
+    /// Held by whoever writes to the disk on a thread that must not wait for long.
+    writing_to_disk: Mutex<()>,
     /// Files to settle: published, dropped or forgotten.
     queue: Mutex<VecDeque<InodeId>>,
     queued: Condvar,
@@ -308,7 +310,7 @@ impl Volume for LocalVolume {
     }
 
     fn write_now(&self, handle: Handle, offset_bytes: u64, bytes: &[u8]) -> Option<u32> {
-        self.write_to_memory(handle, offset_bytes, bytes)
+        self.write_at_once(handle, offset_bytes, bytes)
     }
 
     fn write(

@@ -56,6 +56,11 @@ impl Staged {
         out
     }
 
+    /// Whether a row can hold it.
+    pub fn fits(&self) -> bool {
+        self.encode().len() <= VALUE_BYTES_MAX
+    }
+
     pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
         let mut reader = Reader::new(bytes);
         check_version(&mut reader)?;

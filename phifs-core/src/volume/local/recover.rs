@@ -187,6 +187,7 @@ impl LocalVolume {
             handles: RwLock::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
             cached_versions: Mutex::default(),
+            writing_to_disk: Mutex::default(),
             queue: Mutex::default(),
             queued: Condvar::new(),
             departed: Mutex::default(),
@@ -277,7 +278,11 @@ impl LocalVolume {
                 let overlay = if new {
                     Overlay::whole(stamp.len_bytes)
                 } else {
-                    file.set_len(overlay.len_bytes()).map_err(failed("trimming a staging file"))?;
+                    // It was as long as that when it was recorded. If it is shorter now it was cut since, and what was
+                    // behind is gone.
+                    let mut overlay = overlay;
+                    let len = overlay.len_bytes().min(stamp.len_bytes);
+                    overlay.truncate(&*file, len).map_err(VolumeError::from)?;
                     overlay
                 };
                 (Place { number, file, in_memory: false }, overlay, mtime)

@@ -39,6 +39,7 @@ pub const MEMORY_BYTES_MAX: u64 = 256 << 10;
 pub const JOURNAL_BYTES_MAX: u64 = records::BYTES_MAX as u64;
 /// What all deltas over one base may hold: to replay more than that takes longer than to sync the file now and then.
 const DELTAS_BYTES_MAX: u64 = 1 << 20;
+const STREAM_BYTES: u64 = 8 << 20;
 
 /// The staged bytes of one inode and what is known of them.
 pub struct Staging {
@@ -66,6 +67,8 @@ pub struct Staging {
     pub published: Option<u64>,
     /// What was written since the records were made; `None` if that is not known, or much.
     unrecorded: Option<Unrecorded>,
+    /// What was written in sequence and is not on its way to the disk yet.
+    streamed: Range<u64>,
     /// Staging files that this one replaced and that a record may still name.
     replaced: Vec<u64>,
     /// The kernel has it, and may write to it by itself.
@@ -119,6 +122,7 @@ impl Staging {
             recorded: None,
             published: None,
             unrecorded: Some(Unrecorded::default()),
+            streamed: 0..0,
             replaced: Vec::new(),
             handed: false,
             time_is_set: false,
@@ -172,6 +176,11 @@ impl Staging {
         self.mtime = self.changed;
         self.dirty = true;
         self.generation += 1;
+        if let Change::Written(range) = &change
+            && !self.in_memory
+        {
+            self.stream(range);
+        }
         self.unrecorded = match (change, self.unrecorded.take()) {
             (Change::Written(range), Some(mut unrecorded)) => {
                 unrecorded.bytes += range.end - range.start + WRITE_OVERHEAD_BYTES;
@@ -181,6 +190,16 @@ impl Staging {
             _ => None,
         };
         self.restamp()
+    }
+
+    /// What is written in one go is on its way to the disk before somebody waits for it.
+    fn stream(&mut self, written: &Range<u64>) {
+        let start = if written.start == self.streamed.end { self.streamed.start } else { written.start };
+        self.streamed = start..written.end;
+        if written.end - start >= STREAM_BYTES {
+            self.file.begin_writeback(start, written.end - start);
+            self.streamed.start = written.end;
+        }
     }
 
     /// A change failed halfway: which bytes it changed is not known.
