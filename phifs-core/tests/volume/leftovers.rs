@@ -7,7 +7,9 @@ use parking_lot::Mutex;
 use phifs_core::disk::{CrashDisk, Disk, MemDisk};
 use phifs_core::time::Timestamp;
 use phifs_core::volume::local::LocalVolume;
-use phifs_core::volume::{Handle, Ino, Invalidate, NewKind, NewNode, OpenHow, SetAttr, SetTime, Volume, VolumeError};
+use phifs_core::volume::{
+    Handle, Ino, Invalidate, NewKind, NewNode, OpenHow, RenameMode, SetAttr, SetTime, Volume, VolumeError,
+};
 
 use crate::harness::{CALLER, TestEnv, open, open_with, options, settle, staging_files};
 use crate::kernel::KernelDisk;
@@ -146,6 +148,35 @@ fn an_unlinked_file_has_attributes_until_the_kernel_forgets_it() {
     volume.forget(ino);
     rest(&volume);
     assert!(matches!(volume.getattr(ino, None), Err(VolumeError::NotFound | VolumeError::Stale)), "never forgotten");
+}
+
+#[test]
+fn the_kernel_hears_of_a_name_less_while_others_are_left() {
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<Ino>>);
+    impl Invalidate for Heard {
+        fn inode(&self, ino: Ino, _: bool) {
+            self.0.lock().push(ino);
+        }
+        fn entry(&self, _: Ino, _: &[u8]) {}
+    }
+    let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
+    let volume = open(&disk, &TestEnv::new(1)).unwrap();
+    let heard = Arc::new(Heard::default());
+    volume.set_invalidate(heard.clone());
+    let [one, other] = [b"one", b"two"].map(|name| volume.make(&CALLER, Ino::ROOT, name, &NODE).unwrap().ino);
+    volume.link(one, Ino::ROOT, b"second").unwrap();
+    volume.link(one, Ino::ROOT, b"third").unwrap();
+    assert_eq!(*heard.0.lock(), []);
+    volume.unlink(Ino::ROOT, b"one").unwrap();
+    assert_eq!(*heard.0.lock(), [one]);
+    volume.rename(Ino::ROOT, b"two", Ino::ROOT, b"third", RenameMode::Replace).unwrap();
+    assert_eq!(*heard.0.lock(), [one, one]);
+    // Of a last name the kernel cannot think wrongly.
+    volume.unlink(Ino::ROOT, b"second").unwrap();
+    volume.unlink(Ino::ROOT, b"third").unwrap();
+    assert_eq!(*heard.0.lock(), [one, one]);
+    assert_eq!(volume.getattr(other, None).unwrap().nlink, 0);
 }
 
 #[test]

@@ -142,10 +142,19 @@ impl LocalVolume {
         let rows = rows.into_rows();
         state.commit_with(draft, rows, &self.journal)?;
         drop(state);
-        if gone {
-            self.inode_gone(inode);
-        }
+        self.name_gone(inode, gone);
         Ok(())
+    }
+
+    /// After an inode lost a name, perhaps its last.
+    fn name_gone(&self, inode: InodeId, last: bool) {
+        if last {
+            self.inode_gone(inode);
+        } else {
+            // The kernel counts the link down by itself once our reply arrives. If somebody looks at the inode by
+            // another name in between, it takes one off the new number, and would keep the result for ever.
+            self.invalidate_inode(inode, false);
+        }
     }
 
     /// Adds to the draft what unlinking means. Says whether the inode has no name left.
@@ -250,9 +259,7 @@ impl LocalVolume {
                         (Child::Dir(_), Child::Link { .. }) => return Err(VolumeError::NotDirectory),
                         (Child::Link { .. }, Child::Dir(_)) => return Err(VolumeError::IsDirectory),
                         (Child::Link { .. }, Child::Link { link, inode, kind }) => {
-                            if self.drop_link(&rows, &mut draft, link, inode, kind)? {
-                                gone = Some(inode);
-                            }
+                            gone = Some((inode, self.drop_link(&rows, &mut draft, link, inode, kind)?));
                         }
                     }
                 }
@@ -267,8 +274,8 @@ impl LocalVolume {
         state.commit_with(draft, rows, &self.journal)?;
         drop(state);
         self.removed_dirs.lock().extend(removed);
-        if let Some(inode) = gone {
-            self.inode_gone(inode);
+        if let Some((inode, last)) = gone {
+            self.name_gone(inode, last);
         }
         Ok(())
     }
