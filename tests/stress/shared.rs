@@ -292,16 +292,6 @@ impl Model {
         let names = entries.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>>>()?;
         let (found, wanted) =
             (names.iter().filter(|other| *other == name).count(), usize::from(locked.get(0).is_some()));
-        if found != wanted {
-            let dir = path.parent().unwrap();
-            let count = || fs::read_dir(dir).unwrap().filter(|e| e.as_ref().unwrap().file_name() == name).count();
-            let again = count();
-            std::thread::sleep(Duration::from_millis(300));
-            let later = count();
-            fs::write(dir.join("bump"), b"").unwrap();
-            let bumped = count();
-            eprintln!("MISMATCH found {found} wanted {wanted} again {again} later {later} bumped {bumped} lstat {:?}", fs::symlink_metadata(path).map(|m| m.ino()));
-        }
         ensure!(found == wanted, "{} is listed {found} times instead of {wanted}", path.display());
         Ok(())
     }
