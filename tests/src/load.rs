@@ -21,19 +21,32 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use workers::{Appends, Creates, Pages, Replacements, Trees};
 
 /// Whether the workers really call fsync. A load that only claims to is how the checker itself is checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Syncing {
     Real,
     Pretended,
+    /// Those that return once the flag is set count as interrupted.
+    Until(&'static AtomicBool),
 }
 
 impl Syncing {
+    fn with(self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        match self {
+            Syncing::Pretended => return Ok(()),
+            Syncing::Real | Syncing::Until(_) => sync()?,
+        }
+        match self {
+            Syncing::Until(flag) if flag.load(Ordering::SeqCst) => Err(io::ErrorKind::Interrupted.into()),
+            _ => Ok(()),
+        }
+    }
+
     fn file(self, file: &File) -> io::Result<()> {
-        if self == Syncing::Real { file.sync_all() } else { Ok(()) }
+        self.with(|| file.sync_all())
     }
 
     fn data(self, file: &File) -> io::Result<()> {
-        if self == Syncing::Real { file.sync_data() } else { Ok(()) }
+        self.with(|| file.sync_data())
     }
 
     fn dir(self, dir: &Path) -> io::Result<()> {
