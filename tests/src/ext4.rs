@@ -61,7 +61,7 @@ impl Ext4Loop {
     #[track_caller]
     pub fn unmount(&mut self) {
         // The kernel drops the last references to files of a dead daemon a moment after the daemon.
-        let unmounted = wait_until(Duration::from_secs(15), || unmount(&self.mount, UnmountFlags::empty()).is_ok());
+        let unmounted = wait_until(LIMIT, || unmount(&self.mount, UnmountFlags::empty()).is_ok());
         if !unmounted {
             let users = run(Command::new("fuser").args(["-vm"]).arg(&self.mount), LIMIT);
             panic!("{} stays busy: {users}", self.mount.display());

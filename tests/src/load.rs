@@ -25,20 +25,25 @@ use workers::{Appends, Creates, Pages, Replacements, Trees};
 pub enum Syncing {
     Real,
     Pretended,
-    /// Those that return once the flag is set count as interrupted.
-    Until(&'static AtomicBool),
+    /// On a filesystem of the host: those that return once the flag is set count as interrupted, and every replacement
+    /// is synced before its rename, as only phifs promises whole bytes without.
+    OfHostUntil(&'static AtomicBool),
 }
 
 impl Syncing {
     fn with(self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         match self {
             Syncing::Pretended => return Ok(()),
-            Syncing::Real | Syncing::Until(_) => sync()?,
+            Syncing::Real | Syncing::OfHostUntil(_) => sync()?,
         }
         match self {
-            Syncing::Until(flag) if flag.load(Ordering::SeqCst) => Err(io::ErrorKind::Interrupted.into()),
+            Syncing::OfHostUntil(flag) if flag.load(Ordering::SeqCst) => Err(io::ErrorKind::Interrupted.into()),
             _ => Ok(()),
         }
+    }
+
+    fn is_of_host(self) -> bool {
+        matches!(self, Syncing::OfHostUntil(_))
     }
 
     fn file(self, file: &File) -> io::Result<()> {

@@ -139,7 +139,7 @@ impl Worker for Replacements {
         let (temporary, target) = (self.dir.join("new"), child(&self.dir, at));
         let mut file = File::create(&temporary)?;
         file.write_all(&replacement(self.seed, self.version))?;
-        if self.rng.bool() {
+        if self.syncing.is_of_host() || self.rng.bool() {
             self.syncing.file(&file)?;
         }
         self.files[at].issue(Some(self.version));
