@@ -27,6 +27,7 @@ use crate::flush::Flusher;
 use crate::guard::guarded;
 use crate::init::{DataPath, Init};
 use crate::latch::Latch;
+use crate::notify::Announcer;
 use crate::pool::Pool;
 use crate::state::{State, joined, xattr_answer};
 
@@ -37,6 +38,7 @@ pub(crate) struct Adapter {
     pub(crate) state: Arc<State>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) flusher: Arc<Flusher>,
+    pub(crate) announcer: Arc<Announcer>,
     pub(crate) init: Arc<Init>,
     /// Opened when the last request is answered.
     pub(crate) ended: Arc<Latch>,
@@ -63,6 +65,15 @@ impl Adapter {
         work: impl FnOnce(&State, &R) -> Result<T> + Send + 'static,
     ) {
         self.pool.run(self.job(op, ino, reply, work));
+    }
+
+    /// Tells the kernel what was listed of a directory, if it was anything at all.
+    fn listed<R: Answer<()> + Send + 'static>(&self, ino: INodeNo, reply: R, any: std::result::Result<bool, Errno>) {
+        if any == Ok(false) && self.state.listings.is_suspect_at_end(Ino(ino.0)) {
+            self.announcer.drop_listing(Ino(ino.0), move || reply.answer(Ok(())));
+        } else {
+            reply.answer(any.map(drop));
+        }
     }
 
     fn job<T, R: Answer<T> + Send + 'static>(
@@ -195,11 +206,11 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.at_once("unlink", parent, reply, |state, _| state.volume.unlink(Ino(parent.0), name.as_bytes()));
+        self.at_once("unlink", parent, reply, |state, _| state.unlink(Ino(parent.0), name.as_bytes()));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.at_once("rmdir", parent, reply, |state, _| state.volume.rmdir(Ino(parent.0), name.as_bytes()));
+        self.at_once("rmdir", parent, reply, |state, _| state.rmdir(Ino(parent.0), name.as_bytes()));
     }
 
     fn rename(
@@ -215,8 +226,7 @@ impl Filesystem for Adapter {
         let (from, to) = (Ino(parent.0), Ino(new_parent.0));
         let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
         let unflushed = self.state.unflushed(&caller(request), from, &name);
-        let work =
-            move |state: &State, _: &ReplyEmpty| state.volume.rename(from, &name, to, &new_name, rename_mode(flags)?);
+        let work = move |state: &State, _: &ReplyEmpty| state.rename(from, &name, to, &new_name, rename_mode(flags)?);
         match unflushed {
             Some(ino) if self.flusher.is_on() => self.flusher.before(self.job("rename", parent, reply, work), ino),
             _ => self.at_once("rename", parent, reply, work),
@@ -341,18 +351,18 @@ impl Filesystem for Adapter {
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, after: u64, mut reply: ReplyDirectory) {
         self.state.requests.count("readdir");
         let listed = guarded("readdir", Ino(ino.0), || {
-            self.state.volume.readdir(Ino(ino.0), after, &mut |entry| {
+            self.state.readdir(Ino(ino.0), after, &mut |entry| {
                 let name = OsStr::from_bytes(&entry.name);
                 !reply.add(INodeNo(entry.attr.ino.0), entry.next, file_type(entry.attr.kind), name)
             })
         });
-        reply.answer(listed);
+        self.listed(ino, reply, listed);
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, after: u64, mut reply: ReplyDirectoryPlus) {
         self.state.requests.count("readdirplus");
         let listed = guarded("readdirplus", Ino(ino.0), || self.state.readdirplus(Ino(ino.0), after, &mut reply));
-        reply.answer(listed);
+        self.listed(ino, reply, listed);
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {

@@ -16,6 +16,7 @@ mod handle;
 mod init;
 mod inode;
 mod latch;
+mod listings;
 mod mountpoint;
 mod notify;
 mod pool;

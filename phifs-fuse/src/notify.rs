@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use phifs_core::volume::{Ino, Invalidate};
 
 use crate::state::State;
@@ -63,9 +63,13 @@ impl Notices {
     }
 }
 
+/// What waits for the kernel to drop its listing of a directory.
+type Then = Box<dyn FnOnce() + Send>;
+
 #[derive(Default)]
 struct Queue {
     waiting: Notices,
+    listings: Vec<(Ino, Then)>,
     closed: bool,
 }
 
@@ -74,6 +78,7 @@ pub(crate) struct Announcer {
     state: Arc<State>,
     queue: Mutex<Queue>,
     wake: Condvar,
+    wake_listings: Condvar,
 }
 
 impl Invalidate for Announcer {
@@ -82,6 +87,7 @@ impl Invalidate for Announcer {
     }
 
     fn entry(&self, parent: Ino, name: &[u8]) {
+        self.state.listings.changed(parent);
         self.announce(|notices| notices.entry(parent, name));
     }
 
@@ -99,7 +105,7 @@ pub(crate) struct Line {
 
 impl Announcer {
     pub(crate) fn new(state: Arc<State>) -> Self {
-        Self { state, queue: Mutex::default(), wake: Condvar::new() }
+        Self { state, queue: Mutex::default(), wake: Condvar::new(), wake_listings: Condvar::new() }
     }
 
     fn announce(&self, add: impl FnOnce(&mut Notices)) {
@@ -116,10 +122,45 @@ impl Announcer {
         }
     }
 
+    /// Does `then` once the kernel has dropped what it keeps of the entries of `dir`.
+    pub(crate) fn drop_listing(&self, dir: Ino, then: impl FnOnce() + Send + 'static) {
+        let mut queue = self.queue.lock();
+        if queue.closed {
+            drop(queue);
+            return then();
+        }
+        queue.listings.push((dir, Box::new(then)));
+        self.wake_listings.notify_one();
+    }
+
+    /// Drops listings, until `close`. On a thread of its own: `run` may be waiting for the lock of a directory, which
+    /// is held by whoever lists it and waits for this.
+    pub(crate) fn run_listings(&self, line: &Line) {
+        let mut queue = self.queue.lock();
+        while !queue.closed {
+            let listings = std::mem::take(&mut queue.listings);
+            if listings.is_empty() {
+                self.wake_listings.wait(&mut queue);
+                continue;
+            }
+            MutexGuard::unlocked(&mut queue, || {
+                for (dir, then) in listings {
+                    line.inode(dir, true);
+                    then();
+                }
+            });
+        }
+    }
+
     /// Ends `run`; announcements made from now on are dropped.
     pub(crate) fn close(&self) {
-        self.queue.lock().closed = true;
+        let mut queue = self.queue.lock();
+        queue.closed = true;
+        let listings = std::mem::take(&mut queue.listings);
+        drop(queue);
         self.wake.notify_one();
+        self.wake_listings.notify_one();
+        listings.into_iter().for_each(|(_, then)| then());
     }
 
     /// Passes on what is announced, until `close`.

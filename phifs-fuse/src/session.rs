@@ -77,10 +77,12 @@ pub fn mount(volume: Arc<dyn Volume>, mountpoint: &Path, options: &MountOptions)
     let ended = Arc::new(Latch::default());
     let pool = Arc::new(Pool::new(POOL_THREADS).map_err(MountError::system("starting threads"))?);
     let flusher = Arc::new(Flusher::default());
+    let announcer = Arc::new(Announcer::new(Arc::clone(&state)));
     let adapter = Adapter {
         state: Arc::clone(&state),
         pool: Arc::clone(&pool),
         flusher: Arc::clone(&flusher),
+        announcer: Arc::clone(&announcer),
         init: Arc::clone(&init),
         ended: Arc::clone(&ended),
     };
@@ -111,7 +113,6 @@ pub fn mount(volume: Arc<dyn Volume>, mountpoint: &Path, options: &MountOptions)
         tracing::warn!(%error, "what is written to open files arrives late: no thread can ask the kernel for it");
     }
 
-    let announcer = Arc::new(Announcer::new(Arc::clone(&state)));
     let line = Line { notifier: session.notifier(), device: line_device };
     let finished = Arc::new(Latch::default());
     let serve = Serve {
@@ -170,6 +171,7 @@ impl Serve {
     fn run(self, session: Session<Adapter>, line: &Line) {
         thread::scope(|scope| {
             scope.spawn(|| self.announcer.run(line));
+            scope.spawn(|| self.announcer.run_listings(line));
             if let Err(error) = session.run() {
                 tracing::error!(path = %self.path.display(), %error, "a thread that reads requests ended");
                 // Its request is never answered, and its caller cannot even be killed until the mount is aborted.

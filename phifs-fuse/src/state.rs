@@ -12,7 +12,7 @@ use std::{ffi::OsStr, io, os::fd::BorrowedFd};
 
 use fuser::{BackingId, FopenFlags, Generation, INodeNo, ReplyDirectoryPlus};
 use phifs_core::volume::{
-    Attr, Caller, Handle, Ino, NewNode, OpenHow, Opened, Path, Result, SetAttr, Volume, VolumeError,
+    self, Attr, Caller, Handle, Ino, NewNode, OpenHow, Opened, Path, RenameMode, Result, SetAttr, Volume, VolumeError,
 };
 
 use crate::answer::{Entry, Opening, XattrAnswer};
@@ -22,12 +22,14 @@ use crate::flush::Writes;
 use crate::guard::guarded;
 use crate::handle::{Handles, OpenFile};
 use crate::inode::Inodes;
+use crate::listings::Listings;
 use crate::requests::Requests;
 
 pub(crate) struct State {
     pub(crate) volume: Arc<dyn Volume>,
     pub(crate) requests: Requests,
     pub(crate) inodes: Inodes,
+    pub(crate) listings: Listings,
     pub(crate) backings: Backings<BackingId>,
     pub(crate) handles: Handles,
     pub(crate) writes: Arc<Writes>,
@@ -44,6 +46,7 @@ impl State {
             volume,
             requests: Requests::default(),
             inodes: Inodes::default(),
+            listings: Listings::default(),
             backings: Backings::default(),
             handles: Handles::default(),
             writes: Arc::default(),
@@ -91,12 +94,35 @@ impl State {
 
     pub(crate) fn make(&self, caller: &Caller, parent: Ino, name: &[u8], node: &NewNode<'_>) -> Result<Entry> {
         let changes = self.changes();
-        Ok(self.count(&self.volume.make(caller, parent, name, node)?, changes))
+        let made = self.volume.make(caller, parent, name, node);
+        self.listings.changed(parent);
+        Ok(self.count(&made?, changes))
     }
 
     pub(crate) fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Entry> {
         let changes = self.changes();
-        Ok(self.count(&self.volume.link(ino, parent, name)?, changes))
+        let linked = self.volume.link(ino, parent, name);
+        self.listings.changed(parent);
+        Ok(self.count(&linked?, changes))
+    }
+
+    pub(crate) fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let unlinked = self.volume.unlink(parent, name);
+        self.listings.changed(parent);
+        unlinked
+    }
+
+    pub(crate) fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let removed = self.volume.rmdir(parent, name);
+        self.listings.changed(parent);
+        removed
+    }
+
+    pub(crate) fn rename(&self, from: Ino, name: &[u8], to: Ino, new_name: &[u8], mode: RenameMode) -> Result<()> {
+        let renamed = self.volume.rename(from, name, to, new_name, mode);
+        self.listings.changed(from);
+        self.listings.changed(to);
+        renamed
     }
 
     pub(crate) fn getattr(&self, ino: Ino, handle: Option<Handle>) -> Result<Entry> {
@@ -174,7 +200,9 @@ impl State {
         register: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
     ) -> Result<(Entry, Opening)> {
         let changes = self.changes();
-        let (attr, opened) = self.volume.create(caller, parent, name, node, how)?;
+        let created = self.volume.create(caller, parent, name, node, how);
+        self.listings.changed(parent);
+        let (attr, opened) = created?;
         let opening = self.opened(attr.ino, how, opened, register)?;
         Ok((self.count(&attr, changes), opening))
     }
@@ -223,11 +251,24 @@ impl State {
         Ok(())
     }
 
-    pub(crate) fn readdirplus(&self, ino: Ino, after: u64, reply: &mut ReplyDirectoryPlus) -> Result<()> {
+    /// Whether there was anything left to list. See `Volume::readdir`.
+    pub(crate) fn readdir(&self, ino: Ino, after: u64, add: &mut dyn FnMut(&volume::Entry) -> bool) -> Result<bool> {
+        if after == 0 {
+            self.listings.begin(ino);
+        }
+        let mut any = false;
+        self.volume.readdir(ino, after, &mut |entry| {
+            any = true;
+            add(entry)
+        })?;
+        Ok(any)
+    }
+
+    pub(crate) fn readdirplus(&self, ino: Ino, after: u64, reply: &mut ReplyDirectoryPlus) -> Result<bool> {
         let changes = self.changes();
         let mut added = Vec::new();
         let gate = self.inodes.handing_out();
-        let listed = self.volume.readdir(ino, after, &mut |entry| {
+        let listed = self.readdir(ino, after, &mut |entry| {
             let attr = &entry.attr;
             let ttl = self.ttl_since(changes, ttl_of(attr.ino));
             let name = OsStr::from_bytes(&entry.name);
@@ -255,6 +296,7 @@ impl State {
     fn collect(&self) {
         self.inodes.collect(|ino| {
             self.backings.forget(ino);
+            self.listings.forget(ino);
             if ino != Ino::ROOT {
                 // A panic is logged; forgetting has no reply.
                 let _ = guarded("forget", ino, || {

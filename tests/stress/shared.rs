@@ -5,10 +5,9 @@
 //! are decided, and yet the calls of all threads meet in the same directories, on the same inodes by other names and
 //! handles, and under directories that are being renamed.
 //!
-//! Two things are not decided, known gaps that come from the kernel's side of FUSE. It counts links by itself, and an
-//! `unlink` that meets a look at the inode by another name can make the count one too small, until phifs tells it a
-//! moment later. So counts of files with several names are compared when everybody has stopped, and `link` may find no
-//! file. And it keeps a listing that was read while the directory changed, until the directory changes again.
+//! One thing is not decided: the kernel keeps the link count of a FUSE inode by itself, and an `unlink` that meets a
+//! look at the inode by another name can make it one too small, until phifs tells the kernel a moment later. So the
+//! counts of files with several names are compared when everybody has stopped, and `link` may find no file.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -289,20 +288,10 @@ impl Model {
     fn list(&self, locked: &mut Locked<'_>) -> Result<()> {
         let path = &locked.paths[0];
         let (dir, name) = (path.parent().expect("a directory"), path.file_name().expect("a name").to_string_lossy());
-        let count = || Ok::<_, anyhow::Error>(names_in(dir)?.iter().filter(|other| **other == name).count());
-        let (mut found, wanted) = (count()?, usize::from(locked.get(0).is_some()));
-        if found != wanted {
-            self.refresh_listing(dir)?;
-            found = count()?;
-        }
+        let found = names_in(dir)?.iter().filter(|other| **other == name).count();
+        let wanted = usize::from(locked.get(0).is_some());
         ensure!(found == wanted, "{} is listed {found} times instead of {wanted}", path.display());
         Ok(())
-    }
-
-    /// Any change makes the kernel ask for the listing again.
-    fn refresh_listing(&self, dir: &Path) -> Result<()> {
-        let path = dir.join(format!("refresh-{}", self.unique()));
-        fs::create_dir(&path).and_then(|()| fs::remove_dir(&path)).context("refreshing a listing")
     }
 
     fn rename_directory(&self, dir: usize) -> Result<()> {
@@ -315,14 +304,12 @@ impl Model {
 
     /// Everything is as the model says. To be called when nobody works.
     fn verify(&self) -> Result<()> {
-        self.refresh_listing(&self.root)?;
         let listed = names_in(&self.root)?;
         let mut dirs: Vec<String> = self.dirs.iter().map(|dir| dir.read().unwrap().clone()).collect();
         dirs.sort();
         ensure!(listed == dirs, "directories {listed:?} instead of {dirs:?}");
         for dir in 0..DIRS {
             let path = self.root.join(&*self.dirs[dir].read().unwrap());
-            self.refresh_listing(&path)?;
             let cells: Vec<Cell> = self.cells[dir].iter().map(|cell| cell.lock().unwrap().clone()).collect();
             let mut wanted: Vec<String> = (0..NAMES).filter(|&n| cells[n].is_some()).map(|n| n.to_string()).collect();
             wanted.sort();

@@ -160,3 +160,27 @@ both_modes!(a_growing_file_has_its_new_length_on_all_handles_at_once, |place| {
     }
     place.assert_healthy();
 });
+
+fn is_listed(dir: &Path, name: &str) -> bool {
+    fs::read_dir(dir).unwrap().any(|entry| entry.unwrap().file_name() == name)
+}
+
+both_modes!(listings_show_every_change_that_came_before, |place| {
+    let dir = place.dir().to_path_buf();
+    let rounds = if long() { 40_000 } else { 2000 };
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let dir = &dir;
+            scope.spawn(move || {
+                let name = format!("name-{thread}");
+                for round in 0..rounds {
+                    fs::create_dir(dir.join(&name)).unwrap();
+                    assert!(is_listed(dir, &name), "round {round}: {name} was made and is not listed");
+                    fs::remove_dir(dir.join(&name)).unwrap();
+                    assert!(!is_listed(dir, &name), "round {round}: {name} was removed and is listed");
+                }
+            });
+        }
+    });
+    place.assert_healthy();
+});
