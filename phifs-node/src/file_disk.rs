@@ -29,6 +29,7 @@ use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::lease;
+use crate::write_behind::Writer as WriteBehind;
 
 /// A directory of the store that holds files of one kind.
 struct Folder {
@@ -40,6 +41,7 @@ struct Folder {
 pub struct FileDisk {
     path: PathBuf,
     folders: [Folder; FOLDERS.len()],
+    writer: WriteBehind,
 }
 
 /// Below the store; the first is the store itself.
@@ -59,7 +61,7 @@ impl FileDisk {
         }
         retry_on_intr(|| rustix::fs::fsync(&root))?;
         let folders = folders.try_into().unwrap_or_else(|_| unreachable!("one folder was opened per name"));
-        Ok(Self { path: path.to_owned(), folders })
+        Ok(Self { path: path.to_owned(), folders, writer: WriteBehind::start()? })
     }
 
     fn folder(&self, name: FileName) -> &Folder {
@@ -85,7 +87,8 @@ impl FileDisk {
         let fd = retry_on_intr(|| rustix::fs::openat(&folder.fd, place(name).1, flags, mode))
             .map_err(|error| self.explain(folder, error))?;
         let writer = shared.then(|| Mutex::new(Writer::NotYetOpen));
-        Ok(Arc::new(RealFile { file: fs::File::from(fd), writer }))
+        let file = Arc::new(RealFile { file: fs::File::from(fd), writer });
+        if shared { Ok(Arc::new(self.writer.file(file))) } else { Ok(file) }
     }
 }
 
@@ -251,6 +254,10 @@ impl File for RealFile {
     fn begin_writeback(&self, offset_bytes: u64, len_bytes: u64) {
         // Linux starts to write what is dirty, and drops from memory only what is not. Where it does neither, the sync
         // has more to do.
+        self.forget(offset_bytes, len_bytes);
+    }
+
+    fn forget(&self, offset_bytes: u64, len_bytes: u64) {
         let len = NonZeroU64::new(len_bytes);
         let _ = rustix::fs::fadvise(&self.file, offset_bytes, len, rustix::fs::Advice::DontNeed);
     }

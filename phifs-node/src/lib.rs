@@ -18,3 +18,4 @@ pub mod show;
 pub mod sled_index;
 pub mod store_dir;
 pub mod telemetry;
+mod write_behind;

@@ -63,12 +63,15 @@ pub trait Disk: Send + Sync {
 pub trait File: Send + Sync {
     /// Reads up to `buf.len()` bytes; fewer only at the end of the file.
     fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> io::Result<usize>;
-    /// Writes all of `buf`, making the file longer where needed. After an error any part may have been written.
+    /// Writes all of `buf`, making the file longer where needed. After an error any part may have been written. A write
+    /// may also be made later, in order: then every later call on this object, a sync above all, fails if it cannot be.
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> io::Result<()>;
     /// Makes everything written so far durable, the length included.
     fn sync(&self) -> io::Result<()>;
     /// A hint: the bytes of this range will not be changed soon, and may be brought to the disk.
     fn begin_writeback(&self, _offset_bytes: u64, _len_bytes: u64) {}
+    /// A hint: nobody will read this range soon, so what is durable of it need not stay in memory.
+    fn forget(&self, _offset_bytes: u64, _len_bytes: u64) {}
     fn stamp(&self) -> io::Result<Stamp>;
     fn set_len(&self, len_bytes: u64) -> io::Result<()>;
     /// Reserves space so that later writes there do not fail for lack of it; `keep_len` leaves the length alone.

@@ -203,6 +203,9 @@ impl Lane {
         self.drain(shared, &mut io)?;
         for pack in io.unsynced.values() {
             sync_file(shared, pack)?;
+            if self.kind == GlyphKind::Data {
+                forget_all_but_the_end(pack);
+            }
         }
         io.unsynced.clear();
         if io.names_unsynced {
@@ -326,13 +329,27 @@ impl Lane {
                 io.allocated.1 = until;
             }
         }
-        file.write_at(block, at.into())
+        file.write_at(block, at.into())?;
+        if block.len() >= BLOCK_BYTES {
+            file.begin_writeback(at.into(), block.len() as u64);
+        }
+        Ok(())
     }
 }
 
 fn sync_file(shared: &Shared, pack: &Pack) -> Result<(), StoreError> {
     let file = pack.file().expect("a pack that was written has a file");
     file.sync().map_err(|error| shared.failed("syncing a pack", error))
+}
+
+/// Whoever wrote these bytes has them in a cache nearer by. The next record goes into the last block.
+fn forget_all_but_the_end(pack: &Pack) {
+    let end = u64::from(pack.totals().end) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+    if let Some(file) = pack.file()
+        && end > 0
+    {
+        file.forget(0, end);
+    }
 }
 
 impl Shared {

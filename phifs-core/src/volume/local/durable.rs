@@ -52,12 +52,21 @@ impl LocalVolume {
     /// made durable at least.
     pub(super) fn publish_open(&self, cell: &FileCell) -> Result<()> {
         let due = {
-            let data = cell.data.lock();
-            let staging = data.as_ref().and_then(|data| data.staging.as_ref());
-            let interval = self.options.publish_interval.as_millis() as u64;
+            let mut data = cell.data.lock();
+            let staging = data.as_mut().and_then(|data| data.staging.as_mut());
             let is_open = cell.is_open();
-            let due = |staging: &Staging| self.env.now().millis() >= staging.published_at.millis() + interval;
-            staging.is_some_and(|staging| due(staging) || staging.in_memory && !is_open)
+            match staging {
+                Some(staging) => {
+                    staging.observe().map_err(staging_io("looking at a staging file"))?;
+                    let now = self.env.now();
+                    let due = staging.is_due(now, self.options.publish_interval) || staging.in_memory && !is_open;
+                    if due {
+                        staging.tried_at = now;
+                    }
+                    due
+                }
+                None => false,
+            }
         };
         if due && matches!(self.publish(cell, Closure::IdleFlush), Ok(outcome) if outcome != Publication::Changing) {
             return Ok(());

@@ -21,6 +21,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -40,6 +41,8 @@ pub const JOURNAL_BYTES_MAX: u64 = records::BYTES_MAX as u64;
 /// What all deltas over one base may hold: to replay more than that takes longer than to sync the file now and then.
 const DELTAS_BYTES_MAX: u64 = 1 << 20;
 const STREAM_BYTES: u64 = 8 << 20;
+/// A file that is written all the time is published after this many times the interval.
+const RESTLESS_INTERVALS: u32 = 10;
 
 /// The staged bytes of one inode and what is known of them.
 pub struct Staging {
@@ -54,8 +57,8 @@ pub struct Staging {
     /// When the bytes changed last.
     pub changed: Timestamp,
     pub dirty: bool,
-    /// When its bytes were published last, or it was made.
-    pub published_at: Timestamp,
+    /// When its bytes were published last while it stayed open, or that was tried, or it was made.
+    pub tried_at: Timestamp,
     /// Goes up with every change of the bytes.
     pub generation: u64,
     /// Its bytes were found when the volume was opened; a crash had kept them from being published.
@@ -115,7 +118,7 @@ impl Staging {
             mtime,
             changed: now,
             dirty: false,
-            published_at: now,
+            tried_at: now,
             generation: 0,
             recovered: false,
             records: Records::default(),
@@ -229,6 +232,16 @@ impl Staging {
         self.records.file_replaced();
     }
 
+    /// Whether a file that stays open should be published: its bytes have rested for the `interval`, or have not been
+    /// published for long. To chunk what changes meanwhile is work for nothing.
+    pub fn is_due(&self, now: Timestamp, interval: Duration) -> bool {
+        let passed =
+            |since: Timestamp, interval: Duration| now.millis() >= since.millis() + interval.as_millis() as u64;
+        self.dirty
+            && passed(self.tried_at, interval)
+            && (passed(self.changed, interval) || passed(self.tried_at, interval * RESTLESS_INTERVALS))
+    }
+
     /// Whether the bytes as they are now are in the journal, once that is synced, or published.
     pub fn is_recorded(&self) -> bool {
         !self.dirty || self.recorded == Some(self.generation)
@@ -305,7 +318,7 @@ impl Staging {
     pub fn published(&mut self, content: Content, now: Timestamp, kept: bool, lsn: Lsn) {
         self.overlay.published(content);
         self.dirty = false;
-        self.published_at = now;
+        self.tried_at = now;
         self.recovered = false;
         self.recorded = None;
         self.time_is_set = false;
@@ -489,6 +502,24 @@ impl StagingPool {
 mod tests {
     use super::*;
     use crate::disk::MemDisk;
+
+    #[test]
+    fn file_that_is_written_all_the_time_is_published_late() {
+        let at = |millis: u64| Timestamp::new((millis / 1000) as i64, (millis % 1000) as u32 * 1_000_000);
+        let interval = Duration::from_secs(1);
+        let pool = StagingPool::new(Arc::new(MemDisk::new()), 1, 1 << 20);
+        let mut staging = Staging::new(pool.take_short().unwrap(), Overlay::whole(0), at(1000), at(1000)).unwrap();
+        assert!(!staging.is_due(at(5000), interval), "there is nothing to publish");
+        staging.changed(Change::Written(0..1), at(5000)).unwrap();
+        assert!(!staging.is_due(at(5999), interval));
+        assert!(staging.is_due(at(6000), interval), "it has rested");
+        staging.changed(Change::Written(0..1), at(10_500)).unwrap();
+        assert!(!staging.is_due(at(10_999), interval));
+        assert!(staging.is_due(at(11_000), interval), "it has waited for long");
+        staging.tried_at = at(11_000);
+        assert!(!staging.is_due(at(11_400), interval));
+        assert!(staging.is_due(at(12_000), interval), "it has rested");
+    }
 
     #[test]
     fn superfluous_files_are_removed_when_due_and_no_more_than_asked_for() {
