@@ -23,6 +23,7 @@ use phifs_core::volume::{Caller, Handle, Ino, NewKind, NewNode, Result, SetAttr,
 
 use crate::answer::{Answer, Register};
 use crate::attr::{PERMISSIONS, allocate_mode, file_type, node_kind, rename_mode, seek_kind, set_time, xattr_mode};
+use crate::commits::Commits;
 use crate::flush::Flusher;
 use crate::guard::guarded;
 use crate::init::{DataPath, Init};
@@ -37,6 +38,7 @@ const COPY_BYTES_MAX: u64 = 0x7fff_f000;
 pub(crate) struct Adapter {
     pub(crate) state: Arc<State>,
     pub(crate) pool: Arc<Pool>,
+    pub(crate) commits: Commits,
     pub(crate) flusher: Arc<Flusher>,
     pub(crate) announcer: Arc<Announcer>,
     pub(crate) init: Arc<Init>,
@@ -111,6 +113,7 @@ impl Filesystem for Adapter {
     fn destroy(&mut self) {
         self.flusher.switch_off();
         self.pool.close();
+        self.commits.close();
         self.state.finish();
         self.ended.open();
     }
@@ -337,6 +340,12 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        // A panic is told by the call below.
+        let recorded = guarded("fsync", Ino(ino.0), || Ok(self.state.volume.record_now(Ino(ino.0))));
+        if recorded == Ok(true) {
+            self.state.requests.count("fsync");
+            return self.commits.answer_when_durable(reply);
+        }
         self.in_pool("fsync", ino, reply, move |state, _| {
             state.volume.fsync(Ino(ino.0), Some(Handle(handle.0)), data_only)
         });

@@ -8,6 +8,7 @@ mod adapter;
 mod answer;
 mod attr;
 mod backing;
+mod commits;
 mod errno;
 mod error;
 mod flush;

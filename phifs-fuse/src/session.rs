@@ -14,6 +14,7 @@ use fuser::{Config, Session, SessionACL};
 use phifs_core::volume::{Invalidate, Volume};
 
 use crate::adapter::Adapter;
+use crate::commits::Commits;
 use crate::error::MountError;
 use crate::flush::Flusher;
 use crate::init::{DataMode, DataPath, Features, Init, READ_AHEAD_BYTES};
@@ -76,11 +77,13 @@ pub fn mount(volume: Arc<dyn Volume>, mountpoint: &Path, options: &MountOptions)
     let init = Arc::new(Init::new(options.data_mode));
     let ended = Arc::new(Latch::default());
     let pool = Arc::new(Pool::new(POOL_THREADS).map_err(MountError::system("starting threads"))?);
+    let commits = Commits::start(Arc::clone(&state.volume)).map_err(MountError::system("starting threads"))?;
     let flusher = Arc::new(Flusher::default());
     let announcer = Arc::new(Announcer::new(Arc::clone(&state)));
     let adapter = Adapter {
         state: Arc::clone(&state),
         pool: Arc::clone(&pool),
+        commits,
         flusher: Arc::clone(&flusher),
         announcer: Arc::clone(&announcer),
         init: Arc::clone(&init),

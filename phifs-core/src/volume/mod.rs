@@ -300,6 +300,11 @@ pub trait Volume: Send + Sync + 'static {
     fn flush(&self, ino: Ino, handle: Handle) -> Result<()>;
     fn release(&self, ino: Ino, handle: Handle);
     fn fsync(&self, ino: Ino, handle: Option<Handle>, data_only: bool) -> Result<()>;
+    /// Does the first half of `fsync` if it can be done without waiting; `commit` is the other. If not (false),
+    /// `fsync` is to be called.
+    fn record_now(&self, ino: Ino) -> bool;
+    /// Makes durable what has been done to names and attributes, and the bytes of all files that were recorded.
+    fn commit(&self) -> Result<()>;
     fn fallocate(
         &self,
         caller: &Caller,

@@ -492,6 +492,14 @@ impl Volume for MemVolume {
         Ok(())
     }
 
+    fn record_now(&self, _: Ino) -> bool {
+        false
+    }
+
+    fn commit(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn fallocate(
         &self,
         _: &Caller,

@@ -22,6 +22,27 @@ impl LocalVolume {
         self.commit_journal()
     }
 
+    /// The first half of `sync_file`, if only the journal is needed for that and nobody is at work on the file.
+    pub(super) fn record_at_once(&self, ino: Ino) -> bool {
+        if reserved::is_virtual(ino) || self.journal.is_backlogged() {
+            return false;
+        }
+        let Ok(id) = self.state.read().inode_id(ino) else { return false };
+        let Some(user) = self.known(id) else { return true };
+        {
+            let Some(data) = user.cell.data.try_lock() else { return false };
+            let Some(data) = data.as_ref() else { return true };
+            let Some(staging) = data.staging.as_ref() else { return !data.failed };
+            if data.failed || !staging.in_memory || !staging.overlay.is_whole() {
+                return false;
+            }
+            if staging.is_recorded() {
+                return true;
+            }
+        }
+        matches!(self.record_bytes(&user.cell, false), Ok(true))
+    }
+
     /// Makes sure that the journal, once committed, stands for the bytes of the file as they are now.
     pub(super) fn record(&self, cell: &FileCell) -> Result<()> {
         self.record_as(cell, false)

@@ -955,11 +955,14 @@ impl LocalVolume {
         } else {
             state.commit_local(changes, self.env.now(), &self.journal)?
         };
+        let handed = staging.is_handed();
         if let Some(staging) = loaded.staging.take() {
             staging.retire(&self.staging, lsn);
         }
         drop((data, state, gate));
-        self.let_go_of_file(cell.id);
+        if handed {
+            self.let_go_of_file(cell.id);
+        }
         Ok(())
     }
 

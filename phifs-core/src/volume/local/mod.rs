@@ -337,6 +337,14 @@ impl Volume for LocalVolume {
         self.sync_file(ino)
     }
 
+    fn record_now(&self, ino: Ino) -> bool {
+        self.record_at_once(ino)
+    }
+
+    fn commit(&self) -> Result<()> {
+        self.commit_journal()
+    }
+
     fn fallocate(
         &self,
         caller: &Caller,
