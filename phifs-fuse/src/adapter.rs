@@ -2,9 +2,9 @@
 //!
 //! Operations on names and attributes are answered on the thread that read the request. Those that may wait for a
 //! disk or a network go to the pool: flush, fsync, a change of size, the release of what the kernel wrote by itself,
-//! the opens that have to fetch or cut bytes, and reads and writes unless the bytes are in memory and nobody else is at
-//! work on them. Bytes that a request lends are copied on the way there. So does the rename of a file that is open for
-//! writing on the write-back path, once the flusher has fetched its bytes.
+//! the opens that have to fetch, cut or sync bytes, and reads and writes unless the bytes are in memory and nobody else
+//! is at work on them. Bytes that a request lends are copied on the way there. So does the rename of a file that is open
+//! for writing on the write-back path, once the flusher has fetched its bytes.
 
 use std::ffi::OsStr;
 use std::io;

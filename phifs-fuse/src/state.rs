@@ -171,7 +171,9 @@ impl State {
 
     /// Whether an open may have to wait for a disk or a network.
     pub(crate) fn open_may_wait(&self, ino: Ino, how: &OpenHow) -> bool {
-        (how.truncate || !self.backings.holds(ino)) && self.volume.open_may_wait(ino, how)
+        // The file is registered with the kernel, and nothing has to be made durable before the kernel may use it.
+        let is_at_hand = self.backings.holds(ino) && !how.truncate && !how.syncs_unheard();
+        !is_at_hand && self.volume.open_may_wait(ino, how)
     }
 
     /// Whether a handle is served by requests, and not by the kernel from a file of the host.

@@ -234,6 +234,61 @@ fn every_fsync_covers_what_a_mapping_stored_in_writeback() {
     every_fsync_covers_what_a_mapping_stored(DataMode::Writeback);
 }
 
+/// Nobody had time to learn that the file was opened, and it stays open.
+fn msync_right_after_an_open_survives_a_power_cut(mode: DataMode) {
+    if !is_root() || on_ext4() {
+        skip!("about phifs, as root");
+    }
+    let mut host = Ext4Loop::new(STORE_BYTES);
+    let mut node = Node::with_store(mode, host.dir().join("store"));
+    node.start();
+    let files = [("small", 4096), ("large", 300_000)].map(|(name, len)| (node.dir().join(name), len));
+    let old = |len| phifs_tests::pattern::content(1, 1, len);
+    for (path, len) in &files {
+        fs::write(path, old(*len)).unwrap();
+    }
+    // So that they are published and nothing is left to be synced.
+    node.down();
+    node.start();
+    let script = "
+import mmap, os, sys, time
+for path in sys.argv[2:]:
+    m = mmap.mmap(os.open(path, os.O_RDWR), 0)
+    m[1000:1006] = b'stored'
+    m.flush()
+os.mkdir(sys.argv[1])
+time.sleep(1000)
+";
+    let home = tempfile::tempdir().unwrap();
+    let done = home.path().join("done");
+    let mut python = Command::new("python3");
+    python.args(["-c", script]).arg(&done).args(files.each_ref().map(|(path, _)| path));
+    let mut python = Background::start(&mut python);
+    assert!(wait_until(Duration::from_secs(20), || done.exists()), "nothing was stored");
+    host.cut_power();
+    node.kill();
+    python.kill();
+    node.unmount_dead();
+    host.unmount();
+    host.mount();
+    node.start();
+    for (path, len) in files {
+        let mut wanted = old(len);
+        wanted[1000..1006].copy_from_slice(b"stored");
+        assert!(fs::read(&path).unwrap() == wanted, "{} is not as it was synced", path.display());
+    }
+}
+
+#[test]
+fn msync_right_after_an_open_survives_a_power_cut_in_passthrough() {
+    msync_right_after_an_open_survives_a_power_cut(DataMode::Passthrough);
+}
+
+#[test]
+fn msync_right_after_an_open_survives_a_power_cut_in_writeback() {
+    msync_right_after_an_open_survives_a_power_cut(DataMode::Writeback);
+}
+
 /// One of the daemon's threads waits in the kernel, deaf to all signals, for what the other threads have to answer.
 #[test]
 fn a_daemon_that_waits_for_cached_bytes_can_be_killed() {

@@ -1,10 +1,10 @@
 //! A load that can be interrupted by a crash, and the checker that knows what must be there afterwards.
 //!
 //! Each worker changes files of its own and keeps, in the memory of the test (outside the machine that dies), the
-//! history of every file: a state is noted before the call that makes it, and a state is *durable* once an fsync that
-//! covers it has returned. After a crash a file must be in its last durable state or in a later one of its history:
+//! history of every file: a state is noted before the call that makes it, and a state is *durable* once an fsync or
+//! msync that covers it has returned. After a crash a file must be in its last durable state or in a later one of its history:
 //!
-//! - what fsync acknowledged is there, with the right bytes;
+//! - what a sync acknowledged is there, with the right bytes;
 //! - a replacement by rename, a page, a renamed directory is there entirely or not at all;
 //! - no file has bytes that were never written to it.
 //!
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use workers::{Appends, Creates, Pages, Replacements, Trees};
+use workers::{Appends, Creates, Pages, Replacements, Stores, Trees};
 
 /// Whether the workers really call fsync. A load that only claims to is how the checker itself is checked.
 #[derive(Clone, Copy, Debug)]
@@ -145,6 +145,7 @@ impl Load {
             Box::new(Pages::new(place("pages"), seed + 3, syncing, 64)),
             Box::new(Pages::new(place("many-pages"), seed + 4, syncing, 2560)),
             Box::new(Trees::new(place("trees"), seed + 5, syncing)),
+            Box::new(Stores::new(place("stores"), seed + 6, syncing)),
         ];
         for worker in &mut workers {
             worker.prepare().expect("preparing the load");

@@ -113,6 +113,14 @@ pub struct OpenHow {
     pub passthrough: bool,
 }
 
+impl OpenHow {
+    /// Whether somebody may be promised a sync that nobody here hears of, if the kernel has the file for itself: by
+    /// msync(2), as only a handle that can read and write can make a shared mapping to store to, or by every write.
+    pub fn syncs_unheard(&self) -> bool {
+        self.write && (self.read || self.sync)
+    }
+}
+
 /// How the bytes of an open file travel.
 pub enum Path {
     /// READ and WRITE come here. `keep_cache`: what the kernel has cached of this inode is still right.

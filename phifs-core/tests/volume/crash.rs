@@ -41,11 +41,14 @@ impl History {
         }
     }
 
-    fn acknowledge(&mut self, synced: Option<Id>) {
-        let Some(id) = synced else { return };
-        self.acknowledged = self.moments.len() - 1;
-        if let Some(held) = self.contents.get_mut(&id) {
-            held.drain(..held.len() - 1);
+    fn acknowledge(&mut self, synced: Option<Id>, bytes_synced: Option<Id>) {
+        if synced.is_some() {
+            self.acknowledged = self.moments.len() - 1;
+        }
+        for id in synced.into_iter().chain(bytes_synced) {
+            if let Some(held) = self.contents.get_mut(&id) {
+                held.drain(..held.len() - 1);
+            }
         }
     }
 }
@@ -74,7 +77,7 @@ fn run(disk: &CrashDisk, ops: &[Op], mode: Mode) -> History {
         if played.is_err() {
             break;
         }
-        history.acknowledge(player.synced);
+        history.acknowledge(player.synced, player.bytes_synced);
     }
     history
 }

@@ -118,6 +118,7 @@ pub enum Op {
     Copy { from: u8, from_at: u8, to: u8, to_at: u8, len: u8 },
     Release { handle: u8 },
     Fsync { file: u8 },
+    Msync { handle: u8 },
     Truncate { file: u8, len: u8 },
     Chmod { file: u8, bits: u16 },
     Chown { file: u8, uid: u8 },
@@ -150,6 +151,7 @@ pub fn any_op() -> impl Strategy<Value = Op> {
             .prop_map(|(from, from_at, to, to_at, len)| Op::Copy { from, from_at, to, to_at, len }),
         5 => b().prop_map(|handle| Op::Release { handle }),
         3 => b().prop_map(|file| Op::Fsync { file }),
+        3 => b().prop_map(|handle| Op::Msync { handle }),
         3 => (b(), b()).prop_map(|(file, len)| Op::Truncate { file, len }),
         2 => (b(), 0..0o10000u16).prop_map(|(file, bits)| Op::Chmod { file, bits }),
         1 => (b(), b()).prop_map(|(file, uid)| Op::Chown { file, uid }),
@@ -207,6 +209,8 @@ pub struct OpenedFile {
     pub id: Id,
     pub handle: Handle,
     pub write: bool,
+    /// It can make a shared mapping to store to.
+    maps: bool,
     kernel: Option<Arc<dyn File>>,
 }
 
@@ -221,6 +225,8 @@ pub struct Player {
     kernel_disk: KernelDisk,
     /// The inode for which the last call was a sync that succeeded.
     pub synced: Option<Id>,
+    /// The file whose bytes the kernel has just synced by itself.
+    pub bytes_synced: Option<Id>,
 }
 
 /// The disk has failed: the last call may have happened or not.
@@ -247,6 +253,7 @@ impl Player {
             kernel,
             kernel_disk,
             synced: None,
+            bytes_synced: None,
         };
         player.adopt_root();
         Ok(player)
@@ -306,7 +313,7 @@ impl Player {
     /// Does the same to the volume and the model.
     pub fn play(&mut self, op: &Op) -> Step {
         let now = self.env.advance();
-        self.synced = None;
+        (self.synced, self.bytes_synced) = (None, None);
         self.tell_writers();
         match *op {
             Op::Make { dir, name, kind } => self.make(op, self.dir(dir), pick(&NAMES, name), kind, now),
@@ -365,6 +372,7 @@ impl Player {
                 self.synced = Some(id);
                 Ok(())
             }
+            Op::Msync { handle } => self.msync(op, handle),
             Op::Truncate { file, len } => {
                 let len = if len % 4 == 0 { 0 } else { pick(&OFFSETS, len) as u64 };
                 self.setattr(op, self.file(file), SetAttr { size_bytes: Some(len), ..SetAttr::default() }, now)
@@ -490,7 +498,9 @@ impl Player {
 
     fn create(&mut self, op: &Op, dir: Id, name: &[u8], now: Timestamp) -> Step {
         let node = NewNode { kind: NewKind::File, permissions: 0o600, umask: 0 };
-        let how = OpenHow { read: true, write: true, passthrough: self.kernel, ..OpenHow::default() };
+        // Only one that is not read is handed to the kernel.
+        let maps = name.len() > 1;
+        let how = OpenHow { read: maps, write: true, passthrough: self.kernel, ..OpenHow::default() };
         let mut like = Inode { permissions: 0o600, ..model::inode(FileKind::File, now) };
         self.inherit(dir, &mut like);
         let real = self.volume.create(&CALLER, self.ino(dir), name, &node, &how);
@@ -500,7 +510,8 @@ impl Player {
             let inode = self.model.inodes.get_mut(&id).unwrap();
             inode.ino = Some(attr.ino);
             inode.handles += 1;
-            self.handles.push(OpenedFile { id, handle: opened.handle, write: true, kernel: kernel_file(opened.path) });
+            let kernel = kernel_file(opened.path);
+            self.handles.push(OpenedFile { id, handle: opened.handle, write: true, maps, kernel });
         }
         Ok(())
     }
@@ -510,7 +521,8 @@ impl Player {
         let real = self.volume.open(&CALLER, self.ino(id), &how);
         let wanted = self.model.open(id, truncate, now);
         if let Some(opened) = self.same(op, real, wanted)? {
-            self.handles.push(OpenedFile { id, handle: opened.handle, write, kernel: kernel_file(opened.path) });
+            let kernel = kernel_file(opened.path);
+            self.handles.push(OpenedFile { id, handle: opened.handle, write, maps: write, kernel });
         }
         Ok(())
     }
@@ -564,6 +576,17 @@ impl Player {
             }
         }
         self.same(op, real, wanted).map(drop)
+    }
+
+    /// As msync(2) on a mapping of a file that the kernel has for itself: nobody tells the volume.
+    fn msync(&mut self, op: &Op, handle: u8) -> Step {
+        let Some(open) = self.handle(handle).map(|index| &self.handles[index]) else { return Ok(()) };
+        let Some(file) = open.kernel.as_ref().filter(|_| open.maps) else { return Ok(()) };
+        let id = open.id;
+        let real = file.sync().map_err(|source| VolumeError::Disk { doing: "syncing as the kernel", source });
+        self.same(op, real, Ok(()))?;
+        self.bytes_synced = Some(id);
+        Ok(())
     }
 
     fn seek(&mut self, op: &Op, index: usize, offset: usize, hole: bool) -> Step {

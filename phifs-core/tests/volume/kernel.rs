@@ -1,4 +1,5 @@
-//! A disk whose staging files the kernel may be writing to, and on which something can happen in the middle of a sync.
+//! A disk whose staging files the kernel may be writing to, and on which something can happen in the middle of a sync
+//! or a read.
 
 use std::io;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ struct Shared {
     /// Somebody may be writing to a staging file; which one is not told apart.
     written: AtomicBool,
     after_sync: Mutex<Option<Hook>>,
+    after_read: Mutex<Option<Hook>>,
 }
 
 struct KernelFile {
@@ -39,6 +41,11 @@ impl KernelDisk {
     /// Runs once, after the next sync of a staging file and before whoever asked for it hears of it.
     pub fn after_next_sync(&self, hook: impl FnOnce() + Send + 'static) {
         *self.shared.after_sync.lock() = Some(Box::new(hook));
+    }
+
+    /// As `after_next_sync`, for a read.
+    pub fn after_next_read(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.shared.after_read.lock() = Some(Box::new(hook));
     }
 
     fn wrap(&self, name: FileName, file: Arc<dyn File>) -> Arc<dyn File> {
@@ -77,7 +84,12 @@ impl Disk for KernelDisk {
 
 impl File for KernelFile {
     fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> io::Result<usize> {
-        self.file.read_at(buf, offset_bytes)
+        let got = self.file.read_at(buf, offset_bytes)?;
+        let hook = self.shared.after_read.lock().take();
+        if let Some(hook) = hook {
+            hook();
+        }
+        Ok(got)
     }
 
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> io::Result<()> {

@@ -11,3 +11,4 @@ mod model;
 mod semantics;
 mod staging;
 mod threads;
+mod unheard;

@@ -8,11 +8,11 @@ use phifs_core::volume::{Handle, Ino, NewKind, NewNode, OpenHow, Path, Result, S
 
 use crate::harness::{CALLER, MEMORY, TestEnv, open, open_with, options, settle, staging_files};
 
-const NODE: NewNode<'_> = NewNode { kind: NewKind::File, permissions: 0o600, umask: 0 };
+pub const NODE: NewNode<'_> = NewNode { kind: NewKind::File, permissions: 0o600, umask: 0 };
 /// What a database writes: a page.
 const PAGE: usize = 4096;
 
-fn how(passthrough: bool) -> OpenHow {
+pub fn how(passthrough: bool) -> OpenHow {
     OpenHow { read: true, write: true, passthrough, ..OpenHow::default() }
 }
 
@@ -22,11 +22,11 @@ fn start(disk: &Arc<dyn Disk>, memory_bytes: u64) -> std::result::Result<(LocalV
     Ok((open_with(disk, &env, options)?, env))
 }
 
-fn page(round: usize) -> Vec<u8> {
+pub fn page(round: usize) -> Vec<u8> {
     (0..PAGE).map(|at| (at / 8 + round * 37) as u8 | 1).collect()
 }
 
-fn read(volume: &LocalVolume, name: &[u8]) -> Result<Vec<u8>> {
+pub fn read(volume: &LocalVolume, name: &[u8]) -> Result<Vec<u8>> {
     let attr = volume.lookup(&CALLER, Ino::ROOT, name)?;
     let opened = volume.open(&CALLER, attr.ino, &OpenHow { read: true, ..OpenHow::default() })?;
     let bytes = volume.read(attr.ino, opened.handle, 0, attr.size_bytes as u32 + 1);
@@ -36,19 +36,19 @@ fn read(volume: &LocalVolume, name: &[u8]) -> Result<Vec<u8>> {
 
 /// What a file holds, and what it held when it was synced last.
 #[derive(Default)]
-struct Promised {
-    now: Vec<u8>,
+pub struct Promised {
+    pub now: Vec<u8>,
     synced: Option<Vec<u8>>,
     /// All that it held since.
     since: Vec<Vec<u8>>,
 }
 
 impl Promised {
-    fn changed(&mut self) {
+    pub fn changed(&mut self) {
         self.since.push(self.now.clone());
     }
 
-    fn synced(&mut self) {
+    pub fn synced(&mut self) {
         self.synced = Some(self.now.clone());
         self.since.clear();
     }
@@ -128,7 +128,8 @@ fn keep_a_log(volume: &LocalVolume, env: &TestEnv, rounds: usize, promised: &mut
     Ok(())
 }
 
-fn check(disk: Arc<dyn Disk>, promised: &Promised, what: &str) {
+/// Holds what a crash left of the file `log` against what was promised, twice.
+pub fn check(disk: Arc<dyn Disk>, promised: &Promised, what: &str) {
     for _ in 0..2 {
         let volume = open(&disk, &TestEnv::new(2)).unwrap_or_else(|error| panic!("{what}: {error}"));
         let found = read(&volume, b"log").ok();

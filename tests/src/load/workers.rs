@@ -4,9 +4,12 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use super::{History, Syncing, Tail, Worker, child, describe, read_if_there};
 use crate::pattern::{content, length};
+use crate::run;
 
 const PAGE: usize = 4096;
 
@@ -357,6 +360,63 @@ impl Worker for Pages {
             }
         }
         problems
+    }
+}
+
+/// A file of pages that are stored to through a mapping and synced by msync(2), by a program that has just opened it.
+pub struct Stores {
+    pages: Pages,
+}
+
+impl Stores {
+    pub fn new(dir: PathBuf, seed: u64, syncing: Syncing) -> Stores {
+        Stores { pages: Pages::new(dir, seed, syncing, 96) }
+    }
+}
+
+impl Worker for Stores {
+    fn prepare(&mut self) -> io::Result<()> {
+        self.pages.prepare()
+    }
+
+    fn step(&mut self) -> io::Result<u64> {
+        const SCRIPT: &str = "
+import mmap, os, sys
+path, new, sync = sys.argv[1:4]
+with open(new, 'rb') as new:
+    f = os.open(path, os.O_RDWR)
+    m = mmap.mmap(f, 0)
+    for page in map(int, sys.argv[4:]):
+        m[page * 4096:(page + 1) * 4096] = new.read(4096)
+    if sync == 'True': m.flush()
+";
+        let Pages { dir, rng, syncing, version, pages, .. } = &mut self.pages;
+        let (syncing, path) = (*syncing, dir.join("db"));
+        *version += 1;
+        let version = *version;
+        let changed: Vec<usize> = (0..rng.usize(1..4)).map(|_| rng.usize(..pages.len())).collect();
+        let mut new = tempfile::NamedTempFile::new()?;
+        for page in &changed {
+            new.write_all(&self.pages.bytes(*page, version))?;
+            self.pages.pages[*page].issue(version);
+        }
+        let store = |sync: &str| {
+            let mut python = Command::new("python3");
+            python.args(["-c", SCRIPT]).args([&path, new.path()]).arg(sync);
+            let ran = run(python.args(changed.iter().map(ToString::to_string)), Duration::from_secs(20));
+            if ran.success() { Ok(()) } else { Err(io::Error::other(ran.to_string())) }
+        };
+        if matches!(syncing, Syncing::Pretended) {
+            store("False")?;
+        }
+        syncing.with(|| store("True"))?;
+        // All of the file is mapped, so it is synced as a whole.
+        self.pages.pages.iter_mut().for_each(History::acknowledge);
+        Ok(1)
+    }
+
+    fn verify(&mut self) -> Vec<String> {
+        self.pages.verify()
     }
 }
 

@@ -201,6 +201,51 @@ impl LocalVolume {
         Ok(true)
     }
 
+    /// Whether a crash is sure to find whatever the kernel writes to the staging file and syncs by itself.
+    pub(super) fn is_findable(&self, staging: &Staging) -> bool {
+        let records = &staging.records;
+        records.are_of_all() && records.are_durable(self.journal.committed()) && self.staging.is_named(staging.number)
+    }
+
+    /// Makes a durable record of the staging file that the kernel is about to have, before anybody is promised a sync
+    /// that is not heard of here. If the file gets another one meanwhile, it is to be tried again.
+    ///
+    /// The record will be believed whatever it finds there, so what is there now is synced first.
+    pub(super) fn make_findable(&self, cell: &FileCell) -> Result<()> {
+        let (file, number, records) = {
+            let data = cell.data.lock();
+            let Some(Data { staging: Some(staging), failed, .. }) = data.as_ref() else { return Ok(()) };
+            if *failed {
+                return Err(VolumeError::LostWrite);
+            }
+            (staging.file.clone(), staging.number, staging.records.clone())
+        };
+        let is_recorded = records.are_of_all();
+        let synced = self.staging.name_is_durable(number).and_then(|()| if is_recorded { Ok(()) } else { file.sync() });
+        if let Err(source) = synced {
+            if let Some(data) = cell.data.lock().as_mut() {
+                data.failed = true;
+            }
+            // A copy of what is published is given up, and made anew by the next open.
+            self.enqueue(cell.id);
+            return Err(from_io("syncing a staging file", source));
+        }
+        if !is_recorded {
+            let mut state = self.state.write();
+            let mut data = cell.data.lock();
+            let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(()) };
+            // Otherwise somebody else published or recorded it, perhaps with newer bytes than were synced here.
+            if staging.number == number && staging.records == records && staging.is_handed() {
+                let record = staging.record().map_err(staging_io("looking at a staging file"))?;
+                let changes = staging.records.replacing(cell.id, Some(&record));
+                let lsn = state.commit_local(changes, self.env.now(), &self.journal)?;
+                staging.records.replaced(Base::WholeFile, lsn);
+                staging.retire_replaced(&self.staging, lsn);
+            }
+        }
+        self.commit_journal()
+    }
+
     /// Brings over what a short file still lacks of its version.
     fn complete(&self, data: &mut Data) -> Result<()> {
         let Data { staging: Some(staging), reader, .. } = data else { return Ok(()) };

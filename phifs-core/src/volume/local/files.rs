@@ -28,6 +28,7 @@ use crate::volume::{
     Allocate, Attr, Caller, FileKind, Handle, Ino, NewNode, OpenHow, Opened, Path, Result, Seek, VolumeError,
 };
 
+use super::records::Base;
 use super::staged::{Change, MEMORY_BYTES_MAX, Staging};
 use super::state::{Draft, State};
 use super::{LocalVolume, names, records, reserved};
@@ -61,6 +62,13 @@ struct Gate {
     writers: u32,
     /// Programs that run from it. The kernel keeps writers away from them by itself, but not a truncation on the way.
     running: u32,
+}
+
+impl Gate {
+    /// Whether the kernel writes to the staging file by itself, or is about to.
+    fn kernel_writes(&self) -> bool {
+        self.kernel > 0 && self.writers > 0
+    }
 }
 
 /// The bytes of a file: its published version, and the staging file over it if there is one.
@@ -277,8 +285,9 @@ impl LocalVolume {
         let (number, in_memory) = (place.number, place.in_memory);
         let now = self.env.now();
         let begin = || -> Result<Staging> {
+            let mtime = state.inode(cell.id)?.map_or(now, |row| Stat::of(&row).mtime);
             let overlay = Overlay::over(*data.reader.content(), &*place.file)?;
-            Staging::new(place, overlay, now, now).map_err(staging_io("looking at a staging file"))
+            Staging::new(place, overlay, now, mtime).map_err(staging_io("looking at a staging file"))
         };
         let begun = begin().inspect_err(|_| {
             if !in_memory {
@@ -337,9 +346,9 @@ impl LocalVolume {
         let now = self.env.now();
         let mut staging =
             Staging::new(place, Overlay::whole(0), now, now).map_err(staging_io("looking at a staging file"))?;
-        // Where memory is short, the kernel is to write the file by itself.
+        // Where memory is short, the kernel is to write the file by itself; unless that would take a flush here.
         let set_id = node.permissions & 0o6000 != 0;
-        let kernel = !in_memory && how.passthrough && !how.sync && !set_id && self.has_room();
+        let kernel = !in_memory && how.passthrough && !how.syncs_unheard() && !set_id && self.has_room();
         let record =
             if kernel { Some(staging.hand_over_new().map_err(staging_io("looking at a staging file"))?) } else { None };
         let reader = ContentReader::new(Content::Empty, Bytes::new())?;
@@ -369,6 +378,9 @@ impl LocalVolume {
         let attr = self.attr(&self.state.read(), id).inspect_err(|_| self.enqueue(id))?;
         let mut gate = user.cell.gate.lock();
         let path = if kernel {
+            if let Some(Data { staging: Some(staging), .. }) = user.cell.data.lock().as_mut() {
+                staging.records.new_file_is_made(self.journal.appended());
+            }
             gate.kernel += 1;
             Path::Passthrough { file }
         } else {
@@ -409,8 +421,16 @@ impl LocalVolume {
                 self.kill_set_id(id, caller)?;
             }
         }
-        let mut gate = user.cell.gate.lock();
-        let path = self.choose_path(&user.cell, &gate, how)?;
+        let (mut gate, path) = loop {
+            let gate = user.cell.gate.lock();
+            let path = self.choose_path(&user.cell, &gate, how)?;
+            if !matches!(path, Path::Passthrough { .. }) || !how.syncs_unheard() || self.cell_is_findable(&user.cell) {
+                break (gate, path);
+            }
+            // Nobody who closes the file waits for this.
+            drop(gate);
+            self.make_findable(&user.cell)?;
+        };
         match path {
             Path::Passthrough { .. } => gate.kernel += 1,
             Path::Cached { .. } | Path::Direct => gate.cached += 1,
@@ -422,22 +442,35 @@ impl LocalVolume {
         Ok(Opened { handle, path })
     }
 
-    /// Whether an open may have to fetch, cut or copy bytes on the disk.
+    /// Whether an open may have to fetch, cut, copy or sync bytes on the disk.
     pub(super) fn open_may_wait_for_disk(&self, ino: Ino, how: &OpenHow) -> bool {
         if !how.write && !how.truncate {
             return false;
         }
         let state = self.state.read();
-        let Ok(Some(row)) = state.inode_id(ino).and_then(|id| Ok(state.inode(id)?)) else { return false };
+        let Ok(id) = state.inode_id(ino) else { return false };
+        let Ok(Some(row)) = state.inode(id) else { return false };
         let version = Stat::of(&row).version;
-        version.is_some_and(|(_, version)| version.content.len_bytes() > SHORT_BYTES_MAX)
+        if version.is_some_and(|(_, version)| version.content.len_bytes() > SHORT_BYTES_MAX) {
+            return true;
+        }
+        // What is not published yet may be long all the same.
+        let on_disk = |data: &Data| data.staging.as_ref().is_some_and(|staging| !staging.in_memory);
+        let is_long = |cell: &FileCell| cell.data.try_lock().is_none_or(|data| data.as_ref().is_some_and(on_disk));
+        how.syncs_unheard() && self.files.lock().get(&id).is_some_and(|cell| is_long(cell))
+    }
+
+    fn cell_is_findable(&self, cell: &FileCell) -> bool {
+        let data = cell.data.lock();
+        let staging = data.as_ref().and_then(|data| data.staging.as_ref());
+        staging.is_some_and(|staging| self.is_findable(staging))
     }
 
     fn choose_path(&self, cell: &FileCell, gate: &Gate, how: &OpenHow) -> Result<Path> {
         let state = self.state.read();
         let row = state.inode(cell.id)?.ok_or(VolumeError::NotFound)?;
         let mode = Stat::of(&row).mode.permissions;
-        let (len, whole, is_ours) = {
+        let (len, whole, is_ours, is_unsynced) = {
             let mut data = self.data(&state, cell)?;
             let data = data.as_mut().expect("just loaded");
             match &mut data.staging {
@@ -445,9 +478,10 @@ impl LocalVolume {
                     staging.observe().map_err(staging_io("looking at a staging file"))?;
                     let committed = self.journal.committed();
                     let is_ours = staging.in_memory || staging.records.may_bring_deltas_back(committed);
-                    (staging.overlay.len_bytes(), staging.overlay.is_whole(), is_ours)
+                    let is_unsynced = staging.dirty && !staging.records.are_of_all();
+                    (staging.overlay.len_bytes(), staging.overlay.is_whole(), is_ours, is_unsynced)
                 }
-                None => (data.reader.content().len_bytes(), false, false),
+                None => (data.reader.content().len_bytes(), false, false, false),
             }
         };
         drop(state);
@@ -464,8 +498,10 @@ impl LocalVolume {
         // Only through WRITE does the kernel say that set-id bits must go. A reader of such a file is no different: a
         // later writer would have to follow it.
         let set_id = mode & 0o6000 != 0;
-        // And only through FSYNC does it say that a write of an O_SYNC descriptor must be durable.
-        let excluded = gate.cached > 0 || is_ours || gate.kernel == 0 && (set_id || how.write && how.sync);
+        // And only through FSYNC does it say that a write of an O_SYNC descriptor must be durable. What was just written
+        // through here, any amount of it, would have to be synced before the kernel may sync by itself.
+        let waits = how.write && how.sync || how.syncs_unheard() && is_unsynced;
+        let excluded = gate.cached > 0 || is_ours || gate.kernel == 0 && (set_id || waits);
         if !how.passthrough || excluded {
             return Ok(through_here());
         }
@@ -872,11 +908,6 @@ impl LocalVolume {
             self.enqueue_later(id);
             return Ok(());
         }
-        if !open && self.has_writers(&user.cell)? {
-            // A mapping outlived its descriptors: whatever is stored through it is looked for at every tick.
-            self.enqueue_later(id);
-            return Ok(());
-        }
         if !open {
             self.cache_or_drop(&user.cell, true)?;
         }
@@ -936,6 +967,11 @@ impl LocalVolume {
         if gate.cached + gate.kernel > 0 {
             return Ok(());
         }
+        if self.has_writers(cell)? {
+            // A mapping outlived its descriptors: whatever is stored through it is looked for at every tick.
+            self.enqueue_later(cell.id);
+            return Ok(());
+        }
         let mut state = self.state.write();
         let mut data = cell.data.lock();
         let Some(loaded) = data.as_mut() else { return Ok(()) };
@@ -944,17 +980,20 @@ impl LocalVolume {
         if staging.dirty {
             return Ok(());
         }
-        let len = staging.overlay.len_bytes();
-        let is_worth = len >= CACHE_BYTES_MIN && staging.overlay.is_whole();
-        if may_stay && is_worth && self.staging_cache.admit(cell.id, len) {
-            return Ok(());
-        }
+        // What is published is safer than any copy of it, which a record would bring back after a crash.
         let changes = staging.records.replacing(cell.id, None);
         let lsn = if changes.is_empty() {
             self.journal.appended()
         } else {
-            state.commit_local(changes, self.env.now(), &self.journal)?
+            let lsn = state.commit_local(changes, self.env.now(), &self.journal)?;
+            staging.records.replaced(Base::None, lsn);
+            lsn
         };
+        let len = staging.overlay.len_bytes();
+        let is_worth = len >= CACHE_BYTES_MIN && staging.overlay.is_whole() && !loaded.failed;
+        if may_stay && is_worth && self.staging_cache.admit(cell.id, len) {
+            return Ok(());
+        }
         let handed = staging.is_handed();
         if let Some(staging) = loaded.staging.take() {
             staging.retire(&self.staging, lsn);
@@ -1084,6 +1123,10 @@ impl LocalVolume {
             // Somebody else published it meanwhile.
             return Ok(Publication::Clean);
         }
+        if gate.kernel_writes() && !written {
+            // Opened in the meantime, perhaps with the promise that it is found in the staging file.
+            return Ok(Publication::Changing);
+        }
         let (mtime, changed) = (staging.mtime, staging.changed);
         let closure = if staging.recovered { Closure::CrashRecovered } else { closure };
         let Some(mut draft) = self.draft_version(&state, cell.id, &published, (mtime, changed), closure)? else {
@@ -1091,9 +1134,8 @@ impl LocalVolume {
         };
         // A record that outlived this version would bring back older bytes after a crash. But what the kernel may still
         // write, and sync by itself, must be found; the staging file has just been synced with the bytes published here.
-        // (Only a file that is whole is ever handed to the kernel; of another the base has a part.)
-        let written = written && staging.overlay.is_whole();
-        let record = written.then(|| staging.record_of_all());
+        let record = written.then(|| staging.record()).transpose();
+        let record = record.map_err(staging_io("looking at a staging file"))?;
         draft.local.extend(staging.records.replacing(cell.id, record.as_ref()));
         if staging.recovered && loaded.version.is_some() && published.content == *loaded.reader.content() {
             // The crash came between publishing the file and closing it: there is nothing to add.
@@ -1118,11 +1160,12 @@ impl LocalVolume {
 
 impl LocalVolume {
     /// Prepares a dirty file for being read while somebody may store to it through a mapping. Says whether the kernel
-    /// lets anybody write to it; `None` if the file is clean.
+    /// lets anybody write to it, or soon will; `None` if the file is clean.
     ///
     /// A store to a page that is writable already leaves no trace. The sync write-protects all pages, so that any
     /// store from then on moves the mtime and shows as a change.
     fn protect_pages(&self, cell: &FileCell) -> Result<Option<bool>> {
+        let is_open = cell.gate.lock().kernel_writes();
         let (file, number) = {
             let mut data = cell.data.lock();
             let Some(staging) = data.as_mut().and_then(|data| data.staging.as_mut()) else { return Ok(None) };
@@ -1135,7 +1178,7 @@ impl LocalVolume {
             }
             (staging.file.clone(), staging.number)
         };
-        let written = file.has_writers().map_err(staging_io(ASKING))?;
+        let written = is_open || file.has_writers().map_err(staging_io(ASKING))?;
         if written {
             let synced = self.staging.name_is_durable(number).and_then(|()| file.sync());
             synced.map_err(staging_io("syncing a staging file"))?;

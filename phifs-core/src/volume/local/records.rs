@@ -175,6 +175,8 @@ pub enum Base {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Records {
     base: Base,
+    /// The transaction that made the base; of a `WholeFile` in the place of another, the first.
+    since: Lsn,
     deltas: Range<u64>,
     deltas_bytes: u64,
     /// As soon as the journal is durable up to here, the deltas that were removed stay removed.
@@ -183,12 +185,17 @@ pub struct Records {
 
 impl Records {
     pub fn of_new_file() -> Self {
-        Self { base: Base::WholeFile, ..Self::default() }
+        Self { base: Base::WholeFile, since: Lsn(u64::MAX), ..Self::default() }
+    }
+
+    /// The new file is made, by a transaction that is not behind `lsn`.
+    pub fn new_file_is_made(&mut self, lsn: Lsn) {
+        self.since = self.since.min(lsn);
     }
 
     /// What recovery found.
     pub fn found(base: Base, deltas: Range<u64>, deltas_bytes: u64) -> Self {
-        Self { base, deltas, deltas_bytes, removed_at: Lsn::default() }
+        Self { base, deltas, deltas_bytes, ..Self::default() }
     }
 
     pub fn base(&self) -> Base {
@@ -210,6 +217,16 @@ impl Records {
         !self.deltas.is_empty()
     }
 
+    /// Whether they take whatever is in the staging file.
+    pub fn are_of_all(&self) -> bool {
+        self.base == Base::WholeFile && !self.has_deltas()
+    }
+
+    /// Whether a crash is sure to find these, if the journal is durable up to `committed`.
+    pub fn are_durable(&self, committed: Lsn) -> bool {
+        self.since <= committed
+    }
+
     /// Whether a crash could bring deltas back, if the journal is durable up to `committed`.
     pub fn may_bring_deltas_back(&self, committed: Lsn) -> bool {
         self.has_deltas() || self.removed_at > committed
@@ -228,6 +245,9 @@ impl Records {
 
     /// The changes of `replacing` are made, by the transaction at `lsn`.
     pub fn replaced(&mut self, base: Base, lsn: Lsn) {
+        if self.base != Base::WholeFile || base != Base::WholeFile {
+            self.since = lsn;
+        }
         self.base = base;
         if self.has_deltas() {
             self.removed_at = lsn;

@@ -10,6 +10,8 @@
 //! - Records (see `records`) are made for bytes that are durable once the record is: those in the record itself, and
 //!   those that were in a staging file when it was synced, before the record was made. One exception: a new file that
 //!   is handed to the kernel has a record from the start, which takes whatever is in the staging file.
+//! - While the kernel serves a handle through which it may sync by itself, a durable record takes whatever is in the
+//!   staging file.
 //! - The operation that publishes a file removes its records in the same transaction. So what a crash leaves is either
 //!   newer than the version, or not there.
 //! - A file that was handed to the kernel has no deltas: what the kernel wrote and synced by itself is newer. Nor is a
@@ -135,7 +137,8 @@ impl Staging {
 
     /// From now on the kernel reads the file, and may write to it.
     pub fn hand_over(&mut self) -> std::io::Result<()> {
-        assert!(!self.in_memory && !self.records.has_deltas(), "it is safe in the kernel's hands");
+        let is_whole = !self.in_memory && self.overlay.is_whole();
+        assert!(is_whole && !self.records.has_deltas(), "it is safe in the kernel's hands");
         if !self.handed {
             self.stamp = self.file.stamp()?;
             self.handed = true;
@@ -147,7 +150,7 @@ impl Staging {
     pub fn hand_over_new(&mut self) -> std::io::Result<Staged> {
         self.hand_over()?;
         self.records = Records::of_new_file();
-        Ok(self.record_of_all())
+        self.record()
     }
 
     pub fn is_handed(&self) -> bool {
@@ -309,8 +312,7 @@ impl Staging {
 
     /// Whether the records, as they are, name the staging file with whatever is in it.
     pub fn is_recorded_whole(&self) -> bool {
-        let all = self.records.base() == Base::WholeFile && !self.records.has_deltas() && !self.time_is_set;
-        all && self.is_all_there_is()
+        self.records.are_of_all() && !self.time_is_set && self.is_all_there_is()
     }
 
     /// Notes that all bytes are in this version. Its publication removed the records, or (`kept`) left one that names
@@ -343,29 +345,18 @@ impl Staging {
         }
     }
 
-    /// Whether the file is what the staging file holds, whatever that is: it started empty, or the kernel wrote to it.
+    /// Whether the file is what the staging file holds, whatever that is: it started empty, or the kernel may write to
+    /// it.
     pub fn is_all_there_is(&self) -> bool {
-        *self.overlay.base() == Content::Empty
+        self.handed || *self.overlay.base() == Content::Empty
     }
 
+    /// The record that fits the staging file as it is; of one that is all there is, whatever becomes of it.
     pub fn record(&self) -> std::io::Result<Staged> {
         let stamp = if self.handed { self.stamp } else { self.file.stamp()? };
-        Ok(Staged::File {
-            number: self.number,
-            overlay: self.overlay.clone(),
-            mtime: self.mtime,
-            host_mtime: stamp.mtime,
-        })
-    }
-
-    /// A record that names the whole staging file, whatever the kernel makes of it.
-    pub fn record_of_all(&self) -> Staged {
-        Staged::File {
-            number: self.number,
-            overlay: Overlay::whole(self.overlay.len_bytes()),
-            mtime: self.mtime,
-            host_mtime: self.stamp.mtime,
-        }
+        let overlay =
+            if self.is_all_there_is() { Overlay::whole(self.overlay.len_bytes()) } else { self.overlay.clone() };
+        Ok(Staged::File { number: self.number, overlay, mtime: self.mtime, host_mtime: stamp.mtime })
     }
 }
 
@@ -423,6 +414,11 @@ impl StagingPool {
     /// Whether few files are ready.
     pub fn is_low(&self) -> bool {
         self.inner.lock().ready.len() < POOL / 2
+    }
+
+    /// Whether the name of a staging file is known to be durable.
+    pub fn is_named(&self, number: u64) -> bool {
+        number < self.inner.lock().named
     }
 
     /// Makes the name of a staging file durable, if it is not yet.
