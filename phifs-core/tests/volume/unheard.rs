@@ -229,6 +229,34 @@ fn a_publication_that_was_under_way_leaves_the_promise_of_an_open_in_force() {
 }
 
 #[test]
+fn what_the_kernel_writes_while_a_file_is_synced_to_be_published_is_durable_after_a_tick() {
+    let crash = CrashDisk::healthy();
+    let kernel = KernelDisk::over(Arc::new(crash.clone()));
+    let disk: Arc<dyn Disk> = Arc::new(kernel.clone());
+    let env = TestEnv::new(1);
+    let volume = open(&disk, &env).unwrap();
+    let mut wanted = noise(1, LONG);
+    let ino = put(&volume, b"log", &wanted).unwrap();
+    let (_, file) = open_in_kernel(&volume, ino).unwrap();
+    kernel.set_written(true);
+    for (round, at) in [(1, 0), (2, 100_000)] {
+        wanted[at..at + page(round).len()].copy_from_slice(&page(round));
+    }
+    file.write_at(&page(1), 0).unwrap();
+    let late = file.clone();
+    kernel.after_next_sync(move || late.write_at(&page(2), 100_000).unwrap());
+    volume.fsync(Ino::ROOT, None, false).unwrap();
+    for _ in 0..2 {
+        (0..100).for_each(|_| _ = env.advance());
+        volume.tick().unwrap();
+    }
+    for seed in 0..3 {
+        let disk: Arc<dyn Disk> = Arc::new(crash.after_power_loss(seed));
+        assert!(read(&open(&disk, &TestEnv::new(2)).unwrap(), b"log").unwrap() == wanted);
+    }
+}
+
+#[test]
 fn a_file_that_is_still_mapped_keeps_its_staging_file_when_space_is_short() {
     let kernel = KernelDisk::over(Arc::new(MemDisk::new()));
     let disk: Arc<dyn Disk> = Arc::new(kernel.clone());

@@ -1085,7 +1085,7 @@ impl LocalVolume {
     pub(super) fn publish(&self, cell: &FileCell, closure: Closure) -> Result<Publication> {
         // No collection may take the new glyphs before the operation that names them.
         let _hold = self.store.hold();
-        let Some(written) = self.protect_pages(cell)? else { return Ok(Publication::Clean) };
+        let Some((written, synced)) = self.protect_pages(cell)? else { return Ok(Publication::Clean) };
         let (overlay, file, seen, mut base) = {
             let mut data = cell.data.lock();
             let Some(Data { staging: Some(staging), reader, inline, .. }) = data.as_mut() else {
@@ -1094,6 +1094,10 @@ impl LocalVolume {
             staging.observe().map_err(staging_io("looking at a staging file"))?;
             if !staging.dirty {
                 return Ok(Publication::Clean);
+            }
+            if written && (staging.number, staging.generation) != synced {
+                // A record may stay that takes what is in the staging file, so no byte in it may be older.
+                return Ok(Publication::Changing);
             }
             let base = *staging.overlay.base();
             let inline = if base == *reader.content() { inline.clone() } else { Bytes::new() };
@@ -1160,30 +1164,32 @@ impl LocalVolume {
 
 impl LocalVolume {
     /// Prepares a dirty file for being read while somebody may store to it through a mapping. Says whether the kernel
-    /// lets anybody write to it, or soon will; `None` if the file is clean.
+    /// lets anybody write to it, or soon will, and which bytes of which staging file were synced for that; `None` if the
+    /// file is clean.
     ///
     /// A store to a page that is writable already leaves no trace. The sync write-protects all pages, so that any
     /// store from then on moves the mtime and shows as a change.
-    fn protect_pages(&self, cell: &FileCell) -> Result<Option<bool>> {
+    fn protect_pages(&self, cell: &FileCell) -> Result<Option<(bool, (u64, u64))>> {
         let is_open = cell.gate.lock().kernel_writes();
-        let (file, number) = {
+        let (file, seen) = {
             let mut data = cell.data.lock();
             let Some(staging) = data.as_mut().and_then(|data| data.staging.as_mut()) else { return Ok(None) };
             staging.observe().map_err(staging_io("looking at a staging file"))?;
             if !staging.dirty {
                 return Ok(None);
             }
+            let seen = (staging.number, staging.generation);
             if !staging.is_handed() {
-                return Ok(Some(false));
+                return Ok(Some((false, seen)));
             }
-            (staging.file.clone(), staging.number)
+            (staging.file.clone(), seen)
         };
         let written = is_open || file.has_writers().map_err(staging_io(ASKING))?;
         if written {
-            let synced = self.staging.name_is_durable(number).and_then(|()| file.sync());
+            let synced = self.staging.name_is_durable(seen.0).and_then(|()| file.sync());
             synced.map_err(staging_io("syncing a staging file"))?;
         }
-        Ok(Some(written))
+        Ok(Some((written, seen)))
     }
 
     /// The operation that publishes a version; `None` if the inode is gone.
