@@ -8,7 +8,7 @@ use phifs_core::disk::{CrashDisk, Disk, MemDisk};
 use phifs_core::time::Timestamp;
 use phifs_core::volume::local::LocalVolume;
 use phifs_core::volume::{
-    Handle, Ino, Invalidate, NewKind, NewNode, OpenHow, RenameMode, SetAttr, SetTime, Volume, VolumeError,
+    Handle, Ino, Invalidate, NewKind, NewNode, OpenHow, Path, RenameMode, SetAttr, SetTime, Volume, VolumeError,
 };
 
 use crate::harness::{CALLER, TestEnv, open, open_with, options, settle, staging_files};
@@ -120,9 +120,14 @@ fn whoever_holds_a_staging_file_is_told_when_it_is_given_up() {
     volume.set_invalidate(holder.clone());
     let (ino, handle) = create(&volume, b"file");
     volume.write(&CALLER, ino, handle, 0, &noise(1, 200_000), false).unwrap();
-    settle(&volume);
-    assert_eq!(*holder.0.lock(), [], "it is still open");
     volume.release(ino, handle);
+    rest(&volume);
+    assert_eq!(*holder.0.lock(), [], "nobody got its staging file");
+    let opened = volume.open(&CALLER, ino, &OpenHow { passthrough: true, ..WRITE }).unwrap();
+    assert!(matches!(opened.path, Path::Passthrough { .. }));
+    rest(&volume);
+    assert_eq!(*holder.0.lock(), [], "it is still open");
+    volume.release(ino, opened.handle);
     rest(&volume);
     assert_eq!(*holder.0.lock(), [ino]);
 }
