@@ -53,15 +53,25 @@ fn garbage_goes_and_what_is_live_stays() {
     assert_holds(&store, &dead);
 }
 
-/// Counts how often it was cleared.
+/// Counts how often it was cleared, and lets something happen in the middle of one lookup.
 #[derive(Default)]
-struct CountingIndex {
+struct WatchedIndex {
     inner: MemIndex,
     cleared: AtomicU64,
+    interruption: parking_lot::Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    /// Whether the interrupted lookup finds nothing.
+    forgetful: AtomicBool,
 }
 
-impl GlyphIndex for CountingIndex {
+impl GlyphIndex for WatchedIndex {
     fn get(&self, id: &GlyphId) -> Result<Option<Location>, IndexError> {
+        let interruption = self.interruption.lock().take();
+        if let Some(interruption) = interruption {
+            interruption();
+            if self.forgetful.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+        }
         self.inner.get(id)
     }
 
@@ -81,7 +91,7 @@ impl GlyphIndex for CountingIndex {
 
 #[test]
 fn index_is_made_anew_after_most_of_its_entries_went() {
-    let index = Arc::new(CountingIndex::default());
+    let index = Arc::new(WatchedIndex::default());
     let (store, _) = try_open(Arc::new(MemDisk::new()), index.clone()).unwrap();
     let all: Vec<_> = (0..6000).map(|number| (GlyphKind::Data, noise(number, 8))).collect();
     put_all(&store, &all);
@@ -153,43 +163,9 @@ fn a_hold_outlives_a_mark_that_began_after_the_put() {
     assert_gone(&store, &all);
 }
 
-/// An index that lets something happen in the middle of one lookup.
-#[derive(Default)]
-struct InterruptingIndex {
-    inner: MemIndex,
-    interruption: parking_lot::Mutex<Option<Box<dyn FnOnce() + Send>>>,
-    /// Whether the interrupted lookup finds nothing.
-    forgetful: AtomicBool,
-}
-
-impl GlyphIndex for InterruptingIndex {
-    fn get(&self, id: &GlyphId) -> Result<Option<Location>, IndexError> {
-        let interruption = self.interruption.lock().take();
-        if let Some(interruption) = interruption {
-            interruption();
-            if self.forgetful.load(Ordering::Relaxed) {
-                return Ok(None);
-            }
-        }
-        self.inner.get(id)
-    }
-
-    fn apply(&self, changes: &[(GlyphId, Option<Location>)], position: Position) -> Result<(), IndexError> {
-        self.inner.apply(changes, position)
-    }
-
-    fn position(&self) -> Result<Option<Position>, IndexError> {
-        self.inner.position()
-    }
-
-    fn clear(&self) -> Result<(), IndexError> {
-        self.inner.clear()
-    }
-}
-
 #[test]
 fn what_is_found_while_its_pack_is_being_rewritten_is_live() {
-    let index = Arc::new(InterruptingIndex::default());
+    let index = Arc::new(WatchedIndex::default());
     let (store, _) = try_open(Arc::new(MemDisk::new()), index.clone()).unwrap();
     let store = Arc::new(store);
     let glyphs: Vec<_> = (0..6).map(|number| (GlyphKind::Data, noise(number, 200))).collect();
@@ -208,7 +184,7 @@ fn what_is_found_while_its_pack_is_being_rewritten_is_live() {
 
 #[test]
 fn lookup_that_a_rebuild_of_the_index_overtakes_finds_its_glyph() {
-    let index = Arc::new(InterruptingIndex::default());
+    let index = Arc::new(WatchedIndex::default());
     let (store, _) = try_open(Arc::new(MemDisk::new()), index.clone()).unwrap();
     let store = Arc::new(store);
     let glyphs = [(GlyphKind::Data, noise(1, 200))];
