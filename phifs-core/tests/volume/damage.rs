@@ -9,7 +9,7 @@ use phifs_core::meta::journal::JournalError;
 use phifs_core::volume::local::{OpenError, Options};
 use phifs_core::volume::{Ino, NewKind, NewNode, OpenHow, RenameMode, Volume, XattrMode};
 
-use crate::harness::{CALLER, TestEnv, open_with, options, read_tree, settle};
+use crate::harness::{CALLER, READ, TestEnv, open_with, options, read_tree, settle};
 use crate::model::Tree;
 
 struct Store {
@@ -116,7 +116,7 @@ impl Store {
             });
         }
         for attr in found {
-            let Ok(opened) = volume.open(&CALLER, attr.ino, &OpenHow { read: true, ..OpenHow::default() }) else {
+            let Ok(opened) = volume.open(&CALLER, attr.ino, &READ) else {
                 continue;
             };
             if let Ok(bytes) = volume.read(attr.ino, opened.handle, 0, 1 << 20) {

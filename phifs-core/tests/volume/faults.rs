@@ -6,21 +6,10 @@ use std::sync::Arc;
 
 use phifs_core::disk::{Access, CrashDisk, Disk, FaultDisk, MemDisk};
 use phifs_core::volume::local::LocalVolume;
-use phifs_core::volume::{Handle, Ino, NewKind, NewNode, OpenHow, RenameMode, Result, SetAttr, Volume, VolumeError};
+use phifs_core::volume::{Handle, Ino, NewKind, NewNode, RenameMode, Result, SetAttr, Volume, VolumeError};
 
-use crate::harness::{CALLER, TestEnv, errno, open, open_with, options, settle};
+use crate::harness::{CALLER, NODE, READ, TestEnv, WRITE, errno, open, open_with, options, settle};
 
-const NODE: NewNode<'_> = NewNode { kind: NewKind::File, permissions: 0o600, umask: 0 };
-const WRITE: OpenHow = OpenHow {
-    read: true,
-    write: true,
-    truncate: false,
-    append: false,
-    direct: false,
-    passthrough: false,
-    sync: false,
-    execute: false,
-};
 /// Published in the journal, as one glyph, and in several; synced through the journal or in place.
 const LENGTHS: [usize; 4] = [100, 20_000, 60_000, 150_000];
 
@@ -36,7 +25,7 @@ fn create(volume: &LocalVolume, name: &[u8]) -> Result<(Ino, Handle)> {
 
 fn read(volume: &LocalVolume, name: &[u8]) -> Result<Vec<u8>> {
     let attr = volume.lookup(&CALLER, Ino::ROOT, name)?;
-    let opened = volume.open(&CALLER, attr.ino, &OpenHow { read: true, ..OpenHow::default() })?;
+    let opened = volume.open(&CALLER, attr.ino, &READ)?;
     let bytes = volume.read(attr.ino, opened.handle, 0, attr.size_bytes as u32);
     volume.release(attr.ino, opened.handle);
     bytes

@@ -21,6 +21,20 @@ use crate::kernel::KernelDisk;
 use crate::model::{self, Errno, Id, Inode, Model, ROOT};
 
 pub const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+/// A new file.
+pub const NODE: NewNode<'_> = NewNode { kind: NewKind::File, permissions: 0o600, umask: 0 };
+/// How a file is opened whose bytes all pass through the volume.
+pub const READ: OpenHow = OpenHow {
+    read: true,
+    write: false,
+    truncate: false,
+    append: false,
+    direct: false,
+    passthrough: false,
+    sync: false,
+    execute: false,
+};
+pub const WRITE: OpenHow = OpenHow { write: true, ..READ };
 
 /// A clock that stands until it is moved, and random bytes from a counter.
 pub struct TestEnv {
@@ -814,7 +828,7 @@ pub fn read_tree(volume: &LocalVolume) -> Result<(model::Tree, Files), VolumeErr
             }
             FileKind::Symlink => entry.target = volume.readlink(ino)?,
             FileKind::File => {
-                let opened = volume.open(&CALLER, ino, &OpenHow { read: true, ..OpenHow::default() })?;
+                let opened = volume.open(&CALLER, ino, &READ)?;
                 let read = volume.read(ino, opened.handle, 0, attr.size_bytes as u32 + 1);
                 volume.release(ino, opened.handle);
                 let bytes = read?;

@@ -7,25 +7,10 @@ use parking_lot::Mutex;
 use phifs_core::disk::{CrashDisk, Disk, MemDisk};
 use phifs_core::time::Timestamp;
 use phifs_core::volume::local::LocalVolume;
-use phifs_core::volume::{
-    Handle, Ino, Invalidate, NewKind, NewNode, OpenHow, Path, RenameMode, SetAttr, SetTime, Volume, VolumeError,
-};
+use phifs_core::volume::{Handle, Ino, Invalidate, OpenHow, Path, RenameMode, SetAttr, SetTime, Volume, VolumeError};
 
-use crate::harness::{CALLER, TestEnv, open, open_with, options, settle, staging_files};
+use crate::harness::{CALLER, NODE, READ, TestEnv, WRITE, open, open_with, options, settle, staging_files};
 use crate::kernel::KernelDisk;
-
-const NODE: NewNode<'_> = NewNode { kind: NewKind::File, permissions: 0o600, umask: 0 };
-const READ: OpenHow = OpenHow {
-    read: true,
-    write: false,
-    truncate: false,
-    append: false,
-    direct: false,
-    passthrough: false,
-    sync: false,
-    execute: false,
-};
-const WRITE: OpenHow = OpenHow { write: true, ..READ };
 
 fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];

@@ -7,7 +7,7 @@ use phifs_core::disk::{Disk, FileName, MemDisk};
 use phifs_core::volume::local::{LocalVolume, Problem};
 use phifs_core::volume::{FileKind, Ino, NewKind, NewNode, OpenHow, Result, Volume, VolumeError, XattrMode};
 
-use crate::harness::{CALLER, TestEnv, open, settle};
+use crate::harness::{CALLER, READ, TestEnv, open, settle};
 
 const BLOCK: usize = 4096;
 
@@ -55,7 +55,7 @@ fn read_blocks(volume: &LocalVolume, path: &[u8], wanted: &[u8]) -> Result<Vec<b
         ino = attr.ino;
     }
     assert_eq!(volume.getxattr(ino, b"user.x")?, wanted[..40]);
-    let opened = volume.open(&CALLER, ino, &OpenHow { read: true, ..OpenHow::default() })?;
+    let opened = volume.open(&CALLER, ino, &READ)?;
     let block = |(n, wanted): (usize, &[u8])| match volume.read(ino, opened.handle, (n * BLOCK) as u64, BLOCK as u32) {
         Ok(bytes) => {
             assert_eq!(bytes, wanted);

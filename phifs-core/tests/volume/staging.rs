@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use phifs_core::disk::{Access, CrashDisk, Disk, FaultDisk, MemDisk, PowerLoss};
 use phifs_core::volume::local::{LocalVolume, OpenError, Options};
-use phifs_core::volume::{Handle, Ino, NewKind, NewNode, OpenHow, Path, Result, SetAttr, Volume};
+use phifs_core::volume::{Handle, Ino, OpenHow, Path, Result, SetAttr, Volume};
 
-use crate::harness::{CALLER, MEMORY, TestEnv, open, open_with, options, settle, staging_files};
+use crate::harness::{CALLER, MEMORY, NODE, READ, TestEnv, open, open_with, options, settle, staging_files};
 
-pub const NODE: NewNode<'_> = NewNode { kind: NewKind::File, permissions: 0o600, umask: 0 };
 /// What a database writes: a page.
 const PAGE: usize = 4096;
 
@@ -28,7 +27,7 @@ pub fn page(round: usize) -> Vec<u8> {
 
 pub fn read(volume: &LocalVolume, name: &[u8]) -> Result<Vec<u8>> {
     let attr = volume.lookup(&CALLER, Ino::ROOT, name)?;
-    let opened = volume.open(&CALLER, attr.ino, &OpenHow { read: true, ..OpenHow::default() })?;
+    let opened = volume.open(&CALLER, attr.ino, &READ)?;
     let bytes = volume.read(attr.ino, opened.handle, 0, attr.size_bytes as u32 + 1);
     volume.release(attr.ino, opened.handle);
     bytes
@@ -278,20 +277,19 @@ fn what_is_written_through_the_cache_stays_right_there_and_what_the_kernel_write
             Path::Passthrough { .. } | Path::Direct => None,
         }
     };
-    let reading = OpenHow { read: true, ..OpenHow::default() };
     let (attr, opened) = volume.create(&CALLER, Ino::ROOT, b"file", &NODE, &how(true)).unwrap();
     volume.write(&CALLER, attr.ino, opened.handle, 0, &page(1).repeat(50), false).unwrap();
-    assert_eq!(keeps(attr.ino, reading), Some(true));
+    assert_eq!(keeps(attr.ino, READ), Some(true));
     volume.release(attr.ino, opened.handle);
     settle(&volume);
-    assert_eq!(keeps(attr.ino, reading), Some(true), "published");
+    assert_eq!(keeps(attr.ino, READ), Some(true), "published");
     let opened = volume.open(&CALLER, attr.ino, &how(true)).unwrap();
     let Path::Passthrough { file } = &opened.path else { panic!("a long file is handed to the kernel") };
     file.write_at(&page(2), 0).unwrap();
     volume.release(attr.ino, opened.handle);
     settle(&volume);
-    assert_eq!(keeps(attr.ino, reading), Some(false));
-    assert_eq!(keeps(attr.ino, reading), Some(true));
+    assert_eq!(keeps(attr.ino, READ), Some(false));
+    assert_eq!(keeps(attr.ino, READ), Some(true));
 }
 
 #[test]

@@ -7,13 +7,10 @@ use std::time::{Duration, Instant};
 
 use phifs_core::disk::{Disk, MemDisk};
 use phifs_core::volume::local::LocalVolume;
-use phifs_core::volume::{
-    Handle, Ino, NewKind, NewNode, OpenHow, Path, RenameMode, SetAttr, Volume, VolumeError, XattrMode,
-};
+use phifs_core::volume::{Handle, Ino, OpenHow, Path, RenameMode, SetAttr, Volume, VolumeError, XattrMode};
 
-use crate::harness::{CALLER, TestEnv, errno, open};
+use crate::harness::{CALLER, NODE, READ, TestEnv, errno, open};
 
-const NODE: NewNode<'_> = NewNode { kind: NewKind::File, permissions: 0o600, umask: 0 };
 const WORKERS: u64 = 4;
 const TIME: Duration = Duration::from_millis(1500);
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -179,7 +176,7 @@ fn hammer(kernel: bool) {
     let check = |volume: &LocalVolume| {
         for (worker, bytes) in contents.iter().enumerate() {
             let own = volume.lookup(&CALLER, Ino::ROOT, format!("own {worker}").as_bytes()).unwrap();
-            let opened = volume.open(&CALLER, own.ino, &OpenHow { read: true, ..OpenHow::default() }).unwrap();
+            let opened = volume.open(&CALLER, own.ino, &READ).unwrap();
             let read = volume.read(own.ino, opened.handle, 0, 1 << 20).unwrap();
             volume.release(own.ino, opened.handle);
             assert!(read == *bytes);

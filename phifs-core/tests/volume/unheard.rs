@@ -7,9 +7,9 @@ use phifs_core::disk::{Access, CrashDisk, Disk, FaultDisk, File, MemDisk, PowerL
 use phifs_core::volume::local::{LocalVolume, Options};
 use phifs_core::volume::{Handle, Ino, OpenHow, Path, Result, SetAttr, Volume, VolumeError};
 
-use crate::harness::{CALLER, TestEnv, open, open_with, options, settle, staging_files};
+use crate::harness::{CALLER, NODE, TestEnv, open, open_with, options, settle, staging_files};
 use crate::kernel::KernelDisk;
-use crate::staging::{NODE, Promised, check, how, page, read};
+use crate::staging::{Promised, check, how, page, read};
 
 /// Long enough to be handed to the kernel.
 const LONG: usize = 300_000;
