@@ -62,9 +62,11 @@ impl Disk {
         Ok(())
     }
 
-    /// Writes out what is dirty.
-    pub fn sync(&self) -> Result<()> {
-        Ok(rustix::fs::syncfs(File::open(&self.dir)?)?)
+    /// Writes out what is dirty, and tells how long that took.
+    pub fn sync(&self) -> Result<Duration> {
+        let start = Instant::now();
+        rustix::fs::syncfs(File::open(&self.dir)?)?;
+        Ok(start.elapsed())
     }
 }
 

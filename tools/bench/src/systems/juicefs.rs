@@ -92,9 +92,7 @@ impl System for JuiceFs {
 
     fn settle(&self) -> Result<Duration> {
         let quiet = machine::wait_until_quiet(&self.pids(), || Ok(false))?;
-        let start = Instant::now();
-        self.disk.sync()?;
-        Ok(quiet + start.elapsed())
+        Ok(quiet + self.disk.sync()?)
     }
 }
 
