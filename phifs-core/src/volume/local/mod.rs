@@ -5,7 +5,7 @@
 //! | `state`, `scope` | tables, context, clock; transactions, the only way in which they change; what one call reads |
 //! | `recover` | opening: superblock, packs, journal, oplog, staging files |
 //! | `names`, `attrs`, `acl` | calls on names and attributes |
-//! | `files`, `staged` | open files, their bytes before and while they are published |
+//! | `files`, `staged` | open files; the bytes that were written to them and are not published yet |
 //! | `cached` | which version of each file the kernel has in its cache |
 //! | `durable`, `records` | how bytes become durable before they are published |
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
@@ -14,10 +14,10 @@
 //! | `ballast` | room for making room on a full disk |
 //! | `reserved` | `.phi` |
 //!
-//! Locks, in the order in which they are taken: housekeeping, checkpoint, a file's gate, the state, a file's data, and the small ones
-//! that are held for a moment (the map of files, handles, queues). One exception: the last user of a file looks at its
-//! data under the lock of the map, which is safe as nobody waits for the map with a file's data in hand. Nobody waits for the disk under the state lock but
-//! for the reading of rows that are not cached.
+//! Locks, in the order in which they are taken: housekeeping, checkpoint, a file's gate, the state, a file's data, and
+//! the small ones that are held for a moment (the map of files, handles, queues). One exception: the last user of a file
+//! looks at its data under the lock of the map, which is safe as nobody waits for the map with a file's data in hand.
+//! Nobody waits for the disk under the state lock but for the reading of rows that are not cached.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
