@@ -69,6 +69,27 @@ impl Adapter {
         self.pool.run(self.job(op, ino, reply, work));
     }
 
+    /// Answers with what `now` makes of it. Where that is nothing, the work that `later` prepares goes to the pool.
+    fn now_or_in_pool<T, R, W>(
+        &self,
+        op: &'static str,
+        ino: INodeNo,
+        reply: R,
+        now: impl FnOnce(&State) -> Option<T>,
+        later: impl FnOnce() -> W,
+    ) where
+        R: Answer<T> + Send + 'static,
+        W: FnOnce(&State, &R) -> Result<T> + Send + 'static,
+    {
+        match guarded(op, Ino(ino.0), || Ok(now(&self.state))).transpose() {
+            Some(outcome) => {
+                self.state.requests.count(op);
+                reply.answer(outcome);
+            }
+            None => self.in_pool(op, ino, reply, later()),
+        }
+    }
+
     /// Tells the kernel what was listed of a directory, if it was anything at all.
     fn listed<R: Answer<()> + Send + 'static>(&self, ino: INodeNo, reply: R, any: std::result::Result<bool, Errno>) {
         if any == Ok(false) && self.state.listings.is_suspect_at_end(Ino(ino.0)) {
@@ -277,13 +298,9 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let handle = Handle(handle.0);
-        match guarded("read", Ino(ino.0), || Ok(self.state.volume.read_now(handle, offset, size))) {
-            Ok(None) => {
-                self.in_pool("read", ino, reply, move |state, _| state.volume.read(Ino(ino.0), handle, offset, size));
-            }
-            Ok(Some(bytes)) => reply.answer(Ok(bytes)),
-            Err(errno) => reply.error(errno),
-        }
+        let now = |state: &State| state.volume.read_now(handle, offset, size);
+        let later = || move |state: &State, _: &ReplyData| state.volume.read(Ino(ino.0), handle, offset, size);
+        self.now_or_in_pool("read", ino, reply, now, later);
     }
 
     fn write(
@@ -301,20 +318,15 @@ impl Filesystem for Adapter {
         let handle = Handle(handle.0);
         let kill_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let under_way = self.state.is_writeback().then(|| self.state.writes.begin(Ino(ino.0)));
-        let written = guarded("write", Ino(ino.0), || {
-            Ok(if kill_set_id { None } else { self.state.volume.write_now(handle, offset, data) })
-        });
-        match written {
-            Ok(None) => {
-                let (data, caller) = (data.to_vec(), caller(request));
-                self.in_pool("write", ino, reply, move |state, _| {
-                    let _until_done = under_way;
-                    state.volume.write(&caller, Ino(ino.0), handle, offset, &data, kill_set_id)
-                });
+        let now = |state: &State| if kill_set_id { None } else { state.volume.write_now(handle, offset, data) };
+        let later = || {
+            let (data, caller) = (data.to_vec(), caller(request));
+            move |state: &State, _: &ReplyWrite| {
+                let _until_done = under_way;
+                state.volume.write(&caller, Ino(ino.0), handle, offset, &data, kill_set_id)
             }
-            Ok(Some(written)) => reply.answer(Ok(written)),
-            Err(errno) => reply.error(errno),
-        }
+        };
+        self.now_or_in_pool("write", ino, reply, now, later);
     }
 
     fn flush(&self, _: &Request, ino: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {

@@ -78,6 +78,22 @@ fn requests_of_the_kernel_are_counted_by_kind() {
 }
 
 #[test]
+fn reads_and_writes_are_counted_once_whether_they_wait_or_not() {
+    for at_once in [false, true] {
+        let Some(fs) = Mounted::new(DataMode::Plain) else { return };
+        *fs.volume.is_at_hand.lock() = at_once;
+        fs.volume.put(Ino::ROOT, "read", b"some bytes");
+        assert_eq!(fs::read(fs.path("read")).unwrap(), b"some bytes");
+        fs::write(fs.path("written"), b"others").unwrap();
+        assert_eq!(fs.volume.content(Ino::ROOT, "written"), b"others");
+        for kind in ["read", "write"] {
+            let count = fs.mount.requests().iter().find(|(known, _)| *known == kind).map(|(_, count)| *count);
+            assert_eq!((count, fs.volume.calls(kind)), (Some(1), usize::from(!at_once)), "{kind}");
+        }
+    }
+}
+
+#[test]
 fn files_are_kept_whichever_way_the_bytes_travel() {
     for mode in [DataMode::Passthrough, DataMode::Writeback, DataMode::Plain] {
         let Some(fs) = Mounted::new(mode) else { return };

@@ -132,6 +132,8 @@ pub struct MemVolume {
     panics_in: Mutex<Option<&'static str>>,
     pub fsyncs_meet: Mutex<Option<Arc<Barrier>>>,
     pub write_takes: Mutex<Duration>,
+    /// Reads and writes do not wait for anything.
+    pub is_at_hand: Mutex<bool>,
     forgotten: Mutex<Vec<Ino>>,
 }
 
@@ -270,6 +272,7 @@ impl MemVolume {
             panics_in: Mutex::default(),
             fsyncs_meet: Mutex::default(),
             write_takes: Mutex::default(),
+            is_at_hand: Mutex::default(),
             forgotten: Mutex::default(),
         })
     }
@@ -286,6 +289,13 @@ impl MemVolume {
 
     pub fn panic_in(&self, op: Option<&'static str>) {
         *self.panics_in.lock() = op;
+    }
+
+    /// Nothing unless bytes are at hand.
+    fn at_hand<T>(&self, handle: Handle, work: impl FnOnce(&mut Bytes) -> T) -> Option<T> {
+        let mut inner = self.is_at_hand.lock().then(|| self.inner.lock())?;
+        let ino = *inner.handles.get(&handle)?;
+        Some(work(&mut inner.node(ino).ok()?.bytes))
     }
 
     pub fn open_handles(&self) -> usize {
@@ -465,12 +475,13 @@ impl Volume for MemVolume {
         true
     }
 
-    fn read_now(&self, _: Handle, _: u64, _: u32) -> Option<Vec<u8>> {
-        None
+    fn read_now(&self, handle: Handle, offset_bytes: u64, len_bytes: u32) -> Option<Vec<u8>> {
+        self.at_hand(handle, |bytes| bytes.read(offset_bytes, len_bytes))
     }
 
-    fn write_now(&self, _: Handle, _: u64, _: &[u8]) -> Option<u32> {
-        None
+    fn write_now(&self, handle: Handle, offset_bytes: u64, bytes: &[u8]) -> Option<u32> {
+        self.at_hand(handle, |all| all.write(offset_bytes, bytes))?;
+        Some(bytes.len() as u32)
     }
 
     fn flush(&self, _: Ino, _: Handle) -> Result<()> {
