@@ -282,18 +282,13 @@ impl LocalVolume {
         }
         let place = if short { self.staging.take_short() } else { self.staging.take_file() };
         let place = place.map_err(staging_io("making a staging file"))?;
-        let (number, in_memory) = (place.number, place.in_memory);
         let now = self.env.now();
         let begin = || -> Result<Staging> {
             let mtime = state.inode(cell.id)?.map_or(now, |row| Stat::of(&row).mtime);
             let overlay = Overlay::over(*data.reader.content(), &*place.file)?;
-            Staging::new(place, overlay, now, mtime).map_err(staging_io("looking at a staging file"))
+            Staging::new(place.clone(), overlay, now, mtime).map_err(staging_io("looking at a staging file"))
         };
-        let begun = begin().inspect_err(|_| {
-            if !in_memory {
-                self.staging.retire(number, Lsn::default());
-            }
-        });
+        let begun = begin().inspect_err(|_| self.staging.give_back(&place, Lsn::default()));
         data.staging = Some(begun?);
         Ok(())
     }
@@ -315,7 +310,7 @@ impl LocalVolume {
             Ok(())
         };
         if let Err(source) = copy(&*staging.file, &*place.file) {
-            self.staging.retire(place.number, Lsn::default());
+            self.staging.give_back(&place, Lsn::default());
             return Err(from_io("writing a staging file", source));
         }
         staging.move_to(place, &self.staging, self.journal.appended());
@@ -342,13 +337,12 @@ impl LocalVolume {
         how: &OpenHow,
     ) -> Result<(Attr, Opened)> {
         let place = self.staging.take_short().map_err(staging_io("making a staging file"))?;
-        let (number, in_memory, file) = (place.number, place.in_memory, place.file.clone());
         let now = self.env.now();
-        let mut staging =
-            Staging::new(place, Overlay::whole(0), now, now).map_err(staging_io("looking at a staging file"))?;
+        let mut staging = Staging::new(place.clone(), Overlay::whole(0), now, now)
+            .map_err(staging_io("looking at a staging file"))?;
         // Where memory is short, the kernel is to write the file by itself; unless that would take a flush here.
         let set_id = node.permissions & 0o6000 != 0;
-        let kernel = !in_memory && how.passthrough && !how.syncs_unheard() && !set_id && self.has_room();
+        let kernel = !place.in_memory && how.passthrough && !how.syncs_unheard() && !set_id && self.has_room();
         let record =
             if kernel { Some(staging.hand_over_new().map_err(staging_io("looking at a staging file"))?) } else { None };
         let reader = ContentReader::new(Content::Empty, Bytes::new())?;
@@ -369,9 +363,7 @@ impl LocalVolume {
                 if let Some((user, _)) = &entered {
                     *user.cell.data.lock() = None;
                 }
-                if !in_memory {
-                    self.staging.retire(number, Lsn::default());
-                }
+                self.staging.give_back(&place, Lsn::default());
                 return Err(made.err().unwrap_or_else(|| VolumeError::Internal("a file made without a cell".into())));
             }
         };
@@ -382,7 +374,7 @@ impl LocalVolume {
                 staging.records.new_file_is_made(self.journal.appended());
             }
             gate.kernel += 1;
-            Path::Passthrough { file }
+            Path::Passthrough { file: place.file }
         } else {
             gate.cached += 1;
             if how.direct {

@@ -340,9 +340,8 @@ impl Staging {
     /// Nothing needs these bytes any more once the journal is durable up to `lsn`.
     pub fn retire(mut self, pool: &StagingPool, lsn: Lsn) {
         self.retire_replaced(pool, lsn);
-        if !self.in_memory {
-            pool.retire(self.number, lsn);
-        }
+        let Self { number, file, in_memory, .. } = self;
+        pool.give_back(&Place { number, file, in_memory }, lsn);
     }
 
     /// Whether the file is what the staging file holds, whatever that is: it started empty, or the kernel may write to
@@ -361,6 +360,7 @@ impl Staging {
 }
 
 /// Where bytes are staged.
+#[derive(Clone)]
 pub struct Place {
     pub number: u64,
     pub file: Arc<dyn File>,
@@ -442,6 +442,13 @@ impl StagingPool {
         inner.next += 1;
         let number = inner.next - 1;
         Ok((number, self.disk.create(FileName::Staging(number))?))
+    }
+
+    /// Nothing needs this place any more once the journal is durable up to `after`. Memory goes with its last user.
+    pub fn give_back(&self, place: &Place, after: Lsn) {
+        if !place.in_memory {
+            self.retire(place.number, after);
+        }
     }
 
     pub fn retire(&self, number: u64, after: Lsn) {
