@@ -200,6 +200,11 @@ pub(super) fn staging_io(doing: &'static str) -> impl Fn(std::io::Error) -> Volu
     move |source| from_io(doing, source)
 }
 
+/// What the kernel did to a staging file could not be told.
+pub(super) fn looking_failed(source: std::io::Error) -> VolumeError {
+    from_io("looking at a staging file", source)
+}
+
 /// Keeps a cell in use; the last one to go tidies up.
 pub(super) struct User<'a> {
     volume: &'a LocalVolume,
@@ -286,7 +291,7 @@ impl LocalVolume {
         let begin = || -> Result<Staging> {
             let mtime = state.inode(cell.id)?.map_or(now, |row| Stat::of(&row).mtime);
             let overlay = Overlay::over(*data.reader.content(), &*place.file)?;
-            Staging::new(place.clone(), overlay, now, mtime).map_err(staging_io("looking at a staging file"))
+            Staging::new(place.clone(), overlay, now, mtime).map_err(looking_failed)
         };
         let begun = begin().inspect_err(|_| self.staging.give_back(&place, Lsn::default()));
         data.staging = Some(begun?);
@@ -338,13 +343,11 @@ impl LocalVolume {
     ) -> Result<(Attr, Opened)> {
         let place = self.staging.take_short().map_err(staging_io("making a staging file"))?;
         let now = self.env.now();
-        let mut staging = Staging::new(place.clone(), Overlay::whole(0), now, now)
-            .map_err(staging_io("looking at a staging file"))?;
+        let mut staging = Staging::new(place.clone(), Overlay::whole(0), now, now).map_err(looking_failed)?;
         // Where memory is short, the kernel is to write the file by itself; unless that would take a flush here.
         let set_id = node.permissions & 0o6000 != 0;
         let kernel = !place.in_memory && how.passthrough && !how.syncs_unheard() && !set_id && self.has_room();
-        let record =
-            if kernel { Some(staging.hand_over_new().map_err(staging_io("looking at a staging file"))?) } else { None };
+        let record = if kernel { Some(staging.hand_over_new().map_err(looking_failed)?) } else { None };
         let reader = ContentReader::new(Content::Empty, Bytes::new())?;
         let data = Data { version: None, inline: Bytes::new(), reader, staging: Some(staging), failed: false };
         let mut entered = None;
@@ -467,7 +470,7 @@ impl LocalVolume {
             let data = data.as_mut().expect("just loaded");
             match &mut data.staging {
                 Some(staging) => {
-                    staging.observe().map_err(staging_io("looking at a staging file"))?;
+                    staging.observe().map_err(looking_failed)?;
                     let committed = self.journal.committed();
                     let is_ours = staging.in_memory || staging.records.may_bring_deltas_back(committed);
                     let is_unsynced = staging.dirty && !staging.records.are_of_all();
@@ -514,7 +517,7 @@ impl LocalVolume {
             drop(data);
             return Ok(through_here());
         }
-        staging.hand_over().map_err(staging_io("looking at a staging file"))?;
+        staging.hand_over().map_err(looking_failed)?;
         Ok(Path::Passthrough { file: staging.file.clone() })
     }
 
@@ -526,7 +529,7 @@ impl LocalVolume {
         let mut sources = Sources { file: &*staging.file, base: reader, glyphs: &*self.store };
         let len = staging.overlay.len_bytes();
         staging.overlay.materialise(&mut sources, 0..len)?;
-        staging.restamp().map_err(staging_io("looking at a staging file"))?;
+        staging.restamp().map_err(looking_failed)?;
         Ok(())
     }
 
@@ -575,7 +578,7 @@ impl LocalVolume {
         let mut buf = vec![0; len as usize];
         let got = match staging {
             Some(staging) => {
-                staging.observe().map_err(staging_io("looking at a staging file"))?;
+                staging.observe().map_err(looking_failed)?;
                 let mut sources = Sources { file: &*staging.file, base: reader, glyphs: &*self.store };
                 staging.overlay.read_at(&mut sources, &mut buf, offset)?
             }
@@ -681,12 +684,12 @@ impl LocalVolume {
         what: Change,
         change: impl FnMut(&mut Staging) -> Result<()>,
     ) -> Result<()> {
-        staging.observe().map_err(staging_io("looking at a staging file"))?;
+        staging.observe().map_err(looking_failed)?;
         if staging.in_memory && end > MEMORY_BYTES_MAX {
             self.spill(staging)?;
         }
         self.alter(staging, change).inspect_err(|_| staging.change_failed())?;
-        staging.changed(what, self.env.now()).map_err(staging_io("looking at a staging file"))
+        staging.changed(what, self.env.now()).map_err(looking_failed)
     }
 
     pub(super) fn truncate(&self, ino: Ino, len: u64) -> Result<()> {
@@ -788,7 +791,7 @@ impl LocalVolume {
         let glyphs = &*self.store;
         let found = match staging {
             Some(staging) => {
-                staging.observe().map_err(staging_io("looking at a staging file"))?;
+                staging.observe().map_err(looking_failed)?;
                 if offset >= staging.overlay.len_bytes() {
                     return Err(VolumeError::NoData);
                 }
@@ -968,7 +971,7 @@ impl LocalVolume {
         let mut data = cell.data.lock();
         let Some(loaded) = data.as_mut() else { return Ok(()) };
         let Some(staging) = loaded.staging.as_mut() else { return Ok(()) };
-        staging.observe().map_err(staging_io("looking at a staging file"))?;
+        staging.observe().map_err(looking_failed)?;
         if staging.dirty {
             return Ok(());
         }
@@ -1019,7 +1022,7 @@ impl LocalVolume {
         let Some(cell) = self.files.lock().get(&id).cloned() else { return Ok(None) };
         let mut data = cell.data.lock();
         let Some(staging) = data.as_mut().and_then(|data| data.staging.as_mut()) else { return Ok(None) };
-        staging.observe().map_err(staging_io("looking at a staging file"))?;
+        staging.observe().map_err(looking_failed)?;
         if !staging.dirty {
             return Ok(None);
         }
@@ -1036,7 +1039,7 @@ impl LocalVolume {
         let Some(cell) = self.files.lock().get(&id).cloned() else { return Ok(()) };
         let mut data = cell.data.lock();
         if let Some(staging) = data.as_mut().and_then(|data| data.staging.as_mut()) {
-            staging.observe().map_err(staging_io("looking at a staging file"))?;
+            staging.observe().map_err(looking_failed)?;
             staging.set_mtime(mtime);
         }
         Ok(())
@@ -1083,7 +1086,7 @@ impl LocalVolume {
             let Some(Data { staging: Some(staging), reader, inline, .. }) = data.as_mut() else {
                 return Ok(Publication::Clean);
             };
-            staging.observe().map_err(staging_io("looking at a staging file"))?;
+            staging.observe().map_err(looking_failed)?;
             if !staging.dirty {
                 return Ok(Publication::Clean);
             }
@@ -1110,7 +1113,7 @@ impl LocalVolume {
         let mut data = cell.data.lock();
         let Some(loaded) = data.as_mut() else { return Ok(Publication::Gone) };
         let Some(staging) = loaded.staging.as_mut() else { return Ok(Publication::Gone) };
-        staging.observe().map_err(staging_io("looking at a staging file"))?;
+        staging.observe().map_err(looking_failed)?;
         // The number as well: it may have been published and dropped, and written again into another staging file.
         if (staging.number, staging.generation) != seen {
             return Ok(Publication::Changing);
@@ -1131,7 +1134,7 @@ impl LocalVolume {
         // A record that outlived this version would bring back older bytes after a crash. But what the kernel may still
         // write, and sync by itself, must be found; the staging file has just been synced with the bytes published here.
         let record = written.then(|| staging.record()).transpose();
-        let record = record.map_err(staging_io("looking at a staging file"))?;
+        let record = record.map_err(looking_failed)?;
         draft.local.extend(staging.records.replacing(cell.id, record.as_ref()));
         if staging.recovered && loaded.version.is_some() && published.content == *loaded.reader.content() {
             // The crash came between publishing the file and closing it: there is nothing to add.
@@ -1166,7 +1169,7 @@ impl LocalVolume {
         let (file, seen) = {
             let mut data = cell.data.lock();
             let Some(staging) = data.as_mut().and_then(|data| data.staging.as_mut()) else { return Ok(None) };
-            staging.observe().map_err(staging_io("looking at a staging file"))?;
+            staging.observe().map_err(looking_failed)?;
             if !staging.dirty {
                 return Ok(None);
             }
