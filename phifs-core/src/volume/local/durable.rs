@@ -4,7 +4,7 @@ use crate::content::overlay::Sources;
 use crate::namespace::row::Closure;
 use crate::volume::{Ino, Result, VolumeError};
 
-use super::files::{Data, FileCell, Publication, from_io, staging_io};
+use super::files::{Data, FileCell, Publication, from_io, looking_failed, staging_io};
 use super::records::Base;
 use super::staged::{Recording, Staging};
 use super::{LocalVolume, reserved};
@@ -78,7 +78,7 @@ impl LocalVolume {
             let is_open = cell.is_open();
             match staging {
                 Some(staging) => {
-                    staging.observe().map_err(staging_io("looking at a staging file"))?;
+                    staging.observe().map_err(looking_failed)?;
                     let now = self.env.now();
                     let due = staging.is_due(now, self.options.publish_interval) || staging.in_memory && !is_open;
                     if due {
@@ -104,7 +104,7 @@ impl LocalVolume {
                     return Err(VolumeError::LostWrite);
                 }
                 let Some(staging) = data.staging.as_mut() else { return Ok(()) };
-                staging.observe().map_err(staging_io("looking at a staging file"))?;
+                staging.observe().map_err(looking_failed)?;
                 if staging.is_recorded() && !(rebase && staging.records.has_deltas()) {
                     return Ok(());
                 }
@@ -129,7 +129,7 @@ impl LocalVolume {
         let mut state = self.state.write();
         let mut data = cell.data.lock();
         let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(true) };
-        staging.observe().map_err(staging_io("looking at a staging file"))?;
+        staging.observe().map_err(looking_failed)?;
         let read = staging_io("reading a staging file");
         let (generation, mtime) = (staging.generation, staging.mtime);
         match staging.recording(rebase) {
@@ -159,12 +159,12 @@ impl LocalVolume {
         let (file, number, generation, mtime, synced, base, records) = {
             let mut data = cell.data.lock();
             let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(true) };
-            staging.observe().map_err(staging_io("looking at a staging file"))?;
+            staging.observe().map_err(looking_failed)?;
             if staging.in_memory {
                 return Ok(false);
             }
             // As it is before the sync: what is written during it may not be on the disk.
-            let synced = staging.record().map_err(staging_io("looking at a staging file"))?;
+            let synced = staging.record().map_err(looking_failed)?;
             if !synced.fits() {
                 // Written at too many places for one row. As a version it has none.
                 drop(data);
@@ -236,7 +236,7 @@ impl LocalVolume {
             let Some(Data { staging: Some(staging), .. }) = data.as_mut() else { return Ok(()) };
             // Otherwise somebody else published or recorded it, perhaps with newer bytes than were synced here.
             if staging.number == number && staging.records == records && staging.is_handed() {
-                let record = staging.record().map_err(staging_io("looking at a staging file"))?;
+                let record = staging.record().map_err(looking_failed)?;
                 let changes = staging.records.replacing(cell.id, Some(&record));
                 let lsn = state.commit_local(changes, self.env.now(), &self.journal)?;
                 staging.records.replaced(Base::WholeFile, lsn);
