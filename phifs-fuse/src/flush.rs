@@ -4,7 +4,7 @@
 //! itself until the file is closed or synced, or half a minute has passed.
 //! Too long: what nobody syncs is to reach the disk within a second or so, and a file that is renamed while it is open
 //! should have its bytes when it has its new name. So one thread asks the kernel for them, every now and then while a
-//! file is open for writing, and before such a rename.
+//! file is open for writing, and before such a rename. While none is, it sleeps.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct Queue {
     on: bool,
     jobs: VecDeque<(Ino, Job)>,
+    /// Waits for a file to be opened for writing.
+    asleep: bool,
 }
 
 /// Off until it is switched on.
@@ -69,10 +71,21 @@ impl Flusher {
         drop(dropped);
     }
 
+    /// A file was opened for writing while none was open so.
+    fn rouse(&self) {
+        let mut queue = self.queue.lock();
+        // Awake, it goes on waiting for its time.
+        if std::mem::take(&mut queue.asleep) {
+            self.wake.notify_one();
+        }
+    }
+
     /// Until it is switched off.
-    pub(crate) fn run(&self, state: &State, pool: &Pool, syncer: &Syncer) {
+    pub(crate) fn run(self: &Arc<Self>, state: &State, pool: &Pool, syncer: &Syncer) {
+        let flusher = Arc::clone(self);
+        state.handles.on_first_writer(move || flusher.rouse());
         let mut complained = false;
-        while let Some(inodes) = self.next() {
+        while let Some(inodes) = self.next(|| state.handles.any_writer()) {
             if inodes.is_empty() && !state.handles.any_writer() {
                 continue;
             }
@@ -90,8 +103,16 @@ impl Flusher {
 
     /// The inodes that jobs wait for; none when it is time to ask for everything. The jobs stay in the queue, so that
     /// they can be dropped while the kernel is asked.
-    fn next(&self) -> Option<Vec<Ino>> {
+    fn next(&self, any_writer: impl Fn() -> bool) -> Option<Vec<Ino>> {
         let mut queue = self.queue.lock();
+        // A file that is opened for writing counts as a writer before `rouse` is called. So either it is seen here, or
+        // that call, which needs the lock of the queue, comes after this has fallen asleep.
+        queue.asleep = !any_writer();
+        while queue.on && queue.jobs.is_empty() && queue.asleep {
+            self.wake.wait(&mut queue);
+        }
+        queue.asleep = false;
+        // Even if the writer has gone again, so that one file after another does not wake this each time.
         if queue.on && queue.jobs.is_empty() {
             self.wake.wait_for(&mut queue, EVERY);
         }
@@ -150,5 +171,42 @@ impl Drop for UnderWay {
             under_way.remove(&self.ino);
             self.writes.over.notify_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// What the flusher goes for after `wake` was called while it slept.
+    fn woken_by(wake: impl FnOnce(&Flusher)) -> Option<Vec<Ino>> {
+        let flusher = Flusher::default();
+        flusher.switch_on();
+        thread::scope(|scope| {
+            let next = scope.spawn(|| flusher.next(|| false));
+            while !flusher.queue.lock().asleep {
+                thread::yield_now();
+            }
+            wake(&flusher);
+            next.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn sleeping_flusher_is_woken_by_a_writer_by_a_job_and_by_the_end() {
+        assert_eq!(woken_by(Flusher::rouse), Some(vec![]));
+        assert_eq!(woken_by(|flusher| flusher.before(|| {}, Ino(5))), Some(vec![Ino(5)]));
+        assert_eq!(woken_by(Flusher::switch_off), None);
+    }
+
+    #[test]
+    fn flusher_that_sees_a_writer_or_a_job_does_not_fall_asleep() {
+        let flusher = Flusher::default();
+        flusher.switch_on();
+        assert_eq!(flusher.next(|| true), Some(vec![]));
+        flusher.before(|| {}, Ino(5));
+        assert_eq!(flusher.next(|| false), Some(vec![Ino(5)]));
     }
 }

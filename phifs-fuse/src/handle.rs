@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::OnceLock;
 
 use parking_lot::Mutex;
 use phifs_core::volume::{Handle, Ino};
@@ -34,15 +35,29 @@ struct Table {
 #[derive(Default)]
 pub(crate) struct Handles {
     table: Mutex<Table>,
+    /// Called when there is a writer where there was none.
+    first_writer: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Handles {
     pub(crate) fn insert(&self, handle: Handle, file: OpenFile) {
-        let mut table = self.table.lock();
-        if file.fills_cache() {
-            *table.writers.entry(file.ino).or_insert(0) += 1;
+        let is_first_writer = {
+            let mut table = self.table.lock();
+            let had_none = table.writers.is_empty();
+            if file.fills_cache() {
+                *table.writers.entry(file.ino).or_insert(0) += 1;
+            }
+            table.open.insert(handle, file);
+            had_none && !table.writers.is_empty()
+        };
+        if is_first_writer && let Some(tell) = self.first_writer.get() {
+            tell();
         }
-        table.open.insert(handle, file);
+    }
+
+    /// Who is told, from now on, that `any_writer` has become true. To be called once.
+    pub(crate) fn on_first_writer(&self, tell: impl Fn() + Send + Sync + 'static) {
+        assert!(self.first_writer.set(Box::new(tell)).is_ok(), "one mount has one flusher");
     }
 
     /// Whether its bytes pass through here.
@@ -81,7 +96,31 @@ impl Handles {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    #[test]
+    fn first_writer_is_told_of_each_time_there_was_none() {
+        let told = Arc::new(AtomicUsize::new(0));
+        let handles = Handles::default();
+        let count = Arc::clone(&told);
+        handles.on_first_writer(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let writer = OpenFile { ino: Ino(5), passthrough: false, write: true };
+        handles.insert(Handle(1), OpenFile { write: false, ..writer });
+        handles.insert(Handle(2), OpenFile { passthrough: true, ..writer });
+        assert_eq!(told.load(Ordering::Relaxed), 0);
+        handles.insert(Handle(3), writer);
+        handles.insert(Handle(4), OpenFile { ino: Ino(6), ..writer });
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+        handles.remove(Handle(3));
+        handles.remove(Handle(4));
+        handles.insert(Handle(5), writer);
+        assert_eq!(told.load(Ordering::Relaxed), 2);
+    }
 
     #[test]
     fn inode_has_a_writer_until_the_last_of_them_closes() {
