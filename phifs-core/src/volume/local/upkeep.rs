@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -34,8 +33,6 @@ const CHECKPOINT_JOURNAL_BYTES: u64 = 20 << 20;
 /// so that they never pile up; the tick, on which durability within a second depends, does only so many.
 const RETIRED_PER_FILE: usize = 4;
 const RETIRED_PER_TICK: usize = 64;
-/// How often the free space of the host is looked at, at the most.
-const PUBLISHER_WAIT: Duration = Duration::from_secs(5);
 
 /// What the superblock stands for: a state of all tables, and where to go on in the journal.
 #[derive(Clone, Debug)]
@@ -184,7 +181,7 @@ impl LocalVolume {
             let id = {
                 let mut queue = self.queue.lock();
                 while queue.is_empty() && !self.stopping.load(Ordering::Acquire) {
-                    self.queued.wait_for(&mut queue, PUBLISHER_WAIT);
+                    self.queued.wait(&mut queue);
                 }
                 match queue.pop_front() {
                     Some(id) => id,
@@ -205,7 +202,11 @@ impl LocalVolume {
 
     /// Makes `run_publisher` return once its queue is empty.
     pub fn stop_publishers(&self) {
-        self.stopping.store(true, Ordering::Release);
+        {
+            // Under the lock of the queue: whoever saw no reason to stop waits by now, and hears of it.
+            let _queue = self.queue.lock();
+            self.stopping.store(true, Ordering::Release);
+        }
         self.queued.notify_all();
     }
 
