@@ -18,9 +18,8 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
-use std::time::Duration;
+use std::sync::mpsc::{self, SyncSender};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use phifs_core::id::GlyphId;
@@ -43,8 +42,9 @@ const TALLY_KEY: &[u8] = b"tally";
 
 pub struct SledIndex {
     shared: Arc<Shared>,
-    /// Dropping the sender asks the flusher to end; it answers by dropping its own end of `flusher_ended`.
-    ask_end: Option<SyncSender<()>>,
+    /// Tells the flusher that there is something to flush. Dropping the sender asks it to end; it answers by dropping its
+    /// own end of `flusher_ended`.
+    tell_flusher: Option<SyncSender<()>>,
     flusher_ended: Mutex<mpsc::Receiver<()>>,
 }
 
@@ -57,7 +57,6 @@ struct Shared {
 struct Tree {
     db: sled::Db,
     tally: Mutex<Tally>,
-    dirty: AtomicBool,
 }
 
 /// What the entries add up to, and the position they reflect.
@@ -86,12 +85,14 @@ impl SledIndex {
             None => fresh(dir)?,
         };
         let shared = Arc::new(Shared { dir: dir.to_owned(), state: Mutex::new(Ok(Arc::new(tree))) });
-        let (ask_end, asked) = mpsc::sync_channel::<()>(0);
+        // One message that waits stands for all changes up to when it is taken.
+        let (tell_flusher, told) = mpsc::sync_channel::<()>(1);
         let (ended, flusher_ended) = mpsc::sync_channel::<()>(0);
         let flush = {
             let shared = shared.clone();
             move || {
-                while asked.recv_timeout(FLUSH_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                while told.recv().is_ok() {
+                    collect(&told);
                     shared.flush();
                 }
                 shared.flush();
@@ -101,13 +102,13 @@ impl SledIndex {
             }
         };
         std::thread::Builder::new().name("index-flush".to_owned()).spawn(flush)?;
-        Ok(Self { shared, ask_end: Some(ask_end), flusher_ended: Mutex::new(flusher_ended) })
+        Ok(Self { shared, tell_flusher: Some(tell_flusher), flusher_ended: Mutex::new(flusher_ended) })
     }
 }
 
 impl Drop for SledIndex {
     fn drop(&mut self) {
-        self.ask_end = None;
+        self.tell_flusher = None;
         // A sled that hangs after damage must not keep the daemon from ending.
         let _ = self.flusher_ended.lock().recv_timeout(CLOSE_TIME_MAX);
     }
@@ -119,7 +120,12 @@ impl GlyphIndex for SledIndex {
     }
 
     fn apply(&self, changes: &[(GlyphId, Option<Location>)], position: Position) -> Result<(), IndexError> {
-        self.shared.with(|tree| tree.apply(changes, position))
+        self.shared.with(|tree| tree.apply(changes, position))?;
+        if let Some(flusher) = &self.tell_flusher {
+            // When it is full, the flusher is to come anyhow.
+            let _ = flusher.try_send(());
+        }
+        Ok(())
     }
 
     fn position(&self) -> Result<Option<Position>, IndexError> {
@@ -158,12 +164,7 @@ impl Shared {
 
     fn flush(&self) {
         // A failure has been noted by `with`, and the next caller hears of it.
-        let _ = self.with(|tree| {
-            if tree.dirty.swap(false, Ordering::AcqRel) {
-                tree.db.flush().map_err(|error| error.to_string())?;
-            }
-            Ok(())
-        });
+        let _ = self.with(|tree| tree.db.flush().map(drop).map_err(|error| error.to_string()));
     }
 }
 
@@ -196,7 +197,7 @@ impl Tree {
         if (found.entries, found.sum) != (tally.entries, tally.sum) {
             return Err(format!("{} entries are there, {} were recorded", found.entries, tally.entries));
         }
-        Ok(Self { db, tally: Mutex::new(tally), dirty: AtomicBool::new(false) })
+        Ok(Self { db, tally: Mutex::new(tally) })
     }
 
     fn get(&self, id: &GlyphId) -> Result<Option<Location>, String> {
@@ -226,7 +227,6 @@ impl Tree {
         batch.insert(TALLY_KEY, next.encode());
         self.db.apply_batch(batch).map_err(|error| error.to_string())?;
         *tally = next;
-        self.dirty.store(true, Ordering::Release);
         Ok(())
     }
 }
@@ -291,6 +291,12 @@ impl Tally {
             sum: u32::from_le_bytes(*sum),
         })
     }
+}
+
+/// Lets more changes come in that the same flush can take, unless the end does.
+fn collect(told: &mpsc::Receiver<()>) {
+    let until = Instant::now() + FLUSH_INTERVAL;
+    while told.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {}
 }
 
 /// Runs `call`; a panic becomes an error.
@@ -405,6 +411,31 @@ mod tests {
         assert_eq!((index.get(&id(2)).unwrap(), index.get(&id(3)).unwrap()), (None, None));
         index.clear().unwrap();
         assert_eq!((index.get(&id(1)).unwrap(), index.position().unwrap()), (None, None));
+    }
+
+    #[test]
+    fn changes_reach_the_files_soon_while_the_index_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let live = dir.path().join("live");
+        let index = SledIndex::open(&live).unwrap();
+        let started = Instant::now();
+        // The second one has to tell the flusher again.
+        for round in 1..=2 {
+            index.apply(&[(id(round), Some(location(round)))], position(round)).unwrap();
+            for copies in 0.. {
+                let copy = dir.path().join(format!("{round} {copies}"));
+                for file in files(&live) {
+                    let to = copy.join(file.strip_prefix(&live).unwrap());
+                    fs::create_dir_all(to.parent().unwrap()).unwrap();
+                    fs::copy(file, to).unwrap();
+                }
+                if SledIndex::open(&copy).unwrap().position().unwrap() == Some(position(round)) {
+                    break;
+                }
+                assert!(started.elapsed() < Duration::from_secs(20), "round {round} is not in the files");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
     }
 
     #[test]
