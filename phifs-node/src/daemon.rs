@@ -38,8 +38,10 @@ const PUBLISHERS: usize = 2;
 const TICK: Duration = Duration::from_millis(700);
 /// How long a mount may be busy without any process that uses it.
 const LATE_RELEASES_MAX: Duration = Duration::from_secs(5);
-/// How often it is looked at whether a checkpoint is due.
+/// How often it is looked at whether a checkpoint is due, while the volume changes.
 const CHECKPOINT_LOOK: Duration = Duration::from_millis(200);
+/// And while it does not: how long it may change before anybody looks.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 /// How long background work rests after it failed.
 const FAILURE_REST: Duration = Duration::from_secs(1);
@@ -370,6 +372,9 @@ impl Handler for Daemon {
     }
 }
 
+/// Work that is done again and again. It says how long to rest.
+type Work = Box<dyn FnMut(&Engine) -> Result<Duration, Failure> + Send>;
+
 /// The threads that do the engine's background work.
 struct Background {
     engine: Arc<Engine>,
@@ -380,13 +385,19 @@ struct Background {
 impl Background {
     fn start(engine: &Arc<Engine>) -> Result<Self, Failure> {
         let ending = Arc::new((Mutex::new(false), Condvar::new()));
-        let repeat = |name, period, work: fn(&Engine) -> Result<(), Failure>| {
+        let repeat = |name, mut work: Work| {
             let (engine, ending) = (engine.clone(), ending.clone());
-            spawn(name, move || repeat_until(&ending, period, || work(&engine)))
+            spawn(name, move || repeat_until(&ending, || work(&engine)))
+        };
+        let mut seen = None;
+        let checkpoint = move |engine: &Engine| {
+            let end = engine.journal_end();
+            engine.checkpoint_if_due()?;
+            Ok(if seen.replace(end) == Some(end) { IDLE_LOOK } else { CHECKPOINT_LOOK })
         };
         let mut threads = vec![
-            repeat("tick", TICK, Engine::tick)?,
-            repeat("checkpoint", CHECKPOINT_LOOK, Engine::checkpoint_if_due)?,
+            repeat("tick", Box::new(|engine| engine.tick().map(|()| TICK)))?,
+            repeat("checkpoint", Box::new(checkpoint))?,
         ];
         for _ in 0..PUBLISHERS {
             let engine = engine.clone();
@@ -414,12 +425,12 @@ fn publish(engine: &Engine) {
     }
 }
 
-fn repeat_until((ending, changed): &(Mutex<bool>, Condvar), period: Duration, work: impl Fn() -> Result<(), Failure>) {
+fn repeat_until((ending, changed): &(Mutex<bool>, Condvar), mut work: impl FnMut() -> Result<Duration, Failure>) {
     let mut ended = ending.lock();
     while !*ended {
         drop(ended);
-        let rest = match catch_unwind(AssertUnwindSafe(&work)) {
-            Ok(Ok(())) => period,
+        let rest = match catch_unwind(AssertUnwindSafe(&mut work)) {
+            Ok(Ok(rest)) => rest,
             Ok(Err(failure)) => {
                 tracing::error!("background work failed: {failure}");
                 FAILURE_REST

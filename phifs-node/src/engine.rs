@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use phifs_core::disk::{Disk, Space};
+use phifs_core::meta::Lsn;
 use phifs_core::meta::journal::JournalError;
 use phifs_core::meta::superblock::SuperblockError;
 use phifs_core::namespace::Effect;
@@ -207,6 +208,11 @@ impl Engine {
     /// Makes durable what no sync was asked for, and tidies up.
     pub fn tick(&self) -> Result<(), Failure> {
         self.volume.tick().map_err(Failure::plain)
+    }
+
+    /// Up to where the journal goes: it moves with every change.
+    pub fn journal_end(&self) -> Lsn {
+        self.volume.journal_end()
     }
 
     pub fn checkpoint_if_due(&self) -> Result<(), Failure> {

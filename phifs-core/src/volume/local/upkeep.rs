@@ -330,6 +330,11 @@ impl LocalVolume {
         sealed
     }
 
+    /// Up to where the journal goes: it moves with every change.
+    pub fn journal_end(&self) -> Lsn {
+        self.journal.appended()
+    }
+
     /// Whether enough has changed for a checkpoint.
     pub fn needs_checkpoint(&self) -> bool {
         let since = Lsn(self.counters.checkpoint_lsn.load(Ordering::Relaxed));
