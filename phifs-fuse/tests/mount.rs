@@ -162,7 +162,8 @@ fn writeback_collects_small_writes_and_reads_through_write_only_handles() {
         file.write_all_at(b"y", 5 * n).unwrap();
     }
     drop(file);
-    assert_eq!(fs.volume.calls("flush"), 1, "closing hands over what was collected");
+    // A process that another test starts has the descriptor too, for a moment, and closes it.
+    assert!(fs.volume.calls("flush") > 0, "closing hands over what was collected");
     assert!(fs.volume.calls("read") > 0, "a page is filled before part of it is written");
     assert!(fs.volume.calls("write") <= 4, "{} writes", fs.volume.calls("write"));
     let content = fs.volume.content(Ino::ROOT, "file");
@@ -181,7 +182,7 @@ fn writeback_hands_over_what_an_open_file_holds_soon() {
     }
     assert!(started.elapsed() < Duration::from_secs(5), "it took {:?}", started.elapsed());
     drop(file);
-    fs.mount.unmount(false).unwrap();
+    soon("nobody uses the mount", || fs.mount.unmount(false).is_ok());
 }
 
 #[test]
@@ -224,7 +225,8 @@ fn renames_of_many_open_files_wait_for_their_bytes_and_not_for_each_other() {
     });
     // Patience with bytes that never come would take longer.
     assert!(started.elapsed() < Duration::from_secs(60), "it took {:?}", started.elapsed());
-    fs.mount.unmount(false).unwrap();
+    // Who fetches what the kernel holds of open files uses the mount for a moment, too.
+    soon("nobody uses the mount", || fs.mount.unmount(false).is_ok());
     assert_eq!(fs.volume.open_handles(), 0);
 }
 

@@ -404,6 +404,11 @@ impl StagingPool {
         Ok(Place { number: inner.next - 1, file: self.memory.create_unnamed(), in_memory: true })
     }
 
+    /// Whether more than half of the memory is in use.
+    pub fn memory_is_short(&self) -> bool {
+        self.memory.space().is_ok_and(|space| space.free_bytes < space.total_bytes / 2)
+    }
+
     /// An empty file on the disk. Its name is durable only after `name_is_durable`.
     pub fn take_file(&self) -> std::io::Result<Place> {
         let ready = self.inner.lock().ready.pop_front();

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -22,6 +23,10 @@ use crate::volume::{Result, StatFs, VolumeError};
 use super::LocalVolume;
 use super::ballast::BALLAST_BYTES;
 use super::names::NAME_BYTES_MAX;
+
+/// Closed files are settled together, after this: many of them are removed or written again at once, and whoever closes
+/// many has use for the processor.
+const REST: Duration = Duration::from_millis(300);
 
 const CHECKPOINT_VERSION: u8 = 1;
 /// A checkpoint is due after this many changed rows or bytes, or this much journal, whatever comes first: random
@@ -167,8 +172,13 @@ pub struct RecentOp {
 
 impl LocalVolume {
     pub(super) fn enqueue(&self, id: InodeId) {
-        self.queue.lock().push_back(id);
-        self.queued.notify_one();
+        let mut queue = self.queue.lock();
+        queue.push_back(id);
+        let wake = queue.len() == 1 || self.staging.memory_is_short();
+        drop(queue);
+        if wake {
+            self.queued.notify_one();
+        }
     }
 
     pub(super) fn enqueue_later(&self, id: InodeId) {
@@ -177,17 +187,7 @@ impl LocalVolume {
 
     /// Publishes closed files until the volume stops. Several threads may do so.
     pub fn run_publisher(&self) {
-        loop {
-            let id = {
-                let mut queue = self.queue.lock();
-                while queue.is_empty() && !self.stopping.load(Ordering::Acquire) {
-                    self.queued.wait(&mut queue);
-                }
-                match queue.pop_front() {
-                    Some(id) => id,
-                    None => return,
-                }
-            };
+        while let Some(id) = self.next_to_settle() {
             self.settle_logged(id);
             if let Err(error) = self.remove_retired(RETIRED_PER_FILE) {
                 tracing::warn!(%error, "a staging file could not be removed");
@@ -198,6 +198,24 @@ impl LocalVolume {
                 tracing::warn!(%error, "no staging files could be made ready");
             }
         }
+    }
+
+    /// Waits for a file to settle; `None` when the volume stops and none is left.
+    fn next_to_settle(&self) -> Option<InodeId> {
+        let stopping = || self.stopping.load(Ordering::Acquire);
+        let mut queue = self.queue.lock();
+        while queue.is_empty() && !stopping() {
+            self.queued.wait(&mut queue);
+            if !stopping() && !self.staging.memory_is_short() {
+                // Only the last `enqueue` of a memory that gets short, and the stop, wake anybody from this.
+                self.queued.wait_for(&mut queue, REST);
+            }
+        }
+        let next = queue.pop_front();
+        if !queue.is_empty() {
+            self.queued.notify_one();
+        }
+        next
     }
 
     /// Makes `run_publisher` return once its queue is empty.
