@@ -83,6 +83,26 @@ fn closed_files_leave_neither_staging_files_nor_memory() {
     assert_eq!(staging_files(&*disk), 0);
 }
 
+#[test]
+fn inode_without_names_goes_when_its_last_reader_does() {
+    let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
+    let volume = open(&disk, &TestEnv::new(1)).unwrap();
+    for len in [100, 200_000] {
+        let (ino, handle) = create(&volume, b"file");
+        volume.write(&CALLER, ino, handle, 0, &noise(1, len), false).unwrap();
+        volume.release(ino, handle);
+        rest(&volume);
+        let reader = volume.open(&CALLER, ino, &READ).unwrap();
+        volume.unlink(Ino::ROOT, b"file").unwrap();
+        rest(&volume);
+        assert_eq!(volume.read(ino, reader.handle, 0, 10).unwrap().len(), 10);
+        assert_eq!(volume.status().inodes, 2, "somebody reads it");
+        volume.release(ino, reader.handle);
+        rest(&volume);
+        assert_eq!(volume.status().inodes, 1);
+    }
+}
+
 /// Notes whose files it is told to let go of.
 #[derive(Default)]
 struct Holder(Mutex<Vec<Ino>>);

@@ -884,21 +884,22 @@ impl LocalVolume {
 
     /// Work after a file was closed: publish, drop what is no longer needed, forget it if nothing names it.
     pub(super) fn settle(&self, id: InodeId) -> Result<()> {
+        let is_orphan = {
+            let state = self.state.read();
+            state.inode(id)?.map(|row| Ok::<_, VolumeError>(view::nlink(&*state, id, row.kind())? == 0)).transpose()?
+        };
+        if is_orphan == Some(true) {
+            // Who only read it has left no cell.
+            return self.forget_orphan(&self.enter(id).cell);
+        }
         let Some(user) = self.known(id) else { return Ok(()) };
+        if is_orphan.is_none() {
+            return self.forget_orphan(&user.cell);
+        }
         let gate = user.cell.gate.lock();
         let open = gate.cached + gate.kernel > 0;
         let writers = gate.writers > 0;
         drop(gate);
-        let gone = {
-            let state = self.state.read();
-            match state.inode(id)? {
-                None => true,
-                Some(row) => view::nlink(&*state, id, row.kind())? == 0,
-            }
-        };
-        if gone {
-            return self.forget_orphan(&user.cell);
-        }
         if !writers && self.publish(&user.cell, Closure::Close)? == Publication::Changing {
             self.enqueue_later(id);
             return Ok(());
