@@ -67,6 +67,8 @@ impl fmt::Display for DataPath {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Features {
     pub data_path: DataPath,
+    /// Why no faster one.
+    pub data_path_reason: String,
     /// Major and minor version of the kernel's FUSE protocol.
     pub protocol: (u32, u32),
     pub write_bytes_max: u32,
@@ -77,7 +79,7 @@ pub struct Features {
 
 impl fmt::Display for Features {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "data path            {}", self.data_path)?;
+        writeln!(f, "data path            {} ({})", self.data_path, self.data_path_reason)?;
         writeln!(f, "protocol             {}.{}", self.protocol.0, self.protocol.1)?;
         writeln!(f, "largest write        {} bytes", self.write_bytes_max)?;
         writeln!(f, "read-ahead           {} bytes", self.read_ahead_bytes)?;
@@ -110,12 +112,14 @@ const OPTIONS: [(&str, InitFlags); 12] = [
 /// The wish of the user before INIT, and the result behind it.
 pub(crate) struct Init {
     mode: DataMode,
+    /// Unless the kernel has refused it before.
+    passthrough: bool,
     features: OnceLock<Features>,
 }
 
 impl Init {
-    pub(crate) fn new(mode: DataMode) -> Self {
-        Self { mode, features: OnceLock::new() }
+    pub(crate) fn new(mode: DataMode, passthrough: bool) -> Self {
+        Self { mode, passthrough, features: OnceLock::new() }
     }
 
     /// `None` before INIT.
@@ -126,8 +130,9 @@ impl Init {
     /// # Errors
     /// `Unsupported` when the wanted data path is not to be had.
     pub(crate) fn negotiate(&self, config: &mut KernelConfig) -> io::Result<DataPath> {
-        let data_path = choose(self.mode, may_pass_through(), config.capabilities())
-            .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
+        let (privileged, kernel) = (self.passthrough && may_pass_through(), config.capabilities());
+        let data_path =
+            choose(self.mode, privileged, kernel).ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         match data_path {
             DataPath::Passthrough => {
                 add(config, InitFlags::FUSE_PASSTHROUGH);
@@ -145,7 +150,8 @@ impl Init {
         let read_ahead_bytes = nearest(READ_AHEAD_BYTES, |bytes| config.set_max_readahead(bytes));
         nearest(BACKGROUND_REQUESTS_MAX, |requests| config.set_max_background(requests));
         let protocol = (config.kernel_abi().0, config.kernel_abi().1);
-        let features = Features { data_path, protocol, write_bytes_max, read_ahead_bytes, options };
+        let data_path_reason = reason(self.mode, data_path, privileged).to_owned();
+        let features = Features { data_path, data_path_reason, protocol, write_bytes_max, read_ahead_bytes, options };
         // INIT comes once in the life of a connection.
         let _ = self.features.set(features);
         Ok(data_path)
@@ -161,6 +167,17 @@ fn choose(mode: DataMode, privileged: bool, kernel: InitFlags) -> Option<DataPat
         DataMode::Auto | DataMode::Plain => Some(DataPath::Plain),
         DataMode::Passthrough => passthrough.then_some(DataPath::Passthrough),
         DataMode::Writeback => writeback.then_some(DataPath::Writeback),
+    }
+}
+
+/// Why this path was chosen and no faster one.
+fn reason(mode: DataMode, chosen: DataPath, privileged: bool) -> &'static str {
+    match chosen {
+        _ if mode != DataMode::Auto => "as asked for",
+        DataPath::Passthrough => "the fastest there is",
+        DataPath::Writeback if !privileged => "passthrough takes root",
+        DataPath::Writeback => "passthrough takes Linux 6.9",
+        DataPath::Plain => "this kernel has no write-back cache for FUSE",
     }
 }
 
@@ -195,6 +212,13 @@ mod tests {
         assert_eq!(choose(DataMode::Auto, false, both), Some(DataPath::Writeback));
         assert_eq!(choose(DataMode::Auto, true, InitFlags::FUSE_WRITEBACK_CACHE), Some(DataPath::Writeback));
         assert_eq!(choose(DataMode::Auto, true, InitFlags::empty()), Some(DataPath::Plain));
+    }
+
+    #[test]
+    fn reason_says_what_a_faster_path_would_take() {
+        assert_eq!(reason(DataMode::Auto, DataPath::Writeback, false), "passthrough takes root");
+        assert_eq!(reason(DataMode::Auto, DataPath::Writeback, true), "passthrough takes Linux 6.9");
+        assert_eq!(reason(DataMode::Plain, DataPath::Plain, true), "as asked for");
     }
 
     #[test]

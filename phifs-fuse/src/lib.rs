@@ -21,6 +21,7 @@ mod listings;
 mod mountpoint;
 mod notify;
 mod pool;
+mod probe;
 mod requests;
 mod session;
 mod state;

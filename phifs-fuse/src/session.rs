@@ -3,6 +3,7 @@
 //! The session's thread owns fuser's loops. When the last of them ends, for whatever reason, the adapter releases and
 //! forgets what the kernel still held, notices stop, and only then is the mount finished.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use crate::latch::Latch;
 use crate::mountpoint::{self, Mounted};
 use crate::notify::{Announcer, Line};
 use crate::pool::Pool;
+use crate::probe;
 use crate::state::State;
 use crate::syncer::Syncer;
 
@@ -43,6 +45,9 @@ pub struct MountOptions {
     pub suid: bool,
     /// Whether device nodes can be opened. Only root may ask for it.
     pub dev: bool,
+    /// A file beside those in which the volume keeps its bytes. The kernel is asked at the start whether it takes such
+    /// ones for passthrough.
+    pub sample: Option<Arc<File>>,
 }
 
 impl Default for MountOptions {
@@ -53,6 +58,7 @@ impl Default for MountOptions {
             allow_other: rustix::process::geteuid().is_root(),
             suid: false,
             dev: false,
+            sample: None,
         }
     }
 }
@@ -72,9 +78,34 @@ pub struct Mount {
 /// # Errors
 /// Each variant of `MountError` says what to do; nothing stays mounted then.
 pub fn mount(volume: Arc<dyn Volume>, mountpoint: &Path, options: &MountOptions) -> Result<Mount, MountError> {
+    match mount_once(Arc::clone(&volume), mountpoint, options, None)? {
+        Attempt::Mounted(mount) => Ok(*mount),
+        Attempt::NoPassthrough(error) => {
+            let reason = format!("the kernel does not take the files of this store for passthrough: {error}");
+            match mount_once(volume, mountpoint, options, Some(reason))? {
+                Attempt::Mounted(mount) => Ok(*mount),
+                Attempt::NoPassthrough(_) => unreachable!("it was not asked for"),
+            }
+        }
+    }
+}
+
+enum Attempt {
+    Mounted(Box<Mount>),
+    /// It could be had, but not with these files; nothing is mounted.
+    NoPassthrough(io::Error),
+}
+
+/// `refused`: why not to try passthrough.
+fn mount_once(
+    volume: Arc<dyn Volume>,
+    mountpoint: &Path,
+    options: &MountOptions,
+    refused: Option<String>,
+) -> Result<Attempt, MountError> {
     let path = mountpoint::check(mountpoint)?;
     let state = Arc::new(State::new(volume));
-    let init = Arc::new(Init::new(options.data_mode));
+    let init = Arc::new(Init::new(options.data_mode, refused.is_none()));
     let ended = Arc::new(Latch::default());
     let pool = Arc::new(Pool::new(POOL_THREADS).map_err(MountError::system("starting threads"))?);
     let commits = Commits::start(Arc::clone(&state.volume)).map_err(MountError::system("starting threads"))?;
@@ -105,7 +136,21 @@ pub fn mount(volume: Arc<dyn Volume>, mountpoint: &Path, options: &MountOptions)
             _ => MountError::System { doing: "agreeing with the kernel", source: error },
         })
     })?;
-    let features = init.features().cloned().expect("the handshake is over");
+    let mut features = init.features().cloned().expect("the handshake is over");
+    if let Some(reason) = refused {
+        features.data_path_reason = reason;
+    }
+    if features.data_path == DataPath::Passthrough
+        && let Some(sample) = &options.sample
+        && let Err(error) = probe::takes(session.as_fd(), sample.as_fd())
+    {
+        let error_of_mount = unmounted(MountError::Unavailable(DataMode::Passthrough));
+        return if options.data_mode == DataMode::Auto {
+            Ok(Attempt::NoPassthrough(error))
+        } else {
+            Err(error_of_mount)
+        };
+    }
     let mounted = mountpoint::top_mount_at(&path).map_err(unmounted)?;
     let mounted = mounted.ok_or_else(|| MountError::System {
         doing: "looking for the new mount",
@@ -131,7 +176,7 @@ pub fn mount(volume: Arc<dyn Volume>, mountpoint: &Path, options: &MountOptions)
         .map_err(MountError::system("starting threads"))
         .map_err(unmounted)?;
     raise_read_ahead(&mounted);
-    Ok(Mount { path, mounted, state, features, announcer, finished })
+    Ok(Attempt::Mounted(Box::new(Mount { path, mounted, state, features, announcer, finished })))
 }
 
 /// The kernel checks who may enter. fuser's own check would also turn away what the kernel does in its own name,
@@ -240,6 +285,7 @@ impl Mount {
         let mut features = self.features.clone();
         if features.data_path == DataPath::Passthrough && !self.state.backings.is_on() {
             features.data_path = DataPath::Plain;
+            features.data_path_reason = "the kernel refused a file for passthrough; see the log".to_owned();
         }
         features
     }

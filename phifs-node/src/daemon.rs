@@ -7,6 +7,7 @@
 //! - However this ends, the /dev/fuse descriptor closes with the process, so a user of the mount gets ENOTCONN and
 //!   never hangs.
 
+use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,7 @@ use crate::engine::{Engine, Options};
 use crate::env::SystemEnv;
 use crate::failure::{Failure, Kind};
 use crate::file_disk::FileDisk;
+use crate::host::Host;
 use crate::mounts::{self, MountPoint};
 use crate::report::{Features, Ready, Status};
 use crate::show::{self, Name};
@@ -61,6 +63,7 @@ pub fn serve(
     let store = StoreDir::create(&config.store)?;
     let (lock, engine) = open(config, &store, Role { name: "daemon", repair: false, rebuild_index: false }, progress)?;
     let engine = Arc::new(engine);
+    look_at_host(&store);
     progress(Progress::step(format!("mounting on {}", show::path(&config.mount))));
     // Before the mount: whoever finds it served finds out by whom.
     lock.publish_pid()?;
@@ -84,6 +87,8 @@ pub fn serve(
     let server = Server::start(socket.clone(), daemon.clone())
         .map_err(|error| Failure::plain(format!("cannot listen at {}: {error}", show::path(&socket))))?;
     let (pid, mount) = (std::process::id(), Name::of_path(&config.mount));
+    let features = daemon.mount.features();
+    tracing::info!(data_path = %features.data_path, reason = %features.data_path_reason, "how the bytes of files travel");
     tracing::info!(pid, mount = %mount.quoted(), store = %show::path(store.path()), "serving");
     let event = match ready(&Ready { pid, mount, store: Name::of_path(store.path()), log: None }) {
         Ok(()) => arrivals.recv().map_err(|_| Failure::plain("internal error: nobody can stop the daemon"))?,
@@ -98,6 +103,18 @@ pub fn serve(
     drop(lock);
     tracing::info!("stopped");
     result
+}
+
+/// Says what the filesystem below the store lacks. Everything works without it, only slower.
+fn look_at_host(store: &StoreDir) {
+    match Host::of(store.path()) {
+        Ok(host) => {
+            let (filesystem, reserves, punches) = (&host.filesystem, host.reserves, host.punches);
+            tracing::info!(filesystem, ?reserves, ?punches, "the filesystem below the store");
+            host.shortcomings().iter().for_each(|lack| tracing::warn!("{lack}"));
+        }
+        Err(error) => tracing::warn!(%error, "the filesystem below the store could not be looked at"),
+    }
 }
 
 /// What a store is opened for.
@@ -171,6 +188,8 @@ fn mount(config: &Config, engine: &Engine) -> Result<Mount, Failure> {
         allow_other: config.allow_other,
         suid: config.suid,
         dev: config.dev,
+        // Any file will do; this one is always there.
+        sample: File::open(config.store.join("superblock")).ok().map(Arc::new),
     };
     phifs_fuse::mount(engine.volume(), &config.mount, &options).map_err(explain)
 }
@@ -327,6 +346,7 @@ impl Daemon {
             mounts: self.mounts().iter().map(|mount| Name::of_path(&mount.path)).collect(),
             features: Features {
                 data_path: features.data_path.to_string(),
+                data_path_reason: features.data_path_reason,
                 protocol: format!("{}.{}", features.protocol.0, features.protocol.1),
                 write_bytes_max: features.write_bytes_max,
                 read_ahead_bytes: features.read_ahead_bytes,

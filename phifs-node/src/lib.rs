@@ -10,6 +10,7 @@ pub mod failure;
 pub mod file_disk;
 mod findings;
 pub mod hex;
+mod host;
 mod lease;
 pub mod mounts;
 pub mod node_key;

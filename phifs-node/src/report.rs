@@ -25,11 +25,21 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Features {
     pub data_path: String,
+    /// Why no faster one.
+    #[serde(default)]
+    pub data_path_reason: String,
     pub protocol: String,
     pub write_bytes_max: u32,
     pub read_ahead_bytes: u32,
     /// What was asked for by name, and whether the kernel has it.
     pub options: Vec<(String, bool)>,
+}
+
+impl Features {
+    /// For people.
+    pub fn describe_data_path(&self) -> String {
+        format!("{}: {}", self.data_path, self.data_path_reason)
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

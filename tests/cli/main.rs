@@ -1,6 +1,7 @@
 //! The command and the daemon under bad conditions: each ends in a clear error, nothing lost, nothing hanging.
 
 mod disks;
+mod hosts;
 mod privileges;
 mod user;
 

@@ -22,11 +22,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// No daemon of a test lives longer: when it hangs, killing it turns the hang of the test into a failure.
 const LIFE_MAX: Duration = Duration::from_secs(900);
 
-/// The two ways a mount serves file data, as the setting `data_mode` names them.
+/// How a mount serves file data, as the setting `data_mode` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataMode {
     Passthrough,
     Writeback,
+    /// What phifs takes for the best.
+    Auto,
 }
 
 impl DataMode {
@@ -34,6 +36,7 @@ impl DataMode {
         match self {
             DataMode::Passthrough => "passthrough",
             DataMode::Writeback => "writeback",
+            DataMode::Auto => "auto",
         }
     }
 }

@@ -70,7 +70,7 @@ fn describe(mounts: &Mounts) -> String {
 
 fn features(features: &Features) -> String {
     let mut rows = vec![
-        ("data path", features.data_path.clone()),
+        ("data path", features.describe_data_path()),
         ("FUSE protocol", features.protocol.clone()),
         ("largest write", show::size(features.write_bytes_max.into())),
         ("read-ahead", show::size(features.read_ahead_bytes.into())),

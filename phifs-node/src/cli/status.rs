@@ -30,7 +30,7 @@ fn describe(status: &report::Status) -> String {
         ("mounted on", mounts.join(", ")),
         ("store", status.store.quoted()),
         ("process", format!("{}, up for {}, phifs {}", status.pid, show::span(status.uptime_secs), status.version)),
-        ("data path", status.features.data_path.clone()),
+        ("data path", status.features.describe_data_path()),
         ("node", volume.node.clone()),
         ("author", format!("{}, {} operations", volume.author, volume.operations)),
         ("inodes", format!("{}, {} files open", volume.inodes, volume.open_files)),
