@@ -120,19 +120,20 @@ impl Flusher {
     }
 }
 
-/// Makes the kernel hand over what it holds, and waits for what it held of these inodes.
+/// Makes the kernel hand over what it holds, and waits for what it held of these inodes. After an error, too: it may be
+/// about another file.
 fn fetch(state: &State, syncer: &Syncer, inodes: &[Ino]) -> io::Result<()> {
-    syncer.sync()?;
+    let first = syncer.sync();
     if inodes.is_empty() {
-        return Ok(());
+        return first;
     }
     let until = Instant::now() + PATIENCE;
     inodes.iter().for_each(|ino| state.writes.wait_for(*ino, until));
     // The kernel leaves pages out while too many requests are under way, and a WRITE may have been read by a thread
     // that got no further until now.
-    syncer.sync()?;
+    let second = syncer.sync();
     inodes.iter().for_each(|ino| state.writes.wait_for(*ino, until));
-    Ok(())
+    first.and(second)
 }
 
 /// The WRITEs that were read and are not carried out yet.

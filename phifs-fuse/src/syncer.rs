@@ -78,8 +78,9 @@ fn hand_over(mounted: &Mounted) -> io::Result<()> {
     if format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device)) != mounted.device {
         return Ok(());
     }
-    rustix::fs::syncfs(&root)?;
-    // The kernel may not wait until the WRITEs are read. This request is always sent, and it queues up behind them.
+    let synced = rustix::fs::syncfs(&root);
+    // The kernel may not wait until the WRITEs are read. This request is always sent, and it queues up behind them. An
+    // error of the sync may be about one file of many: the others were handed over all the same.
     rustix::fs::fstatfs(&root)?;
-    Ok(())
+    Ok(synced?)
 }

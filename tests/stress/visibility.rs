@@ -1,9 +1,10 @@
 //! What one handle writes, by `write` or through a mapping, every other handle sees at once.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use phifs_tests::{Place, both_modes, long};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -181,6 +182,44 @@ both_modes!(listings_show_every_change_that_came_before, |place| {
                 }
             });
         }
+    });
+    place.assert_healthy();
+});
+
+// What the kernel hands over of files that are gone already must not be refused: this sync, and the one that phifs makes
+// by itself before it renames an open file, would fail with it.
+both_modes!(syncs_of_the_mount_succeed_while_files_come_and_go, |place| {
+    let dir = place.dir().to_path_buf();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..3)
+            .map(|thread| {
+                let dir = &dir;
+                scope.spawn(move || {
+                    let path = dir.join(format!("{thread}"));
+                    for round in 0..if long() { 20_000 } else { 1500 } {
+                        let mut file = File::create(&path).unwrap();
+                        file.write_all(&[1; 5000]).unwrap();
+                        if round % 3 == 0 {
+                            drop(file);
+                            fs::remove_file(&path).unwrap();
+                        } else {
+                            fs::remove_file(&path).unwrap();
+                            drop(file);
+                        }
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            let root = File::open(&dir).unwrap();
+            while !done.load(Ordering::Relaxed) {
+                rustix::fs::syncfs(&root).expect("a sync of everything");
+            }
+        });
+        let ended: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        done.store(true, Ordering::Relaxed);
+        ended.into_iter().for_each(|worker| worker.unwrap());
     });
     place.assert_healthy();
 });

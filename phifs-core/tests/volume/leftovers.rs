@@ -103,6 +103,22 @@ fn inode_without_names_goes_when_its_last_reader_does() {
     }
 }
 
+#[test]
+fn times_of_a_removed_file_can_be_set_until_the_kernel_forgets_it() {
+    let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
+    let volume = open(&disk, &TestEnv::new(1)).unwrap();
+    let (ino, handle) = create(&volume, b"file");
+    volume.release(ino, handle);
+    rest(&volume);
+    volume.unlink(Ino::ROOT, b"file").unwrap();
+    let time = Timestamp::new(1_000_000, 7);
+    let times = SetAttr { mtime: Some(SetTime::At(time)), ..SetAttr::default() };
+    assert_eq!(volume.setattr(&CALLER, ino, &times).unwrap().mtime, time);
+    assert_eq!(volume.getattr(ino, None).unwrap().mtime, time);
+    volume.forget(ino);
+    assert!(matches!(volume.setattr(&CALLER, ino, &times), Err(VolumeError::NotFound)));
+}
+
 /// Notes whose files it is told to let go of.
 #[derive(Default)]
 struct Holder(Mutex<Vec<Ino>>);

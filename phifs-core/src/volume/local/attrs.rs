@@ -95,7 +95,7 @@ impl LocalVolume {
         let mut state = self.state.write();
         let rows = Scope::new(&state);
         let id = state.inode_id(ino)?;
-        let row = rows.inode(id)?.ok_or(VolumeError::NotFound)?;
+        let Some(row) = rows.inode(id)? else { return self.set_departed(id, change) };
         let stat = Stat::of(&row);
         let mut draft = state.draft(self.env.now());
         let now = draft.time;
@@ -147,6 +147,24 @@ impl LocalVolume {
             self.set_shown_mtime(id, mtime)?;
         }
         self.attr(&state, id)
+    }
+
+    /// The kernel hands over the times of files that it wrote to, even after they were removed. Refused, it would make
+    /// syncfs(2) fail.
+    fn set_departed(&self, id: InodeId, change: &SetAttr) -> Result<Attr> {
+        if change.permissions.is_some() || change.uid.is_some() || change.gid.is_some() {
+            return Err(VolumeError::NotFound);
+        }
+        let mut departed = self.departed.lock();
+        let attr = departed.get_mut(&id).ok_or(VolumeError::NotFound)?;
+        for (time, set) in [(&mut attr.mtime, change.mtime), (&mut attr.atime, change.atime)] {
+            *time = match set {
+                None => *time,
+                Some(SetTime::Now) => self.env.now(),
+                Some(SetTime::At(set)) => set,
+            };
+        }
+        Ok(*attr)
     }
 
     pub(super) fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
