@@ -33,11 +33,20 @@ impl LocalVolume {
             let Some(data) = user.cell.data.try_lock() else { return false };
             let Some(data) = data.as_ref() else { return true };
             let Some(staging) = data.staging.as_ref() else { return !data.failed };
-            if data.failed || !staging.in_memory || !staging.overlay.is_whole() {
+            if data.failed || staging.is_handed() {
                 return false;
             }
             if staging.is_recorded() {
                 return true;
+            }
+            let is_at_hand = match staging.recording(false) {
+                Recording::Bytes => staging.in_memory && staging.overlay.is_whole(),
+                // What was just written, and not much of it, is in the host's cache.
+                Recording::Delta => true,
+                Recording::File => false,
+            };
+            if !is_at_hand {
+                return false;
             }
         }
         matches!(self.record_bytes(&user.cell, false), Ok(true))
