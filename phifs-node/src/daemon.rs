@@ -45,6 +45,9 @@ const CHECKPOINT_LOOK: Duration = Duration::from_millis(200);
 /// And while it does not: how long it may change before anybody looks.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
+/// After work, when it has been looked this often without seeing a change, free memory goes back to the system.
+const LOOKS_BEFORE_TRIM: u32 = 2;
+
 /// How long background work rests after it failed.
 const FAILURE_REST: Duration = Duration::from_secs(1);
 
@@ -409,11 +412,15 @@ impl Background {
             let (engine, ending) = (engine.clone(), ending.clone());
             spawn(name, move || repeat_until(&ending, || work(&engine)))
         };
-        let mut seen = None;
+        let (mut seen, mut idle_looks) = (None, 0_u32);
         let checkpoint = move |engine: &Engine| {
             let end = engine.journal_end();
             engine.checkpoint_if_due()?;
-            Ok(if seen.replace(end) == Some(end) { IDLE_LOOK } else { CHECKPOINT_LOOK })
+            idle_looks = if seen.replace(end) == Some(end) { idle_looks.saturating_add(1) } else { 0 };
+            if idle_looks == LOOKS_BEFORE_TRIM {
+                give_back_memory();
+            }
+            Ok(if idle_looks > 0 { IDLE_LOOK } else { CHECKPOINT_LOOK })
         };
         let mut threads = vec![
             repeat("tick", Box::new(|engine| engine.tick().map(|()| TICK)))?,
@@ -435,6 +442,16 @@ impl Background {
             // Panics are caught inside.
             let _ = thread.join();
         }
+    }
+}
+
+/// The allocator keeps what was freed for later. What a million new files take for a moment is more than ever before and
+/// perhaps ever after.
+fn give_back_memory() {
+    // SAFETY: it may be called at any time.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 
