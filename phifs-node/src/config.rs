@@ -411,7 +411,7 @@ impl Config {
             suid: settings.suid.unwrap_or(false),
             dev: settings.dev.unwrap_or(false),
             data_mode: settings.data_mode.unwrap_or(DataMode::Auto),
-            cache_mib: settings.cache_mib.unwrap_or(192),
+            cache_mib: settings.cache_mib.unwrap_or(64),
             staging_cache_mib: settings.staging_cache_mib.unwrap_or(4096),
             publish_interval: Duration::from_millis(settings.publish_interval_ms.unwrap_or(1000).into()),
             log_format: settings.log_format.unwrap_or(LogFormat::Text),
