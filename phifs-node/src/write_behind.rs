@@ -248,6 +248,16 @@ mod tests {
         (Writer::start().unwrap().file(file.clone()), file)
     }
 
+    /// A file with a long write behind it for which there is no room; the file below it; and the one that has the room.
+    fn waiting_on_a_full_disk() -> (WriteBehind, Arc<dyn File>, Arc<dyn File>) {
+        let disk = MemDisk::with_capacity(1 << 20);
+        let (behind, file) = file_on(&disk);
+        let other = disk.create(FileName::Staging(2)).unwrap();
+        other.write_at(&[1; 1 << 20], 0).unwrap();
+        behind.write_at(&[7; LONG_BYTES], 0).unwrap();
+        (behind, file, other)
+    }
+
     #[test]
     fn every_call_comes_after_the_writes_before_it() {
         let mut rng = fastrand::Rng::with_seed(1);
@@ -279,11 +289,7 @@ mod tests {
 
     #[test]
     fn failed_write_is_told_by_the_next_call_and_made_when_there_is_room_again() {
-        let disk = MemDisk::with_capacity(1 << 20);
-        let (behind, file) = file_on(&disk);
-        let other = disk.create(FileName::Staging(2)).unwrap();
-        other.write_at(&[1; 1 << 20], 0).unwrap();
-        behind.write_at(&[7; LONG_BYTES], 0).unwrap();
+        let (behind, file, other) = waiting_on_a_full_disk();
         assert_eq!(behind.sync().unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(behind.read_at(&mut [0; 1], 0).unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert!(behind.fd().is_none());
@@ -296,11 +302,7 @@ mod tests {
 
     #[test]
     fn emptied_file_needs_none_of_its_writes() {
-        let disk = MemDisk::with_capacity(1 << 20);
-        let (behind, _) = file_on(&disk);
-        let other = disk.create(FileName::Staging(2)).unwrap();
-        other.write_at(&[1; 1 << 20], 0).unwrap();
-        behind.write_at(&[7; LONG_BYTES], 0).unwrap();
+        let (behind, _, _) = waiting_on_a_full_disk();
         behind.set_len(0).unwrap();
         behind.sync().unwrap();
         assert_eq!(behind.inner.memory.waiting_bytes.load(Ordering::Relaxed), 0);

@@ -207,7 +207,7 @@ impl LocalVolume {
         while queue.is_empty() && !stopping() {
             self.queued.wait(&mut queue);
             if !stopping() && !self.staging.memory_is_short() {
-                // Only the last `enqueue` of a memory that gets short, and the stop, wake anybody from this.
+                // Cut short by the stop, and by an `enqueue` when memory gets short.
                 self.queued.wait_for(&mut queue, REST);
             }
         }
