@@ -10,14 +10,14 @@ use super::op::{Effect, Field, InodeEffect, LinkEffect, MoveId, Op};
 use super::position::{self, Move};
 use super::register::{Entry, Register};
 use super::row::{Birth, InodeRow, Mode, Owner, Place, Stamp};
-use super::tables::{Rows, Table, Tables, content_key, suffixed_key};
+use super::tables::{Rows, RowsMut, Table, TablesMut, content_key, suffixed_key};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
 /// Applies one operation whose causes have all been applied, and brings the derived tables along.
 ///
 /// An error comes from reading rows; the tables may then hold a part of the operation and must not be used further.
-pub fn apply<T: Tables + ?Sized>(tables: &mut T, op: &Op) -> Result<()> {
+pub fn apply<T: TablesMut + ?Sized>(tables: &mut T, op: &Op) -> Result<()> {
     op.effects.iter().try_for_each(|effect| match effect {
         Effect::Inode(effect) => apply_inode(tables, op, effect),
         Effect::Link(effect) => apply_link(tables, op, effect),
@@ -40,7 +40,7 @@ pub fn apply<T: Tables + ?Sized>(tables: &mut T, op: &Op) -> Result<()> {
 }
 
 /// What a volume holds before its first operation: an empty root directory, the same on every node.
-pub fn genesis<T: Tables + ?Sized>(tables: &mut T) {
+pub fn genesis<T: TablesMut + ?Sized>(tables: &mut T) {
     let dot = DirId::ROOT.0;
     let hlc = Hlc::default();
     let time = Timestamp::default();
@@ -59,7 +59,7 @@ pub fn genesis<T: Tables + ?Sized>(tables: &mut T) {
 /// The context that covers `genesis`.
 pub const GENESIS_DOT: Dot = Dot { author: AuthorId::GENESIS, n: 1 };
 
-fn apply_inode<T: Tables + ?Sized>(tables: &mut T, op: &Op, effect: &InodeEffect) -> Result<()> {
+fn apply_inode<T: TablesMut + ?Sized>(tables: &mut T, op: &Op, effect: &InodeEffect) -> Result<()> {
     let mut row = tables.inode(effect.inode)?.unwrap_or_default();
     let was_alive = !row.alive.is_empty();
     for (field, dot) in &effect.drops {
@@ -91,7 +91,7 @@ fn apply_inode<T: Tables + ?Sized>(tables: &mut T, op: &Op, effect: &InodeEffect
     store_inode(tables, effect.inode, was_alive, &row)
 }
 
-fn store_inode<T: Tables + ?Sized>(tables: &mut T, id: InodeId, was_alive: bool, row: &InodeRow) -> Result<()> {
+fn store_inode<T: TablesMut + ?Sized>(tables: &mut T, id: InodeId, was_alive: bool, row: &InodeRow) -> Result<()> {
     tables.set_inode(id, row);
     if was_alive == row.alive.is_empty() { derive::show(tables, DirId(id.0)) } else { Ok(()) }
 }
@@ -102,7 +102,7 @@ fn set<V>(register: &mut Register<V>, op: &Op, value: Option<V>) {
     }
 }
 
-fn apply_link<T: Tables + ?Sized>(tables: &mut T, op: &Op, effect: &LinkEffect) -> Result<()> {
+fn apply_link<T: TablesMut + ?Sized>(tables: &mut T, op: &Op, effect: &LinkEffect) -> Result<()> {
     let mut row = tables.link(effect.link)?.unwrap_or_default();
     let before = row.place().cloned();
     effect.drops.iter().for_each(|dot| row.places.remove(*dot));
@@ -122,7 +122,7 @@ fn apply_link<T: Tables + ?Sized>(tables: &mut T, op: &Op, effect: &LinkEffect) 
 }
 
 /// One operation moves a directory once: the first of its moves counts, as one id never names two values.
-fn apply_move<T: Tables + ?Sized>(tables: &mut T, new: &Move) -> Result<()> {
+fn apply_move<T: TablesMut + ?Sized>(tables: &mut T, new: &Move) -> Result<()> {
     let key = new.key();
     if tables.get(Table::Moves, &key)?.is_some() {
         return Ok(());
@@ -131,7 +131,7 @@ fn apply_move<T: Tables + ?Sized>(tables: &mut T, new: &Move) -> Result<()> {
     position::move_added(tables, new)
 }
 
-fn purge<T: Tables + ?Sized>(tables: &mut T, inode: InodeId, dots: &[Dot], folds: &[MoveId]) -> Result<()> {
+fn purge<T: TablesMut + ?Sized>(tables: &mut T, inode: InodeId, dots: &[Dot], folds: &[MoveId]) -> Result<()> {
     if let Some(mut row) = tables.inode(inode)? {
         let was_alive = !row.alive.is_empty();
         for dot in dots {

@@ -19,7 +19,7 @@ use crate::volume::FileKind;
 use super::op::MoveId;
 use super::position::Position;
 use super::row::{self, Place, get_link_kind, kind_to_byte};
-use super::tables::{Rows, Table, Tables, malformed, suffixed_key};
+use super::tables::{Rows, Table, Tables, TablesMut, malformed, suffixed_key};
 
 pub use super::position::is_inside;
 pub use super::recompute::{DerivedRows, differences, kept, rebuild, recompute};
@@ -258,7 +258,7 @@ fn own_link<T: Tables + ?Sized>(tables: &T, inode: InodeId) -> Result<BTreeSet<L
 }
 
 /// A link came to another place, or into being, or went.
-pub(super) fn link_changed<T: Tables + ?Sized>(
+pub(super) fn link_changed<T: TablesMut + ?Sized>(
     tables: &mut T,
     id: LinkId,
     before: Option<&Place>,
@@ -300,7 +300,7 @@ pub(super) fn link_changed<T: Tables + ?Sized>(
 }
 
 /// An inode has a row here only while a link of another dot leads to it.
-fn count_link<T: Tables + ?Sized>(tables: &mut T, inode: InodeId, id: LinkId, present: bool) -> Result<()> {
+fn count_link<T: TablesMut + ?Sized>(tables: &mut T, inode: InodeId, id: LinkId, present: bool) -> Result<()> {
     let own = LinkId(inode.0);
     let mut links = match stored_links(tables, inode)? {
         Some(links) => links,
@@ -321,13 +321,13 @@ fn count_link<T: Tables + ?Sized>(tables: &mut T, inode: InodeId, id: LinkId, pr
     Ok(())
 }
 
-fn set_child<T: Tables + ?Sized>(tables: &mut T, dir: DirId, name: &[u8], child: Child, present: bool) -> Result<()> {
+fn set_child<T: TablesMut + ?Sized>(tables: &mut T, dir: DirId, name: &[u8], child: Child, present: bool) -> Result<()> {
     if list(tables, dir, name, child, present)? { show(tables, dir) } else { Ok(()) }
 }
 
 /// Adds or removes a child without looking at what that means for the directory's own visibility. Says whether that
 /// may have changed, as it does with the first and the last child only.
-pub(super) fn list<T: Tables + ?Sized>(
+pub(super) fn list<T: TablesMut + ?Sized>(
     tables: &mut T,
     dir: DirId,
     name: &[u8],
@@ -338,7 +338,7 @@ pub(super) fn list<T: Tables + ?Sized>(
 }
 
 /// Adds a meaning to a name or removes it. Says whether that changed anything.
-fn put_child<T: Tables + ?Sized>(tables: &mut T, dir: DirId, name: &[u8], child: Child, present: bool) -> Result<bool> {
+fn put_child<T: TablesMut + ?Sized>(tables: &mut T, dir: DirId, name: &[u8], child: Child, present: bool) -> Result<bool> {
     let key = child_key(dir, name);
     let mut children = tables.children(&key)?;
     if !children.set(child, present) {
@@ -353,7 +353,7 @@ fn put_child<T: Tables + ?Sized>(tables: &mut T, dir: DirId, name: &[u8], child:
 }
 
 /// Counts a child that came or went. Says whether it is the first or was the last.
-fn count_child<T: Tables + ?Sized>(tables: &mut T, dir: DirId, child: Child, present: bool) -> Result<bool> {
+fn count_child<T: TablesMut + ?Sized>(tables: &mut T, dir: DirId, child: Child, present: bool) -> Result<bool> {
     let mut row = dir_row(tables, dir)?;
     let is_dir = u64::from(matches!(child, Child::Dir(_)));
     let counts = if present {
@@ -368,7 +368,7 @@ fn count_child<T: Tables + ?Sized>(tables: &mut T, dir: DirId, child: Child, pre
 }
 
 /// Makes a directory appear in, or vanish from, its parent as its state demands, and so on upwards.
-pub(super) fn show<T: Tables + ?Sized>(tables: &mut T, mut dir: DirId) -> Result<()> {
+pub(super) fn show<T: TablesMut + ?Sized>(tables: &mut T, mut dir: DirId) -> Result<()> {
     while dir != DirId::ROOT {
         let mut row = dir_row(tables, dir)?;
         let shown = row.entries > 0 || tables.inode(dir.inode())?.is_some_and(|inode| !inode.alive.is_empty());
@@ -391,7 +391,7 @@ fn dir_row<T: Tables + ?Sized>(tables: &T, dir: DirId) -> Result<DirRow> {
 }
 
 /// Stores a directory's row; one that neither has a place nor contains anything is removed.
-pub(super) fn put_dir<T: Tables + ?Sized>(tables: &mut T, dir: DirId, row: &DirRow) {
+pub(super) fn put_dir<T: TablesMut + ?Sized>(tables: &mut T, dir: DirId, row: &DirRow) {
     let key = dir.0.to_bytes();
     if dir != DirId::ROOT && row.moves.is_empty() && row.entries == 0 && !row.is_placed() {
         tables.delete(Table::Dirs, &key);

@@ -11,7 +11,7 @@ use crate::store::StoreError;
 use super::derive;
 use super::position::Move;
 use super::row::{InodeRow, LinkRow, check_xattr_name};
-use super::tables::{REPLICATED, Rows, Table, Tables, malformed};
+use super::tables::{REPLICATED, Rows, RowsMut, Table, Tables, TablesMut, malformed};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -22,7 +22,7 @@ pub struct Side<'a, T: ?Sized> {
 }
 
 /// Joins `theirs` into `mine`, and derives anew what follows.
-pub fn join<T: Tables, U: Tables>(mine: &mut T, covers: &dyn Fn(Dot) -> bool, theirs: &Side<'_, U>) -> Result<()> {
+pub fn join<T: TablesMut, U: Tables>(mine: &mut T, covers: &dyn Fn(Dot) -> bool, theirs: &Side<'_, U>) -> Result<()> {
     for table in REPLICATED {
         let mut keys: BTreeSet<Vec<u8>> = BTreeSet::new();
         keys.extend(mine.with_prefix(table, &[])?.into_iter().map(|(key, _)| key));
@@ -45,7 +45,7 @@ pub fn join<T: Tables, U: Tables>(mine: &mut T, covers: &dyn Fn(Dot) -> bool, th
     derive::rebuild(mine)
 }
 
-fn join_inode<T: Tables, U: Tables>(
+fn join_inode<T: TablesMut, U: Tables>(
     mine: &mut T,
     covers: &dyn Fn(Dot) -> bool,
     theirs: &Side<'_, U>,
@@ -66,7 +66,7 @@ fn join_inode<T: Tables, U: Tables>(
     Ok(())
 }
 
-fn join_link<T: Tables, U: Tables>(
+fn join_link<T: TablesMut, U: Tables>(
     mine: &mut T,
     covers: &dyn Fn(Dot) -> bool,
     theirs: &Side<'_, U>,
@@ -79,7 +79,7 @@ fn join_link<T: Tables, U: Tables>(
 }
 
 /// A row that stands for one dot: it is there or not.
-fn join_dotted_row<T: Tables, U: Tables>(
+fn join_dotted_row<T: TablesMut, U: Tables>(
     mine: &mut T,
     covers: &dyn Fn(Dot) -> bool,
     theirs: &Side<'_, U>,

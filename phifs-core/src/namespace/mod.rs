@@ -35,4 +35,4 @@ mod tests;
 pub use apply::apply;
 pub use op::{Effect, Op};
 pub use row::{Birth, InodeRow, LinkRow, Mode, Owner, Place, Stamp, Version};
-pub use tables::{Table, Tables};
+pub use tables::{Table, Tables, TablesMut};

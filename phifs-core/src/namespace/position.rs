@@ -20,7 +20,7 @@ use crate::time::Hlc;
 use super::derive::{self, DirRow};
 use super::op::MoveId;
 use super::row;
-use super::tables::{Rows, Table, Tables, malformed, move_key};
+use super::tables::{Rows, Table, Tables, TablesMut, malformed, move_key};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -73,7 +73,7 @@ impl Move {
 }
 
 /// A move was added to the table of moves.
-pub(super) fn move_added<T: Tables + ?Sized>(tables: &mut T, new: &Move) -> Result<()> {
+pub(super) fn move_added<T: TablesMut + ?Sized>(tables: &mut T, new: &Move) -> Result<()> {
     let known = tables.dir(new.dir)?;
     // Nothing that is known names a directory before its creation, so a creation changes no other move however late it
     // comes ("Move_Create.thy" beside the paper).
@@ -95,7 +95,7 @@ pub(super) fn move_added<T: Tables + ?Sized>(tables: &mut T, new: &Move) -> Resu
 }
 
 /// Drops moves of a directory from the table and from what follows.
-pub(super) fn drop_moves<T: Tables + ?Sized>(tables: &mut T, dir: DirId, ids: &[MoveId]) -> Result<()> {
+pub(super) fn drop_moves<T: TablesMut + ?Sized>(tables: &mut T, dir: DirId, ids: &[MoveId]) -> Result<()> {
     if ids.is_empty() {
         return Ok(());
     }
@@ -134,7 +134,7 @@ fn is_any_skipped<T: Tables + ?Sized>(tables: &T, from: &[u8]) -> Result<bool> {
 
 /// Takes back all moves from the key `from` on, and makes those again that are in the table. `dir` has a move there
 /// that came or went.
-fn replay<T: Tables + ?Sized>(tables: &mut T, from: &[u8], dir: DirId) -> Result<()> {
+fn replay<T: TablesMut + ?Sized>(tables: &mut T, from: &[u8], dir: DirId) -> Result<()> {
     let later = moves_from(tables, from)?;
     let mut positions: BTreeMap<DirId, Position> = BTreeMap::new();
     for dir in later.iter().map(|later| later.dir).chain([dir]) {
@@ -212,7 +212,7 @@ fn leads_to<T: Tables + ?Sized>(
 }
 
 /// Takes directories out of their places, then puts them where they belong, so that no order of steps matters.
-fn reposition<T: Tables + ?Sized>(tables: &mut T, positions: &BTreeMap<DirId, Position>) -> Result<()> {
+fn reposition<T: TablesMut + ?Sized>(tables: &mut T, positions: &BTreeMap<DirId, Position>) -> Result<()> {
     let mut left = Vec::new();
     for dir in positions.keys() {
         if let Some(row) = tables.dir(*dir)?.filter(|row| row.shown && row.is_placed()) {

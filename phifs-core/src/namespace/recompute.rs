@@ -10,7 +10,7 @@ use crate::store::StoreError;
 use super::derive::{Child, Children, DirRow, child_key, dot_of, encode_links};
 use super::position;
 use super::row::{InodeRow, LinkRow};
-use super::tables::{DERIVED, Rows, Table, Tables, malformed};
+use super::tables::{DERIVED, Rows, Table, Tables, TablesMut, malformed};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -94,7 +94,7 @@ pub fn recompute<T: Tables + ?Sized>(tables: &T) -> Result<DerivedRows> {
 }
 
 /// Replaces the derived tables by what follows from the replicated ones.
-pub fn rebuild<T: Tables + ?Sized>(tables: &mut T) -> Result<()> {
+pub fn rebuild<T: TablesMut + ?Sized>(tables: &mut T) -> Result<()> {
     let recomputed = recompute(tables)?;
     for (table, key) in kept(tables)?.into_keys().filter(|row| !recomputed.contains_key(row)) {
         tables.delete(table, &key);

@@ -59,11 +59,9 @@ impl std::fmt::Display for Table {
 pub const REPLICATED: [Table; 5] = [Table::Inodes, Table::Links, Table::Moves, Table::Xattrs, Table::Contents];
 pub const DERIVED: [Table; 4] = [Table::Children, Table::Dirs, Table::LinksOf, Table::Skipped];
 
-/// Where the rows are: the metadata database, or a plain map in tests and tools.
+/// Where the rows are: the metadata database, a snapshot, or a plain map in tests and tools.
 pub trait Tables {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
-    fn put(&mut self, table: Table, key: &[u8], value: &[u8]);
-    fn delete(&mut self, table: Table, key: &[u8]);
     /// Visits rows in key order from `from` on, across the whole table until told to stop.
     fn scan(
         &self,
@@ -71,6 +69,12 @@ pub trait Tables {
         from: &[u8],
         visit: &mut dyn FnMut(&[u8], &Bytes) -> ControlFlow<()>,
     ) -> Result<(), StoreError>;
+}
+
+/// Tables that can be changed.
+pub trait TablesMut: Tables {
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]);
+    fn delete(&mut self, table: Table, key: &[u8]);
 }
 
 /// What to say about a row that does not decode.
@@ -87,29 +91,10 @@ pub trait Rows: Tables {
         bytes.map(|bytes| InodeRow::decode(id.0, &bytes).map_err(|e| malformed("inode", &key, e))).transpose()
     }
 
-    /// Stores a row; an empty one is removed.
-    fn set_inode(&mut self, id: InodeId, row: &InodeRow) {
-        let key = id.0.to_bytes();
-        if row.is_empty() {
-            self.delete(Table::Inodes, &key);
-        } else {
-            self.put(Table::Inodes, &key, &row.encode(id.0));
-        }
-    }
-
     fn link(&self, id: LinkId) -> Result<Option<LinkRow>, StoreError> {
         let key = id.0.to_bytes();
         let bytes = self.get(Table::Links, &key)?;
         bytes.map(|bytes| LinkRow::decode(id.0, &bytes).map_err(|e| malformed("link", &key, e))).transpose()
-    }
-
-    fn set_link(&mut self, id: LinkId, row: &LinkRow) {
-        let key = id.0.to_bytes();
-        if row.places.is_empty() {
-            self.delete(Table::Links, &key);
-        } else {
-            self.put(Table::Links, &key, &row.encode(id.0));
-        }
     }
 
     fn xattr(&self, id: InodeId, name: &[u8]) -> Result<XattrRow, StoreError> {
@@ -117,15 +102,6 @@ pub trait Rows: Tables {
         let bytes = self.get(Table::Xattrs, &key)?;
         let row = bytes.map(|bytes| decode_xattr(id.0, &bytes).map_err(|e| malformed("xattr", &key, e)));
         Ok(row.transpose()?.unwrap_or_default())
-    }
-
-    fn set_xattr(&mut self, id: InodeId, name: &[u8], row: &XattrRow) {
-        let key = suffixed_key(id.0, name);
-        if row.is_empty() {
-            self.delete(Table::Xattrs, &key);
-        } else {
-            self.put(Table::Xattrs, &key, &encode_xattr(id.0, row));
-        }
     }
 
     /// All rows whose key starts with `prefix`: what follows the prefix, and the value.
@@ -155,6 +131,39 @@ pub trait Rows: Tables {
 }
 
 impl<T: Tables + ?Sized> Rows for T {}
+
+/// Typed changes on top of bytes.
+pub trait RowsMut: TablesMut {
+    /// Stores a row; an empty one is removed.
+    fn set_inode(&mut self, id: InodeId, row: &InodeRow) {
+        let key = id.0.to_bytes();
+        if row.is_empty() {
+            self.delete(Table::Inodes, &key);
+        } else {
+            self.put(Table::Inodes, &key, &row.encode(id.0));
+        }
+    }
+
+    fn set_link(&mut self, id: LinkId, row: &LinkRow) {
+        let key = id.0.to_bytes();
+        if row.places.is_empty() {
+            self.delete(Table::Links, &key);
+        } else {
+            self.put(Table::Links, &key, &row.encode(id.0));
+        }
+    }
+
+    fn set_xattr(&mut self, id: InodeId, name: &[u8], row: &XattrRow) {
+        let key = suffixed_key(id.0, name);
+        if row.is_empty() {
+            self.delete(Table::Xattrs, &key);
+        } else {
+            self.put(Table::Xattrs, &key, &encode_xattr(id.0, row));
+        }
+    }
+}
+
+impl<T: TablesMut + ?Sized> RowsMut for T {}
 
 /// A dot, then bytes of any length.
 pub fn suffixed_key(dot: Dot, suffix: &[u8]) -> Vec<u8> {

@@ -15,7 +15,7 @@ use super::apply::{GENESIS_DOT, genesis};
 use super::derive::{self, Child};
 use super::join::{Side, join};
 use super::op::{Effect, Op};
-use super::tables::{REPLICATED, Rows, Table, Tables};
+use super::tables::{REPLICATED, Rows, Table, Tables, TablesMut};
 use super::{apply, plan, view};
 use crate::causal::VersionVector;
 use crate::id::{AuthorId, DirId, Dot, InodeId};
@@ -43,14 +43,6 @@ impl Tables for MapTables {
         Ok(self.0.get(&(table, key.to_vec())).cloned())
     }
 
-    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
-        self.0.insert((table, key.to_vec()), Bytes::copy_from_slice(value));
-    }
-
-    fn delete(&mut self, table: Table, key: &[u8]) {
-        self.0.remove(&(table, key.to_vec()));
-    }
-
     fn scan(
         &self,
         table: Table,
@@ -64,6 +56,16 @@ impl Tables for MapTables {
             }
         }
         Ok(())
+    }
+}
+
+impl TablesMut for MapTables {
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        self.0.insert((table, key.to_vec()), Bytes::copy_from_slice(value));
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) {
+        self.0.remove(&(table, key.to_vec()));
     }
 }
 

@@ -10,7 +10,7 @@ use std::ops::{ControlFlow, Deref};
 use bytes::Bytes;
 
 use crate::meta::Key;
-use crate::namespace::{Table, Tables};
+use crate::namespace::{Table, Tables, TablesMut};
 use crate::store::StoreError;
 
 use super::state::State;
@@ -107,14 +107,6 @@ impl Tables for Scope<'_> {
         }
     }
 
-    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
-        self.rows.get_mut().set(table, key, Some(Bytes::copy_from_slice(value)));
-    }
-
-    fn delete(&mut self, table: Table, key: &[u8]) {
-        self.rows.get_mut().set(table, key, None);
-    }
-
     fn scan(
         &self,
         table: Table,
@@ -151,6 +143,16 @@ impl Tables for Scope<'_> {
             }
         }
         Ok(())
+    }
+}
+
+impl TablesMut for Scope<'_> {
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        self.rows.get_mut().set(table, key, Some(Bytes::copy_from_slice(value)));
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) {
+        self.rows.get_mut().set(table, key, None);
     }
 }
 

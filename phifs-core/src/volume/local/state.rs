@@ -16,7 +16,7 @@ use crate::identity::Author;
 use crate::meta::{Journal, Lsn, Meta, TableId};
 use crate::namespace::apply::{GENESIS_DOT, genesis};
 use crate::namespace::tables::malformed;
-use crate::namespace::{Effect, Op, Table, Tables, apply};
+use crate::namespace::{Effect, Op, Table, Tables, TablesMut, apply};
 use crate::store::StoreError;
 use crate::time::{Hlc, Timestamp};
 use crate::volume::{Ino, VolumeError};
@@ -260,14 +260,6 @@ impl Tables for State {
         Ok(self.meta.get(TableId(table as u8), key)?)
     }
 
-    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
-        self.meta.put(TableId(table as u8), key, value);
-    }
-
-    fn delete(&mut self, table: Table, key: &[u8]) {
-        self.meta.delete(TableId(table as u8), key);
-    }
-
     fn scan(
         &self,
         table: Table,
@@ -275,6 +267,16 @@ impl Tables for State {
         visit: &mut dyn FnMut(&[u8], &Bytes) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         Ok(self.meta.scan(TableId(table as u8), from, visit)?)
+    }
+}
+
+impl TablesMut for State {
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        self.meta.put(TableId(table as u8), key, value);
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) {
+        self.meta.delete(TableId(table as u8), key);
     }
 }
 
