@@ -15,6 +15,10 @@ impl GlyphId {
     }
 }
 
+/// Names a snapshot: the hash of its record (see `snapshot::Record`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct S8Id(pub [u8; 32]);
+
 /// An author of operations: a node key together with one incarnation of that node.
 ///
 /// It is the first 16 bytes of a domain-separated BLAKE3 hash over both (see `identity::Author`), and is never reused.
@@ -118,6 +122,18 @@ impl fmt::Debug for AuthorId {
 impl fmt::Display for GlyphId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_hex(f, &self.0)
+    }
+}
+
+impl fmt::Display for S8Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_hex(f, &self.0)
+    }
+}
+
+impl fmt::Debug for S8Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_hex(f, &self.0[..6])
     }
 }
 

@@ -15,6 +15,8 @@ pub mod merkle;
 pub mod meta;
 pub mod namespace;
 pub mod oplog;
+pub mod registry;
+pub mod snapshot;
 pub mod store;
 pub mod time;
 pub mod volume;

@@ -383,6 +383,12 @@ impl Handler for Daemon {
             Request::Fsck { rebuild_index, repair } => {
                 json(serde_json::to_value(self.engine.fsck(rebuild_index, repair, progress)?))
             }
+            Request::SnapshotCreate { name, labels } => {
+                json(serde_json::to_value(self.engine.create_snapshot(&name, labels)?))
+            }
+            Request::SnapshotList => json(serde_json::to_value(self.engine.snapshots()?)),
+            Request::SnapshotShow { name } => json(serde_json::to_value(self.engine.snapshot(&name)?)),
+            Request::SnapshotDelete { names } => json(serde_json::to_value(self.engine.delete_snapshots(&names)?)),
             Request::Down { force } => {
                 let result = self.stop(force, progress);
                 if *self.stopped.lock() {
@@ -428,8 +434,10 @@ impl Background {
         ];
         for _ in 0..PUBLISHERS {
             let engine = engine.clone();
-            threads.push(spawn("publish", move || publish(&engine))?);
+            threads.push(spawn("publish", move || keep_on("publishing", || engine.run_publisher()))?);
         }
+        let sealer = engine.clone();
+        threads.push(spawn("seal", move || keep_on("sealing snapshots", || sealer.run_sealer()))?);
         Ok(Self { engine: engine.clone(), ending, threads: Mutex::new(threads) })
     }
 
@@ -455,10 +463,10 @@ fn give_back_memory() {
     }
 }
 
-/// Publishes closed files until the engine is told to stop.
-fn publish(engine: &Engine) {
-    while catch_unwind(AssertUnwindSafe(|| engine.run_publisher())).is_err() {
-        tracing::error!("publishing panicked; it goes on with the next file");
+/// Goes on after a panic: the engine ends the work when it is told to stop.
+fn keep_on(what: &str, work: impl Fn()) {
+    while catch_unwind(AssertUnwindSafe(&work)).is_err() {
+        tracing::error!("{what} panicked; it goes on with the next one");
     }
 }
 

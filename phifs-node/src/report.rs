@@ -99,6 +99,49 @@ pub struct UsagePart {
     pub why: String,
 }
 
+/// A snapshot, for `snapshot`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub name: String,
+    /// When it was taken.
+    pub millis: u64,
+    /// Names the state that it holds.
+    pub root: String,
+    pub labels: Vec<String>,
+    /// Taken by the schedule.
+    pub scheduled: bool,
+    /// What was counted and signed; absent as long as that is still to be done.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub seal: Option<Seal>,
+}
+
+/// The fields of a sealed snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seal {
+    pub id: String,
+    pub parents: Vec<String>,
+    /// Author and number: everything up to these is in it.
+    pub context: Vec<(String, u64)>,
+    /// The author's clock: milliseconds and a counter.
+    pub theta: String,
+    pub lag_micros: i64,
+    pub logical_bytes: u64,
+    pub unique_bytes: u64,
+    pub new_bytes: u64,
+    pub files: u64,
+    pub directories: u64,
+    pub depth: u32,
+    pub mean_bytes: u64,
+    pub largest_bytes: u64,
+    pub glyphs: u64,
+    pub conflicts: u64,
+    /// From 0 to 1.
+    pub coherence: String,
+    pub author: String,
+    pub node: String,
+    pub volume: String,
+}
+
 /// Answer to `gc`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {

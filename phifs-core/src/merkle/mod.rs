@@ -24,10 +24,12 @@
 //! - No path is longer than a key has bits; levels and prefix lengths fit 16 bits because keys are bounded.
 //!
 //! `node` is the bytes of one node, `partition` the paging rule, `edit` makes nodes (`build`, `apply`), `read` looks
-//! rows up (`get`, `leaf`, `scan`), `walk` names all nodes or finds lost ones, `cache` keeps the validated ones.
+//! rows up (`get`, `leaf`, `scan`), `diff` compares two maps, `walk` names all nodes or finds lost ones, `cache` keeps the
+//! validated ones.
 
 mod bits;
 mod cache;
+mod diff;
 mod edit;
 mod node;
 mod partition;
@@ -38,6 +40,7 @@ mod walk;
 mod tests;
 
 pub use cache::NodeCache;
+pub use diff::{Difference, diff};
 pub use edit::{apply, build};
 pub use node::Node;
 pub use read::{Scan, get, leaf, scan};

@@ -113,6 +113,12 @@ impl Node {
         (0..self.count()).map(move |index| rest.split_to(self.prefix().len() + self.suffix(index).len()))
     }
 
+    /// The rows of a leaf.
+    pub fn rows(&self) -> impl Iterator<Item = (Bytes, Bytes)> {
+        assert!(self.is_leaf(), "only leaves have rows");
+        self.keys().enumerate().map(|(index, key)| (key, self.value(index)))
+    }
+
     /// The value of a key in this leaf.
     pub fn get(&self, key: &[u8]) -> Option<Bytes> {
         self.find(key).ok().map(|index| self.value(index))

@@ -1,7 +1,9 @@
 //! The map against its definition: `by_definition` makes the nodes of a set of rows straight from the module's text.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::ControlFlow;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -452,4 +454,75 @@ fn nodes_of_version_1_stay_as_they_are() {
         (root.level, root.id.unwrap().to_string().as_str()),
         (1, "20160f1b810090b3f1688a5b5f414d1f45a6d717865d0cb0dd6735083f2281c8")
     );
+}
+
+proptest! {
+    #[test]
+    fn diff_names_exactly_the_rows_that_differ(shape in shapes(), batches in batches()) {
+        let nodes = Nodes::default();
+        let mut states = vec![(Root::EMPTY, Rows::new())];
+        for batch in batches {
+            let (root, mut rows) = states.last().unwrap().clone();
+            let (root, _) = nodes.apply(shape, &root, batch.clone());
+            for (key, value) in batch {
+                match value {
+                    Some(value) => rows.insert(key, value),
+                    None => rows.remove(&key),
+                };
+            }
+            states.push((root, rows));
+        }
+        let (new, after) = states.last().unwrap();
+        for (old, before) in &states {
+            let keys: BTreeSet<&Bytes> = before.keys().chain(after.keys()).collect();
+            let row = |key: &Bytes| (before.get(key).cloned(), after.get(key).cloned());
+            let mut expected: Vec<Difference> = keys
+                .into_iter()
+                .map(|key| (key, row(key)))
+                .map(|(key, (old, new))| Difference { key: key.clone(), old, new })
+                .collect();
+            expected.retain(|row| row.old != row.new);
+            let mut found = Vec::new();
+            let visit = &mut |row| {
+                found.push(row);
+                ControlFlow::Continue(())
+            };
+            diff(&nodes, old, new, visit).unwrap();
+            prop_assert_eq!(found, expected);
+        }
+    }
+}
+
+#[test]
+fn diff_of_a_few_changes_loads_few_nodes() {
+    let nodes = Counted::default();
+    let key = |n: u32| Bytes::from(n.to_be_bytes().to_vec());
+    let rows: Rows = (0..20_000).map(|n| (key(n), Bytes::from_static(b"value"))).collect();
+    let shape = Shape { leaf_bytes: 256, inner_bytes: 1024 };
+    let old = nodes.nodes.build(shape, &rows);
+    let batch = [7, 9_999, 19_000].map(|n| (key(n), None)).into_iter().collect();
+    let (new, _) = nodes.nodes.apply(shape, &old, batch);
+    let mut found = 0;
+    let visit = &mut |_| {
+        found += 1;
+        ControlFlow::Continue(())
+    };
+    diff(&nodes, &old, &new, visit).unwrap();
+    assert_eq!(found, 3);
+    let (loaded, all) = (nodes.loads.load(Ordering::Relaxed), nodes.nodes.reachable(&new).len());
+    assert!(loaded <= 8 * usize::from(new.level + 1), "{loaded} of {all} nodes");
+}
+
+/// Counts how many nodes are asked for.
+#[derive(Default)]
+struct Counted {
+    nodes: Nodes,
+    loads: AtomicUsize,
+}
+
+impl NodeSource for Counted {
+    fn node(&self, id: &GlyphId) -> Result<Node, MapError> {
+        self.loads.fetch_add(1, Ordering::Relaxed);
+        self.nodes.node(id)
+    }
 }

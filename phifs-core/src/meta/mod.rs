@@ -13,12 +13,14 @@
 //! 4. `Journal::recycle` up to that position.
 
 mod checkpoint;
+mod frozen;
 pub mod journal;
 mod memtable;
 pub mod superblock;
 mod tables;
 
 pub use checkpoint::{CheckpointDone, CheckpointJob, Roots};
+pub use frozen::Frozen;
 pub use journal::{Journal, Lsn};
 pub use memtable::Key;
 pub use tables::{Meta, Superseded, TableId, TableSpec};

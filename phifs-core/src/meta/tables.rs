@@ -179,6 +179,12 @@ impl Meta {
         self.active.iter().map(Memtable::len).sum()
     }
 
+    /// Whether rows of this table have changed since the last checkpoint installed.
+    pub fn is_changed(&self, table: TableId) -> bool {
+        let index = self.index(table);
+        self.active[index].len() > 0 || self.frozen.as_ref().is_some_and(|frozen| frozen[index].len() > 0)
+    }
+
     /// The state of the last checkpoint installed.
     pub fn roots(&self) -> &Roots {
         &self.roots

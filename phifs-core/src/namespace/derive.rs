@@ -321,7 +321,13 @@ fn count_link<T: TablesMut + ?Sized>(tables: &mut T, inode: InodeId, id: LinkId,
     Ok(())
 }
 
-fn set_child<T: TablesMut + ?Sized>(tables: &mut T, dir: DirId, name: &[u8], child: Child, present: bool) -> Result<()> {
+fn set_child<T: TablesMut + ?Sized>(
+    tables: &mut T,
+    dir: DirId,
+    name: &[u8],
+    child: Child,
+    present: bool,
+) -> Result<()> {
     if list(tables, dir, name, child, present)? { show(tables, dir) } else { Ok(()) }
 }
 
@@ -338,7 +344,13 @@ pub(super) fn list<T: TablesMut + ?Sized>(
 }
 
 /// Adds a meaning to a name or removes it. Says whether that changed anything.
-fn put_child<T: TablesMut + ?Sized>(tables: &mut T, dir: DirId, name: &[u8], child: Child, present: bool) -> Result<bool> {
+fn put_child<T: TablesMut + ?Sized>(
+    tables: &mut T,
+    dir: DirId,
+    name: &[u8],
+    child: Child,
+    present: bool,
+) -> Result<bool> {
     let key = child_key(dir, name);
     let mut children = tables.children(&key)?;
     if !children.set(child, present) {

@@ -8,7 +8,7 @@ use crate::time::Timestamp;
 use crate::volume::FileKind;
 
 use super::derive::{self, Child};
-use super::op::{Effect, Field, InodeEffect, LinkEffect, PlaceEffect};
+use super::op::{Effect, Field, InodeEffect, LinkEffect, MoveId, PlaceEffect};
 use super::register::Register;
 use super::row::{Birth, InodeRow, Mode, Owner, Version};
 use super::tables::{Rows, Table, Tables, suffixed_key};
@@ -57,20 +57,19 @@ pub fn remove_dir(dir: DirId, row: &InodeRow) -> Effect {
     Effect::Inode(InodeEffect { drops, ..InodeEffect::new(dir.inode()) })
 }
 
-/// Something gets another place, and is kept against a concurrent removal. With `alone`, nobody else has changed or
-/// will change anything that is not here, so the earlier moves of a directory are of no use any more.
+/// Something gets another place, and is kept against a concurrent removal. `folds` says which of the earlier moves of a
+/// directory are dropped: see `Effect::Move`.
 pub fn place<T: Tables + ?Sized>(
     tables: &T,
     what: Child,
     parent: DirId,
     name: &[u8],
-    alone: bool,
+    folds: &dyn Fn(&[MoveId]) -> Vec<MoveId>,
 ) -> Result<Vec<Effect>> {
     let name = name.to_vec();
     Ok(match what {
         Child::Dir(dir) => {
-            let row = if alone { tables.dir(dir)? } else { None };
-            let folds = row.map_or_else(Vec::new, |row| row.moves);
+            let folds = tables.dir(dir)?.map_or_else(Vec::new, |row| folds(&row.moves));
             let inode = tables.inode(dir.inode())?.unwrap_or_default();
             let kept = InodeEffect {
                 alive: true,

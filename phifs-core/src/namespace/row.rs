@@ -316,7 +316,7 @@ impl<'a> RowReader<'a> {
     }
 }
 
-pub(super) fn kind_to_byte(kind: FileKind) -> u8 {
+pub(crate) fn kind_to_byte(kind: FileKind) -> u8 {
     match kind {
         FileKind::File => 0,
         FileKind::Directory => 1,

@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use crate::id::{DirId, Dot, InodeId, LinkId};
+use crate::meta::{Frozen, TableId};
 use crate::store::StoreError;
 
 use super::derive::{Children, DirRow};
@@ -34,6 +35,8 @@ pub enum Table {
     LinksOf = 34,
     /// derived: the keys of those moves that are not made because they would close a cycle
     Skipped = 35,
+    /// what concerns the volume and is no part of its state: see `registry`
+    Registry = 48,
     /// local: see `volume::local`
     Local = 64,
 }
@@ -50,6 +53,7 @@ impl std::fmt::Display for Table {
             Self::Dirs => "directories",
             Self::LinksOf => "hard links",
             Self::Skipped => "skipped moves",
+            Self::Registry => "snapshots, branches and settings",
             Self::Local => "notes of this machine",
         })
     }
@@ -69,6 +73,21 @@ pub trait Tables {
         from: &[u8],
         visit: &mut dyn FnMut(&[u8], &Bytes) -> ControlFlow<()>,
     ) -> Result<(), StoreError>;
+}
+
+impl Tables for Frozen {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.get_row(TableId(table as u8), key)?)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], &Bytes) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        Ok(self.scan_rows(TableId(table as u8), from, visit)?)
+    }
 }
 
 /// Tables that can be changed.

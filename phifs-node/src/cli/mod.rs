@@ -11,6 +11,7 @@ mod man;
 mod mount;
 mod output;
 mod scrub;
+mod snapshot;
 mod status;
 mod up;
 
@@ -63,6 +64,7 @@ enum Command {
     Gc(gc::Gc),
     Df(df::Df),
     Log(log::Log),
+    Snapshot(snapshot::Snapshot),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -106,6 +108,7 @@ pub fn run() -> ExitCode {
         Command::Gc(command) => command.run(&context),
         Command::Df(command) => command.run(&context),
         Command::Log(command) => command.run(&context),
+        Command::Snapshot(command) => command.run(&context),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
     };

@@ -40,6 +40,14 @@ pub enum Request {
     Scrub,
     /// Answered with `report::Checked`.
     Fsck { rebuild_index: bool, repair: bool },
+    /// Takes a snapshot. Answered with `report::Snapshot`.
+    SnapshotCreate { name: String, labels: Vec<String> },
+    /// Answered with a list of `report::Snapshot`, the latest last.
+    SnapshotList,
+    /// Answered with `report::Snapshot`, counted and signed if it was not yet.
+    SnapshotShow { name: String },
+    /// Forgets all of these, or none. Answered with their names.
+    SnapshotDelete { names: Vec<String> },
     /// Unmounts and stops. Answered with null when nothing is left to do but to end.
     Down { force: bool },
 }
@@ -48,8 +56,9 @@ impl Request {
     /// Whether the answer may take long because of the work, rather than because the daemon hangs.
     pub fn is_long(&self) -> bool {
         match self {
-            Self::Status | Self::Log { .. } | Self::Usage => false,
+            Self::Status | Self::Log { .. } | Self::Usage | Self::SnapshotList | Self::SnapshotDelete { .. } => false,
             Self::Gc | Self::Scrub | Self::Fsck { .. } | Self::Down { .. } => true,
+            Self::SnapshotCreate { .. } | Self::SnapshotShow { .. } => true,
         }
     }
 }

@@ -222,7 +222,7 @@ fn effects(replica: &Replica, step: Step, settled: bool) -> Vec<Effect> {
                 }
                 _ => return effects,
             }
-            let mut placed = plan::place(tables, child, dir, name, false).unwrap();
+            let mut placed = plan::place(tables, child, dir, name, &|_| Vec::new()).unwrap();
             // What lies before the last move that everybody has seen, while no move is skipped.
             if let (What::Fold, true, Effect::Move { dir, folds, .. }) = (step.what, settled, &mut placed[0])
                 && tables.with_prefix(Table::Skipped, &[]).unwrap().is_empty()
@@ -249,7 +249,7 @@ fn effects(replica: &Replica, step: Step, settled: bool) -> Vec<Effect> {
             let mut moves = [(a.2, b.0, b.1.clone()), (b.2, a.0, a.1)];
             moves.sort_unstable_by_key(|(what, ..)| *what);
             for (what, dir, name) in moves {
-                effects.extend(plan::place(tables, what, dir, &name, false).unwrap());
+                effects.extend(plan::place(tables, what, dir, &name, &|_| Vec::new()).unwrap());
             }
         }
         What::Write => {

@@ -309,7 +309,7 @@ fn exchange_is_one_operation() {
     let inner = dir(&a, x, "inner");
     let f = a.look(ROOT, "f").unwrap();
     let effects = [(Child::Dir(inner), ROOT, "f"), (f, x, "inner")]
-        .map(|(what, parent, name)| plan::place(&a.tables, what, parent, name.as_bytes(), false).unwrap());
+        .map(|(what, parent, name)| plan::place(&a.tables, what, parent, name.as_bytes(), &|_| Vec::new()).unwrap());
     let exchanged = a.act(effects.concat());
     let written = write(&mut b, f.inode());
     meet(&mut a, &[exchanged], &mut b, &[written]);

@@ -1,22 +1,32 @@
 //! Giving space back.
 //!
-//! Live is what the tables name: the nodes of their maps, the glyphs of every version, and the glyphs under files that
-//! are being changed. The nodes of both copies of the superblock are kept. Data needs only the current state, as the
-//! journal that leads to it from either copy is durable; two checkpoints before marking make the copies the same.
+//! Live is what the roots name that are kept: both copies of the superblock, the tables as they are now, every snapshot
+//! and branch. What is stored from the beginning of a collection on is live as well, so nobody has to wait for it: the
+//! state of now is a checkpoint made after that beginning, and whatever comes later consists of that and of what is new.
 
 use std::collections::HashSet;
 
+use parking_lot::MutexGuard;
+
 use crate::content::Content;
 use crate::content::manifest::{Part, visit_glyphs};
-use crate::id::GlyphId;
-use crate::merkle;
+use crate::id::{DirId, GlyphId, InodeId};
+use crate::merkle::{self, NodeSource};
+use crate::meta::{Roots, TableId};
 use crate::namespace::derive::dot_of;
+use crate::namespace::plan;
 use crate::namespace::row::InodeRow;
-use crate::namespace::tables::{Table, malformed};
+use crate::namespace::tables::{Rows, Table, malformed};
+use crate::namespace::view;
 use crate::store::{GlyphKind, Mark, StoreError, SweepReport};
 use crate::volume::{Result, VolumeError};
 
 use super::LocalVolume;
+use super::state::local_key;
+use super::upkeep::Checkpoints;
+
+/// Graves that one operation closes.
+const GRAVES_PER_OPERATION: usize = 256;
 
 #[derive(Clone, Debug, Default)]
 pub struct CollectReport {
@@ -31,77 +41,145 @@ impl LocalVolume {
         let _housekeeping = self.housekeeping.lock();
         // Copies of what is stored anyway go first: on a full disk they are what there is no room for.
         self.evict_all()?;
-        for _ in 0..2 {
-            match self.make_checkpoint(false) {
-                // A full disk has no room for a checkpoint, and collecting is what makes room.
-                Err(VolumeError::Store(StoreError::Full) | VolumeError::NoSpace(_)) => self.commit_journal()?,
-                other => other?,
-            }
+        self.purge_graves()?;
+        let mark = self.store.begin_mark(&[GlyphKind::Data, GlyphKind::Node]);
+        let mut marking = Marking { volume: self, mark, pages: HashSet::new(), live: 0, inodes: 0, progress };
+        let (roots, unwritten) = self.roots_in_use()?;
+        for roots in &roots {
+            marking.keep_state(roots)?;
         }
-        // While it is held no checkpoint replaces the roots that are walked here.
-        let checkpoint = self.checkpoint.lock();
-        let mut mark = self.store.begin_mark(&[GlyphKind::Data, GlyphKind::Node]);
-        let mut live = 0;
-        // The tables are ahead of both copies if the last checkpoint failed at its end.
-        let current = self.state.read().meta.roots().clone();
-        for (_, root) in current.iter().chain(checkpoint.last.roots.iter()).chain(checkpoint.previous_roots.iter()) {
-            merkle::walk(&*self.nodes, &root, &mut |id, _| {
-                let new = mark.keep(GlyphKind::Node, id);
-                live += u64::from(new);
-                new
-            })
-            .map_err(StoreError::from)?;
+        if unwritten.is_some() {
+            self.each_row(Table::Inodes, &[], &mut |key, row| marking.keep_inode(key, row))?;
         }
-        let mut pages = HashSet::new();
-        let mut looked_at = 0;
-        self.each_inode(&mut |row| {
-            for entry in row.versions.entries() {
-                self.keep_content(&mut mark, &mut pages, &entry.value.content, &mut live)?;
-            }
-            looked_at += 1;
-            if looked_at % 4096 == 0 {
-                progress(looked_at);
-            }
-            Ok(())
-        })?;
         for content in self.contents_in_use() {
-            self.keep_content(&mut mark, &mut pages, &content, &mut live)?;
+            marking.keep_content(&content)?;
         }
         // A crash must not bring back a version that was replaced while marking and so was not marked.
         self.commit_journal()?;
-        let sweep = self.store.sweep(mark, min_live_ratio)?;
-        Ok(CollectReport { live_glyphs: live, sweep })
+        let live_glyphs = marking.live;
+        let sweep = self.store.sweep(marking.mark, min_live_ratio)?;
+        Ok(CollectReport { live_glyphs, sweep })
+    }
+
+    /// All states that are kept. Where there is no room to write that of now, nobody else makes a checkpoint until the
+    /// second of the results is dropped, and its rows have to be looked at one by one.
+    fn roots_in_use(&self) -> Result<(Vec<Roots>, Option<MutexGuard<'_, Checkpoints>>)> {
+        let mut checkpoints = self.checkpoint.lock();
+        let mut is_written = true;
+        // Two, so that both copies of the superblock name the state of now.
+        for _ in 0..2 {
+            match self.make_checkpoint_after(&mut checkpoints, false) {
+                // A full disk has no room for a checkpoint, and collecting is what makes room.
+                Err(VolumeError::Store(StoreError::Full) | VolumeError::NoSpace(_)) => {
+                    self.commit_journal()?;
+                    is_written = false;
+                }
+                other => other?,
+            }
+        }
+        let mut roots = {
+            let state = self.state.read();
+            let mut roots = vec![state.meta.roots().clone()];
+            roots.extend(state.snapshots()?.into_iter().map(|(_, snapshot)| snapshot.cut.roots));
+            roots.extend(state.branches()?.into_iter().map(|(_, branch)| branch.base.roots));
+            roots
+        };
+        // The tables are ahead of both copies if the last checkpoint failed at its end.
+        roots.extend([checkpoints.last.roots.clone(), checkpoints.previous_roots.clone()]);
+        Ok((roots, (!is_written).then_some(checkpoints)))
+    }
+
+    /// Forgets inodes without names that nobody else can change any more, as the snapshots are gone that knew them.
+    fn purge_graves(&self) -> Result<()> {
+        let graves = self.state.read().with_prefix(Table::Local, b"g")?;
+        for graves in graves.chunks(GRAVES_PER_OPERATION) {
+            let mut state = self.state.write();
+            let mut draft = state.draft(self.env.now());
+            for (key, _) in graves {
+                let id = InodeId(dot_of(key)?);
+                if state.is_shared(id.0) || self.is_open(id) {
+                    continue;
+                }
+                if let Some(row) = state.inode(id)? {
+                    let is_dir_shown = state.dir(DirId(id.0))?.is_some_and(|row| row.shown);
+                    if view::nlink(&*state, id, row.kind())? == 0 && !is_dir_shown {
+                        draft.effects.push(plan::purge(&*state, id, &row)?);
+                    }
+                }
+                draft.local.push((local_key(b'g', key), None));
+            }
+            if !draft.local.is_empty() {
+                state.commit(draft, &self.journal)?;
+            }
+        }
+        Ok(())
     }
 
     /// The sizes of all files, added up, as published.
     pub fn logical_bytes(&self) -> Result<u64> {
         let mut total = 0u64;
-        self.each_inode(&mut |row| {
+        self.each_row(Table::Inodes, &[], &mut |key, row| {
+            let row = InodeRow::decode(dot_of(key)?, row).map_err(|e| malformed("inode", key, e))?;
             total += row.versions.latest().map_or(0, |entry| entry.value.content.len_bytes());
             Ok(())
         })?;
         Ok(total)
     }
+}
 
-    /// `pages` are the manifest pages seen so far. They are told apart from data, as a file may hold the very bytes of
-    /// a page, and what a page lists must be kept all the same.
-    fn keep_content(
-        &self,
-        mark: &mut Mark,
-        pages: &mut HashSet<GlyphId>,
-        content: &Content,
-        live: &mut u64,
-    ) -> Result<()> {
-        visit_glyphs(&*self.store, content, &mut |part, id| {
+struct Marking<'a> {
+    volume: &'a LocalVolume,
+    mark: Mark,
+    /// The manifest pages seen so far. They are told apart from data, as a file may hold the very bytes of a page, and
+    /// what a page lists must be kept all the same.
+    pages: HashSet<GlyphId>,
+    live: u64,
+    inodes: u64,
+    progress: &'a dyn Fn(u64),
+}
+
+impl Marking<'_> {
+    /// Keeps the nodes of all tables, and the bytes of all versions in them. What was seen in another state is not looked
+    /// at again.
+    fn keep_state(&mut self, roots: &Roots) -> Result<()> {
+        for (table, root) in roots.iter() {
+            let mut leaves = Vec::new();
+            merkle::walk(&*self.volume.nodes, &root, &mut |id, level| {
+                let is_new = self.mark.keep(GlyphKind::Node, id);
+                self.live += u64::from(is_new);
+                if is_new && level == 0 && table == TableId(Table::Inodes as u8) {
+                    leaves.push(*id);
+                }
+                is_new
+            })
+            .map_err(StoreError::from)?;
+            for leaf in leaves {
+                for (key, row) in self.volume.nodes.node(&leaf).map_err(StoreError::from)?.rows() {
+                    self.keep_inode(&key, &row)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn keep_inode(&mut self, key: &[u8], row: &[u8]) -> Result<()> {
+        let row = InodeRow::decode(dot_of(key)?, row).map_err(|e| malformed("inode", key, e))?;
+        for entry in row.versions.entries() {
+            self.keep_content(&entry.value.content)?;
+        }
+        self.inodes += 1;
+        if self.inodes.is_multiple_of(4096) {
+            (self.progress)(self.inodes);
+        }
+        Ok(())
+    }
+
+    fn keep_content(&mut self, content: &Content) -> Result<()> {
+        let Self { volume, mark, pages, live, .. } = self;
+        visit_glyphs(&*volume.store, content, &mut |part, id| {
             *live += u64::from(mark.keep(GlyphKind::Data, id));
             part == Part::Page && pages.insert(*id)
         })?;
         Ok(())
-    }
-
-    fn each_inode(&self, each: &mut dyn FnMut(&InodeRow) -> Result<()>) -> Result<()> {
-        self.each_row(Table::Inodes, &[], &mut |key, value| {
-            each(&InodeRow::decode(dot_of(key)?, value).map_err(|e| malformed("inode", key, e))?)
-        })
     }
 }

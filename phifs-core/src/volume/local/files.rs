@@ -942,7 +942,7 @@ impl LocalVolume {
             let attr = self.attr_of(&state, &*state, cell.id, &row, 0)?;
             // Unless the kernel has let go of it in the meantime.
             self.departed.lock().entry(cell.id).and_modify(|last| *last = attr);
-            names::purge(&*state, &mut draft, cell.id, &row)?;
+            names::purge(&state, &*state, &mut draft, cell.id, &row)?;
         }
         let mut data = cell.data.lock();
         let staging = data.as_mut().and_then(|data| data.staging.take());

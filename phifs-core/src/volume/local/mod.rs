@@ -10,6 +10,7 @@
 //! | `durable`, `records` | how bytes become durable before they are published |
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
 //! | `collect` | garbage collection |
+//! | `snapshots` | named snapshots: taken, sealed, deleted |
 //! | `check`, `lost` | scrub and fsck; which files a lost glyph takes with it |
 //! | `ballast` | room for making room on a full disk |
 //! | `reserved` | `.phi` |
@@ -54,6 +55,7 @@ mod records;
 mod recover;
 mod reserved;
 mod scope;
+mod snapshots;
 mod staged;
 mod state;
 mod upkeep;
@@ -62,6 +64,7 @@ pub use check::{CheckReport, Problem};
 pub use collect::CollectReport;
 pub use lost::{LostFile, LostRows};
 pub use recover::{OpenError, Opening, Progress};
+pub use snapshots::SnapshotError;
 pub use upkeep::{RecentOp, Status};
 
 use ballast::Ballast;
@@ -112,7 +115,7 @@ const fn spec(table: Table, name: &'static str, replicated: bool, leaf_bytes: u3
 }
 
 /// Small contents are wide rows that are read and written in runs, so their leaves are long.
-pub(crate) static TABLES: [TableSpec; 10] = [
+pub(crate) static TABLES: [TableSpec; 11] = [
     spec(Table::Inodes, "inodes", true, 4096),
     spec(Table::Links, "links", true, 4096),
     spec(Table::Moves, "moves", true, 4096),
@@ -122,6 +125,7 @@ pub(crate) static TABLES: [TableSpec; 10] = [
     spec(Table::Dirs, "dirs", false, 4096),
     spec(Table::LinksOf, "links-of", false, 4096),
     spec(Table::Skipped, "skipped-moves", false, 4096),
+    spec(Table::Registry, "registry", false, 4096),
     spec(Table::Local, "local", false, 4096),
 ];
 
@@ -138,6 +142,11 @@ pub struct LocalVolume {
     oplog: Oplog,
     superblock: Mutex<Superblock>,
     sealing: Mutex<()>,
+    /// Held by whoever counts and signs snapshots.
+    sealing_snapshots: Mutex<()>,
+    /// Whether there may be snapshots that are not sealed; whoever seals them waits for it.
+    seal_wanted: Mutex<bool>,
+    seal_asked: Condvar,
     /// Held by a collection, and by a check: what it has seen named must not be removed before it is read.
     housekeeping: Mutex<()>,
     /// The last checkpoint; held while the next one is made.

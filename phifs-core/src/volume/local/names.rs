@@ -3,6 +3,7 @@
 use crate::id::{DirId, InodeId, LinkId};
 use crate::namespace::Effect;
 use crate::namespace::derive::{self, Child};
+use crate::namespace::op::MoveId;
 use crate::namespace::plan;
 use crate::namespace::row::{Birth, InodeRow, Mode, Owner};
 use crate::namespace::tables::{Rows, Table, Tables};
@@ -14,7 +15,7 @@ use super::LocalVolume;
 use super::acl::{self, Acl};
 use super::reserved;
 use super::scope::Scope;
-use super::state::{Draft, local_key};
+use super::state::{Draft, State, local_key};
 
 pub const NAME_BYTES_MAX: usize = 255;
 const SYMLINK_BYTES_MAX: usize = 4095;
@@ -175,7 +176,10 @@ impl LocalVolume {
             self.departed.lock().insert(inode, attr);
         }
         if gone && !self.is_open(inode) {
-            purge(rows, draft, inode, &row)?;
+            if rows.is_shared(inode.0) {
+                touch_inode(draft, inode, &row);
+            }
+            purge(rows, rows, draft, inode, &row)?;
         } else {
             touch_inode(draft, inode, &row);
             if gone {
@@ -335,10 +339,23 @@ impl LocalVolume {
     }
 }
 
-/// Adds to the draft that an inode without names is forgotten: as this node is alone, everybody has seen all of it.
-pub(super) fn purge<T: Tables>(rows: &T, draft: &mut Draft, inode: InodeId, row: &InodeRow) -> Result<()> {
-    draft.effects.push(plan::purge(rows, inode, row)?);
+/// Adds to the draft that an inode without names is forgotten.
+///
+/// Unless a branch knows it, or could be made of a snapshot that does: it may change the inode or give it a name. What is
+/// left is a grave then, until the last of them is gone.
+pub(super) fn purge<T: Tables>(
+    state: &State,
+    rows: &T,
+    draft: &mut Draft,
+    inode: InodeId,
+    row: &InodeRow,
+) -> Result<()> {
     let key = inode.0.to_bytes();
+    if state.is_shared(inode.0) {
+        draft.local.push((local_key(b'g', &key), Some(Vec::new())));
+    } else {
+        draft.effects.push(plan::purge(rows, inode, row)?);
+    }
     for about in [b't', b'o'] {
         let key = local_key(about, &key);
         if rows.get(Table::Local, &key)?.is_some() {
@@ -366,9 +383,20 @@ fn drop_dir(rows: &Scope<'_>, draft: &mut Draft, dir: DirId) -> Result<()> {
 /// Adds to the draft that something gets a new place.
 fn place(rows: &Scope<'_>, draft: &mut Draft, what: Child, parent: DirId, name: &[u8]) -> Result<()> {
     let row = rows.inode(what.inode())?.ok_or(VolumeError::NotFound)?;
-    draft.effects.extend(plan::place(rows, what, parent, name, true)?);
+    draft.effects.extend(plan::place(rows, what, parent, name, &|moves| foldable(rows, what, moves))?);
     touch_inode(draft, what.inode(), &row);
     Ok(())
+}
+
+/// Earlier moves of a directory that nobody needs any more. Where others know the directory, the latest of those that
+/// they do not know stay as well: one may yet turn out not to be possible, and then the one before it holds.
+fn foldable(rows: &Scope<'_>, what: Child, moves: &[MoveId]) -> Vec<MoveId> {
+    const KEPT: usize = 16;
+    if !rows.is_shared(what.inode().0) {
+        return moves.to_vec();
+    }
+    let unseen: Vec<MoveId> = moves.iter().copied().filter(|id| !rows.is_shared(id.dot)).collect();
+    unseen[..unseen.len().saturating_sub(KEPT)].to_vec()
 }
 
 fn check_not_inside(rows: &Scope<'_>, what: Child, dir: DirId) -> Result<()> {

@@ -137,6 +137,7 @@ impl LocalVolume {
             })?
         };
         opened.replayed = replayed;
+        state.look_at_registry()?;
         let heads = oplog.heads();
         state.unsealed.retain(|op| heads.get(&op.dot.author).is_none_or(|head| op.dot.n > head.n));
 
@@ -179,6 +180,9 @@ impl LocalVolume {
             oplog,
             superblock: Mutex::new(superblock),
             sealing: Mutex::new(()),
+            sealing_snapshots: Mutex::new(()),
+            seal_wanted: Mutex::new(true),
+            seal_asked: Condvar::new(),
             housekeeping: Mutex::new(()),
             // Saying that the store is in use has just made both copies alike.
             checkpoint: Mutex::new(Checkpoints { previous_roots: checkpoint.roots.clone(), last: checkpoint }),
@@ -335,7 +339,7 @@ impl LocalVolume {
         let mut state = self.state.write();
         let mut draft = state.draft(self.env.now());
         match state.inode(id)? {
-            Some(row) => names::purge(&*state, &mut draft, id, &row)?,
+            Some(row) => names::purge(&state, &*state, &mut draft, id, &row)?,
             None => draft.local.push((local_key(b'o', &id.0.to_bytes()), None)),
         }
         state.commit(draft, &self.journal)?;

@@ -15,8 +15,9 @@ use crate::id::{AuthorId, Dot, InodeId};
 use crate::identity::Author;
 use crate::meta::{Journal, Lsn, Meta, TableId};
 use crate::namespace::apply::{GENESIS_DOT, genesis};
-use crate::namespace::tables::malformed;
+use crate::namespace::tables::{Rows as _, malformed};
 use crate::namespace::{Effect, Op, Table, Tables, TablesMut, apply};
+use crate::registry::{Branch, Entry, Key, NamedSnapshot};
 use crate::store::StoreError;
 use crate::time::{Hlc, Timestamp};
 use crate::volume::{Ino, VolumeError};
@@ -41,6 +42,9 @@ pub struct State {
     authors: Authors,
     /// Rows of the inode table, those of files that are unlinked and still open included.
     inodes: u64,
+    /// What snapshots and branches have seen, taken together. Whatever is in it may still be changed by others: by
+    /// branches that were made of these snapshots, or will be.
+    shared: VersionVector,
     /// Operations that are not in the oplog yet, oldest first.
     pub unsealed: VecDeque<Unsealed>,
     transactions: u64,
@@ -74,6 +78,9 @@ impl Authors {
     }
 }
 
+/// What follows the kind in the key of an entry of the registry, and its value.
+type KeyedValue = (Vec<u8>, Vec<u8>);
+
 /// A row of the local table to set or remove.
 pub type LocalChange = (Vec<u8>, Option<Vec<u8>>);
 
@@ -84,6 +91,8 @@ pub struct Draft {
     pub time: Timestamp,
     pub effects: Vec<Effect>,
     pub local: Vec<LocalChange>,
+    /// Entries of the registry to write; `None` removes one.
+    pub registry: Vec<(Key, Option<Vec<u8>>)>,
 }
 
 impl State {
@@ -91,7 +100,66 @@ impl State {
         let author_id = author.id();
         let inodes = meta.roots().get(TableId(Table::Inodes as u8)).rows;
         let (authors, unsealed) = (Authors::new(), VecDeque::new());
-        Self { meta, context, hlc, author, author_id, authors, inodes, unsealed, transactions: 0 }
+        let shared = VersionVector::new();
+        Self { meta, context, hlc, author, author_id, authors, inodes, shared, unsealed, transactions: 0 }
+    }
+
+    /// Whether somebody else knows this operation, or will.
+    pub fn is_shared(&self, dot: Dot) -> bool {
+        self.shared.contains(dot)
+    }
+
+    /// Learns from the registry what others have seen.
+    pub fn look_at_registry(&mut self) -> Result<(), StoreError> {
+        let mut shared = VersionVector::new();
+        for (_, snapshot) in self.snapshots()? {
+            shared.join(&snapshot.cut.context);
+        }
+        for (_, branch) in self.branches()? {
+            shared.join(&branch.base.context);
+        }
+        self.shared = shared;
+        Ok(())
+    }
+
+    /// The value of an entry of the registry.
+    pub fn entry(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
+        let key = key.encode();
+        let Some(bytes) = self.get(Table::Registry, &key)? else { return Ok(None) };
+        Ok(Entry::decode(&bytes).map_err(|e| malformed("registry", &key, e))?.value)
+    }
+
+    /// All entries of a kind that are not removed: what follows the kind in their keys, and the value.
+    pub fn entries(&self, about: u8) -> Result<Vec<KeyedValue>, StoreError> {
+        let mut entries = Vec::new();
+        for (rest, bytes) in self.with_prefix(Table::Registry, &[about])? {
+            let entry = Entry::decode(&bytes).map_err(|e| malformed("registry", &rest, e))?;
+            entries.extend(entry.value.map(|value| (rest, value)));
+        }
+        Ok(entries)
+    }
+
+    pub fn snapshot(&self, name: &str) -> Result<Option<NamedSnapshot>, StoreError> {
+        let Some(value) = self.entry(&Key::Snapshot(name.into()))? else { return Ok(None) };
+        Ok(Some(NamedSnapshot::decode(&value).map_err(|e| malformed("snapshot", name.as_bytes(), e))?))
+    }
+
+    /// All named snapshots, in the order of their names.
+    pub fn snapshots(&self) -> Result<Vec<(String, NamedSnapshot)>, StoreError> {
+        let named = |(name, value): KeyedValue| {
+            let snapshot = NamedSnapshot::decode(&value).map_err(|e| malformed("snapshot", &name, e))?;
+            Ok((String::from_utf8_lossy(&name).into_owned(), snapshot))
+        };
+        self.entries(Key::SNAPSHOTS)?.into_iter().map(named).collect()
+    }
+
+    /// All branches, in the order of their names.
+    pub fn branches(&self) -> Result<Vec<(String, Branch)>, StoreError> {
+        let named = |(name, value): KeyedValue| {
+            let branch = Branch::decode(&value).map_err(|e| malformed("branch", &name, e))?;
+            Ok((String::from_utf8_lossy(&name).into_owned(), branch))
+        };
+        self.entries(Key::BRANCHES)?.into_iter().map(named).collect()
     }
 
     /// Makes what every volume begins with.
@@ -155,7 +223,14 @@ impl State {
     pub fn draft(&self, now: Timestamp) -> Draft {
         let dot = Dot { author: self.author_id, n: self.context.get(self.author_id) + 1 };
         // Most operations have two to four effects.
-        Draft { dot, hlc: self.hlc.tick(now), time: now, effects: Vec::with_capacity(4), local: Vec::new() }
+        Draft {
+            dot,
+            hlc: self.hlc.tick(now),
+            time: now,
+            effects: Vec::with_capacity(4),
+            local: Vec::new(),
+            registry: Vec::new(),
+        }
     }
 
     /// Carries a draft out: journal, then tables.
@@ -166,12 +241,19 @@ impl State {
 
     /// The same, with the rows that were read for the draft.
     pub fn commit_with(&mut self, draft: Draft, rows: Rows, journal: &Journal) -> Result<Lsn, StoreError> {
-        let Draft { dot, hlc, time, effects, local } = draft;
+        let Draft { dot, hlc, time, effects, local, registry } = draft;
         let op = (!effects.is_empty()).then_some(Op { dot, hlc, time, effects });
-        let (rows, inodes) = self.rehearse(rows, op.as_ref(), &local)?;
+        let entry = |(key, value): (Key, _)| (key.encode(), Entry { hlc, author: dot.author, value });
+        let registry: Vec<_> = registry.into_iter().map(entry).collect();
+        let (rows, inodes) = self.rehearse(rows, op.as_ref(), &local, &registry)?;
         let op_bytes = op.as_ref().map(|op| Bytes::from(op.encode()));
-        let lsn = journal.append(RECORD_TRANSACTION, &encode_transaction(dot, op_bytes.as_deref(), &local));
+        let record = encode_transaction(dot, op_bytes.as_deref(), &local, &registry);
+        let lsn = journal.append(RECORD_TRANSACTION, &record);
         self.take(rows, inodes);
+        if !registry.is_empty() {
+            self.hlc = hlc;
+            self.look_at_registry()?;
+        }
         if let Some(bytes) = op_bytes {
             self.context.advance(dot);
             self.hlc = hlc;
@@ -195,7 +277,7 @@ impl State {
     /// Applies a transaction found in the journal; one that the tables already contain changes nothing.
     pub fn replay(&mut self, lsn: Lsn, payload: &[u8]) -> Result<(), StoreError> {
         let record = |source| StoreError::Malformed { what: format!("journal record {}", lsn.0), source };
-        let (dot, op_bytes, local) = decode_transaction(payload).map_err(record)?;
+        let Transaction { dot, op: op_bytes, local, registry } = decode_transaction(payload).map_err(record)?;
         for (key, value) in local.iter().filter(|(key, _)| key.first() == Some(&b'a')) {
             let author = value.as_deref().map(|value| Author::decode(&mut Reader::new(value)));
             if let Some(author) = author.transpose().map_err(|e| malformed("author", key, e))? {
@@ -207,8 +289,11 @@ impl State {
             return Ok(());
         }
         let rows = Scope::new(self).into_rows();
-        let (rows, inodes) = self.rehearse(rows, op.as_ref(), &local)?;
+        let (rows, inodes) = self.rehearse(rows, op.as_ref(), &local, &registry)?;
         self.take(rows, inodes);
+        for (_, entry) in &registry {
+            self.hlc = self.hlc.max(entry.hlc);
+        }
         if let (Some(op), Some(bytes)) = (op, op_bytes) {
             self.context.advance(dot);
             self.hlc = self.hlc.max(op.hlc);
@@ -218,7 +303,13 @@ impl State {
     }
 
     /// What a transaction writes, and how many inodes there are then.
-    fn rehearse(&self, rows: Rows, op: Option<&Op>, local: &[LocalChange]) -> Result<(Rows, u64), StoreError> {
+    fn rehearse(
+        &self,
+        rows: Rows,
+        op: Option<&Op>,
+        local: &[LocalChange],
+        registry: &[(Vec<u8>, Entry)],
+    ) -> Result<(Rows, u64), StoreError> {
         let mut scope = Scope::resume(self, rows);
         if let Some(op) = op {
             apply(&mut scope, op)?;
@@ -228,6 +319,15 @@ impl State {
                 Some(value) => scope.put(Table::Local, key, value),
                 None => scope.delete(Table::Local, key),
             }
+        }
+        for (key, entry) in registry {
+            let stored = scope.get(Table::Registry, key)?;
+            let stored = stored.map(|bytes| Entry::decode(&bytes)).transpose();
+            let joined = match stored.map_err(|e| malformed("registry", key, e))? {
+                Some(stored) => stored.join(entry.clone()),
+                None => entry.clone(),
+            };
+            scope.put(Table::Registry, key, &joined.encode());
         }
         let rows = scope.into_rows();
         let mut inodes = self.inodes;
@@ -291,15 +391,33 @@ pub fn local_key(about: u8, which: &[u8]) -> Vec<u8> {
     key
 }
 
-const TRANSACTION_VERSION: u8 = 1;
+const TRANSACTION_VERSION: u8 = 2;
+/// Before there was a registry.
+const TRANSACTION_VERSION_1: u8 = 1;
 
-fn encode_transaction(dot: Dot, op: Option<&[u8]>, local: &[LocalChange]) -> Vec<u8> {
+/// What a journal record says.
+struct Transaction<'a> {
+    dot: Dot,
+    op: Option<&'a [u8]>,
+    local: Vec<LocalChange>,
+    registry: Vec<(Vec<u8>, Entry)>,
+}
+
+/// Most transactions do not concern the registry; those are written as before there was one.
+fn encode_transaction(dot: Dot, op: Option<&[u8]>, local: &[LocalChange], registry: &[(Vec<u8>, Entry)]) -> Vec<u8> {
     let mut out = Vec::with_capacity(64 + op.map_or(0, <[u8]>::len));
-    out.put_u8(TRANSACTION_VERSION);
+    out.put_u8(if registry.is_empty() { TRANSACTION_VERSION_1 } else { TRANSACTION_VERSION });
     out.put_u8(u8::from(op.is_some()));
     if let Some(op) = op {
         out.put_dot(dot);
         out.put_blob(op);
+    }
+    if !registry.is_empty() {
+        out.put_varint(registry.len() as u64);
+        for (key, entry) in registry {
+            out.put_blob(key);
+            out.put_blob(&entry.encode());
+        }
     }
     for (key, value) in local {
         out.put_blob(key);
@@ -311,12 +429,10 @@ fn encode_transaction(dot: Dot, op: Option<&[u8]>, local: &[LocalChange]) -> Vec
     out
 }
 
-type Transaction<'a> = (Dot, Option<&'a [u8]>, Vec<LocalChange>);
-
 fn decode_transaction(bytes: &[u8]) -> codec::Result<Transaction<'_>> {
     let mut reader = Reader::new(bytes);
     let version = reader.u8()?;
-    if version != TRANSACTION_VERSION {
+    if !matches!(version, TRANSACTION_VERSION_1 | TRANSACTION_VERSION) {
         return Err(codec::DecodeError::NewerVersion {
             what: "a journal record",
             found: u32::from(version),
@@ -329,11 +445,18 @@ fn decode_transaction(bytes: &[u8]) -> codec::Result<Transaction<'_>> {
         dot = reader.dot()?;
         op = Some(reader.blob()?);
     }
+    let mut registry = Vec::new();
+    if version == TRANSACTION_VERSION {
+        for _ in 0..reader.count()? {
+            let key = reader.blob()?.to_vec();
+            registry.push((key, Entry::decode(reader.blob()?)?));
+        }
+    }
     let mut local = Vec::new();
     while !reader.is_empty() {
         let key = reader.blob()?.to_vec();
         let value = if reader.u8()? == 1 { Some(reader.blob()?.to_vec()) } else { None };
         local.push((key, value));
     }
-    Ok((dot, op, local))
+    Ok(Transaction { dot, op, local, registry })
 }

@@ -223,9 +223,11 @@ impl LocalVolume {
         {
             // Under the lock of the queue: whoever saw no reason to stop waits by now, and hears of it.
             let _queue = self.queue.lock();
+            let _wanted = self.seal_wanted.lock();
             self.stopping.store(true, Ordering::Release);
         }
         self.queued.notify_all();
+        self.seal_asked.notify_all();
     }
 
     fn settle_logged(&self, id: InodeId) {
@@ -364,7 +366,11 @@ impl LocalVolume {
 
     /// Writes the state of all tables to the store and points the superblock at it. Writers go on meanwhile.
     pub fn make_checkpoint(&self, clean: bool) -> Result<()> {
-        let mut checkpoints = self.checkpoint.lock();
+        self.make_checkpoint_after(&mut self.checkpoint.lock(), clean)
+    }
+
+    /// The same, by somebody who keeps others from making the next one.
+    pub(super) fn make_checkpoint_after(&self, checkpoints: &mut Checkpoints, clean: bool) -> Result<()> {
         let last = &mut checkpoints.last;
         let _hold = self.store.hold();
         let (job, mut next, inodes) = {

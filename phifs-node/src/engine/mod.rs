@@ -1,6 +1,8 @@
 //! The seam between the daemon and core's engine: opens it over real files, turns its results into reports and its
 //! errors into failures. Nothing else in this crate knows the engine's types.
 
+mod snapshots;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -199,6 +201,11 @@ impl Engine {
     /// Publishes closed files until `stop_publishers`.
     pub fn run_publisher(&self) {
         self.volume.run_publisher();
+    }
+
+    /// Seals snapshots until `stop_publishers`.
+    pub fn run_sealer(&self) {
+        self.volume.run_sealer();
     }
 
     pub fn stop_publishers(&self) {

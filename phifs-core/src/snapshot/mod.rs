@@ -1,0 +1,16 @@
+//! S8 snapshots: immutable, signed, content-addressed states of a volume.
+//!
+//! A snapshot is a checkpoint that somebody kept: the roots of the Merkle maps, and the context that says exactly which
+//! operations they contain. Nothing is copied to take one, and nothing is loaded to look into one (`meta::Frozen`).
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `record` | the eight fields, their canonical bytes, id and seal |
+//! | `facts` | what a snapshot holds, counted along what changed since its parent |
+//! | `tree` | the hash of what people see |
+
+pub mod facts;
+pub mod record;
+pub mod tree;
+
+pub use record::{Coherence, DeltaPhi, Kappa, Record, SealedRecord, Theta};

@@ -1,0 +1,271 @@
+//! Named snapshots of a volume: taken, listed, sealed, deleted.
+//!
+//! Taking one publishes the closed files, makes a checkpoint and enters its roots into the registry under a name. It is
+//! durable then; the record with the eight fields is counted and signed afterwards, by `seal_snapshots`, in the order in
+//! which the snapshots were taken.
+//!
+//! What always holds: from before the registry is read until its change is in the journal nobody makes a checkpoint, so
+//! that a collection that begins in between finds the roots either there or still current.
+
+use std::sync::atomic::Ordering;
+
+use crate::codec::Reader;
+use crate::id::S8Id;
+use crate::meta::{Frozen, Roots, TableId};
+use crate::namespace::row::Closure;
+use crate::namespace::tables::{DERIVED, REPLICATED, malformed};
+use crate::namespace::{Table, Tables};
+use crate::registry::{Cut, Key, NamedSnapshot, check_name};
+use crate::snapshot::facts::{self, Facts};
+use crate::snapshot::record::{authors_of, roots_of_state};
+use crate::snapshot::{Coherence, DeltaPhi, Record, SealedRecord, Theta};
+use crate::store::StoreError;
+use crate::volume::VolumeError;
+
+use super::LocalVolume;
+use super::files::Publication;
+use super::state::{State, local_key};
+
+/// A file that somebody stores to through a mapping may change again and again; then its last version counts.
+const PUBLISH_TRIES: usize = 3;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error("{0:?} is no name for this: {1}")]
+    BadName(String, &'static str),
+    #[error("there is a snapshot {0:?} already")]
+    Exists(String),
+    #[error("there is no snapshot {0:?}")]
+    NotFound(String),
+    #[error("{0:?} is the beginning of several ids of snapshots")]
+    Ambiguous(String),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+}
+
+impl From<StoreError> for SnapshotError {
+    fn from(error: StoreError) -> Self {
+        Self::Volume(error.into())
+    }
+}
+
+pub type Result<T> = std::result::Result<T, SnapshotError>;
+
+impl LocalVolume {
+    /// Takes a snapshot of everything that is done by now. It is durable when this returns.
+    pub fn create_snapshot(&self, name: &str, labels: Vec<String>, scheduled: bool) -> Result<NamedSnapshot> {
+        check_name(name).map_err(|why| SnapshotError::BadName(name.into(), why))?;
+        let is_taken = |state: &State| Ok::<_, SnapshotError>(state.snapshot(name)?.is_some());
+        if is_taken(&self.state.read())? {
+            return Err(SnapshotError::Exists(name.into()));
+        }
+        self.publish_closed()?;
+        let mut checkpoints = self.checkpoint.lock();
+        let cut = self.cut(&mut checkpoints)?;
+        let snapshot = NamedSnapshot { cut, id: None, scheduled, labels };
+        {
+            let mut state = self.state.write();
+            if is_taken(&state)? {
+                return Err(SnapshotError::Exists(name.into()));
+            }
+            let mut draft = state.draft(self.env.now());
+            draft.registry.push((Key::Snapshot(name.into()), Some(snapshot.encode())));
+            state.commit(draft, &self.journal)?;
+        }
+        drop(checkpoints);
+        self.commit_journal()?;
+        self.snapshots_changed();
+        Ok(snapshot)
+    }
+
+    /// Publishes what was written to files that nobody has open any more.
+    fn publish_closed(&self) -> Result<()> {
+        let cells: Vec<_> = self.files.lock().values().cloned().collect();
+        for cell in cells.iter().filter(|cell| !cell.is_open()) {
+            for _ in 0..PUBLISH_TRIES {
+                if self.publish(cell, Closure::Close)? != Publication::Changing {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The state of now, durable in the store.
+    fn cut(&self, checkpoints: &mut super::upkeep::Checkpoints) -> Result<Cut> {
+        if !self.is_as_in(&checkpoints.last.roots) {
+            self.make_checkpoint_after(checkpoints, false)?;
+        }
+        let last = &checkpoints.last;
+        let roots = roots_of_state(&last.roots);
+        Ok(Cut { roots, context: last.context.clone(), hlc: last.hlc, time: self.env.now() })
+    }
+
+    /// Whether nothing that a snapshot holds has changed since a checkpoint.
+    fn is_as_in(&self, roots: &Roots) -> bool {
+        let state = self.state.read();
+        REPLICATED.into_iter().chain(DERIVED).all(|table| {
+            let id = TableId(table as u8);
+            !state.meta.is_changed(id) && state.meta.roots().get(id) == roots.get(id)
+        })
+    }
+
+    /// All named snapshots, in the order in which they were taken.
+    pub fn snapshots(&self) -> Result<Vec<(String, NamedSnapshot)>> {
+        let mut snapshots = self.state.read().snapshots()?;
+        snapshots.sort_by_key(|(_, snapshot)| snapshot.cut.hlc);
+        Ok(snapshots)
+    }
+
+    /// The snapshot of this name, or the one whose id begins so.
+    pub fn find_snapshot(&self, name: &str) -> Result<(String, NamedSnapshot)> {
+        /// Shorter beginnings are more likely mistyped names.
+        const PREFIX_MIN: usize = 6;
+        let state = self.state.read();
+        if let Some(snapshot) = state.snapshot(name)? {
+            return Ok((name.into(), snapshot));
+        }
+        let mut found = state.snapshots()?;
+        found.retain(|(_, snapshot)| snapshot.id.is_some_and(|id| id.to_string().starts_with(name)));
+        match found.len() {
+            1 if name.len() >= PREFIX_MIN => Ok(found.remove(0)),
+            2.. if name.len() >= PREFIX_MIN => Err(SnapshotError::Ambiguous(name.into())),
+            _ => Err(SnapshotError::NotFound(name.into())),
+        }
+    }
+
+    /// Forgets these names, all or none. What only they hold goes with the next collection.
+    pub fn delete_snapshots(&self, names: &[String]) -> Result<()> {
+        {
+            let mut state = self.state.write();
+            let mut draft = state.draft(self.env.now());
+            for name in names {
+                let snapshot = state.snapshot(name)?.ok_or_else(|| SnapshotError::NotFound(name.clone()))?;
+                draft.registry.push((Key::Snapshot(name.clone()), None));
+                draft.registry.extend(snapshot.id.map(|id| (Key::Record(id), None)));
+            }
+            state.commit(draft, &self.journal)?;
+        }
+        self.commit_journal()?;
+        self.snapshots_changed();
+        Ok(())
+    }
+
+    /// The tables of a snapshot.
+    pub fn frozen(&self, cut: &Cut) -> Frozen {
+        Frozen::new(self.nodes.clone(), cut.roots.clone())
+    }
+
+    pub fn sealed_record(&self, id: S8Id) -> Result<Option<SealedRecord>> {
+        let Some(bytes) = self.state.read().entry(&Key::Record(id))? else { return Ok(None) };
+        let sealed = SealedRecord::decode(&bytes).map_err(|error| VolumeError::Internal(error.to_string()))?;
+        Ok(Some(sealed))
+    }
+
+    /// Seals snapshots as they are taken, until the volume stops.
+    pub fn run_sealer(&self) {
+        let stopping = || self.stopping.load(Ordering::Acquire);
+        loop {
+            {
+                let mut wanted = self.seal_wanted.lock();
+                while !*wanted && !stopping() {
+                    self.seal_asked.wait(&mut wanted);
+                }
+                if stopping() {
+                    return;
+                }
+                *wanted = false;
+            }
+            if let Err(error) = self.seal_snapshots() {
+                tracing::error!(%error, "a snapshot could not be sealed; it is kept, and tried again with the next one");
+            }
+        }
+    }
+
+    /// Counts and signs the snapshots that are not sealed yet, the oldest first.
+    pub fn seal_snapshots(&self) -> Result<()> {
+        let _one_at_a_time = self.sealing_snapshots.lock();
+        loop {
+            let unsealed = self.snapshots()?.into_iter().find(|(_, snapshot)| snapshot.id.is_none());
+            let Some((name, snapshot)) = unsealed else { return Ok(()) };
+            self.seal_snapshot(&name, snapshot)?;
+        }
+    }
+
+    fn seal_snapshot(&self, name: &str, mut snapshot: NamedSnapshot) -> Result<()> {
+        let head_key = local_key(b'h', &[]);
+        let (parent, authors, volume, author) = {
+            let state = self.state.read();
+            let head = state.get(Table::Local, &head_key)?;
+            let head = head.map(|bytes| Reader::new(&bytes).array().map(S8Id)).transpose();
+            let authors = authors_of(&snapshot.cut.context, |id| state.author_of(id));
+            let authors = authors.map_err(|id| VolumeError::Internal(format!("nobody knows who author {id} is")))?;
+            let head = head.map_err(|e| malformed("last snapshot", &head_key, e))?;
+            (head, authors, self.volume_id(&state)?, state.author)
+        };
+        let facts = self.count_facts(parent, &snapshot.cut)?;
+        let usage = self.store.usage();
+        let record = Record {
+            volume,
+            roots: snapshot.cut.roots.clone(),
+            parents: parent.into_iter().collect(),
+            context: snapshot.cut.context.clone(),
+            authors,
+            theta: Theta { hlc: snapshot.cut.hlc, time: snapshot.cut.time, lag_micros: 0 },
+            delta_phi: DeltaPhi {
+                logical_bytes: facts.logical_bytes,
+                unique_bytes: usage.data_plain_bytes,
+                new_bytes: facts.new_bytes,
+            },
+            kappa: facts.kappa,
+            coherence: Coherence { conflicts: facts.conflicts, r_millionths: 1_000_000 },
+            author,
+            label: name.into(),
+        };
+        let sealed = SealedRecord::seal(record, &self.key);
+        let id = sealed.id();
+        let mut state = self.state.write();
+        // Deleted, or made anew under the same name, in the meantime.
+        if state.snapshot(name)?.is_none_or(|now| now != snapshot) {
+            return Ok(());
+        }
+        snapshot.id = Some(id);
+        let mut draft = state.draft(self.env.now());
+        draft.registry.push((Key::Record(id), Some(sealed.encode())));
+        draft.registry.push((Key::Snapshot(name.into()), Some(snapshot.encode())));
+        draft.local.push((head_key, Some(id.0.to_vec())));
+        state.commit(draft, &self.journal)?;
+        Ok(())
+    }
+
+    /// Along what changed since the parent, if that is still there.
+    fn count_facts(&self, parent: Option<S8Id>, cut: &Cut) -> Result<Facts> {
+        let after = self.frozen(cut);
+        if let Some(parent) = parent
+            && let Some(SealedRecord { record, .. }) = self.sealed_record(parent)?
+        {
+            let before = Frozen::new(self.nodes.clone(), record.roots.clone());
+            let counted = Facts {
+                kappa: record.kappa,
+                logical_bytes: record.delta_phi.logical_bytes,
+                new_bytes: 0,
+                conflicts: record.coherence.conflicts,
+            };
+            return Ok(facts::count(&*self.store, Some((&before, &counted)), &after)?);
+        }
+        Ok(facts::count(&*self.store, None, &after)?)
+    }
+
+    /// Names the volume, on every node and in every copy of it.
+    pub(super) fn volume_id(&self, state: &State) -> Result<[u8; 16]> {
+        let Some(value) = state.entry(&Key::Volume)? else { return Ok(self.store_id.0) };
+        let id = <[u8; 16]>::try_from(&value[..]);
+        id.map_err(|_| VolumeError::Internal("the id of the volume is damaged".into()).into())
+    }
+
+    /// Tells whoever looks at the list of snapshots.
+    fn snapshots_changed(&self) {
+        *self.seal_wanted.lock() = true;
+        self.seal_asked.notify_all();
+    }
+}

@@ -1,0 +1,97 @@
+//! Snapshots, as the control socket asks for them.
+
+use phifs_core::registry::NamedSnapshot;
+use phifs_core::snapshot::SealedRecord;
+use phifs_core::snapshot::record::root_of;
+use phifs_core::volume::local::SnapshotError;
+
+use super::Engine;
+use crate::failure::{Failure, Kind};
+use crate::hex;
+use crate::report::{Seal, Snapshot};
+
+impl Engine {
+    pub fn create_snapshot(&self, name: &str, labels: Vec<String>) -> Result<Snapshot, Failure> {
+        let snapshot = self.volume.create_snapshot(name, labels, false).map_err(explain)?;
+        Ok(report(name, &snapshot, None))
+    }
+
+    /// All snapshots, the latest last.
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>, Failure> {
+        let snapshots = self.volume.snapshots().map_err(explain)?;
+        snapshots.iter().map(|(name, snapshot)| self.described(name, snapshot)).collect()
+    }
+
+    /// One snapshot, sealed.
+    pub fn snapshot(&self, name: &str) -> Result<Snapshot, Failure> {
+        let (_, snapshot) = self.volume.find_snapshot(name).map_err(explain)?;
+        if snapshot.id.is_none() {
+            self.volume.seal_snapshots().map_err(explain)?;
+        }
+        let (name, snapshot) = self.volume.find_snapshot(name).map_err(explain)?;
+        self.described(&name, &snapshot)
+    }
+
+    /// Forgets all of these, or none. Returns their names.
+    pub fn delete_snapshots(&self, names: &[String]) -> Result<Vec<String>, Failure> {
+        let found = names.iter().map(|name| Ok(self.volume.find_snapshot(name).map_err(explain)?.0));
+        let mut names = found.collect::<Result<Vec<String>, Failure>>()?;
+        names.sort_unstable();
+        names.dedup();
+        self.volume.delete_snapshots(&names).map_err(explain)?;
+        Ok(names)
+    }
+
+    fn described(&self, name: &str, snapshot: &NamedSnapshot) -> Result<Snapshot, Failure> {
+        let sealed = snapshot.id.map(|id| self.volume.sealed_record(id)).transpose().map_err(explain)?.flatten();
+        Ok(report(name, snapshot, sealed.as_ref()))
+    }
+}
+
+fn report(name: &str, snapshot: &NamedSnapshot, sealed: Option<&SealedRecord>) -> Snapshot {
+    Snapshot {
+        name: name.to_owned(),
+        millis: snapshot.cut.time.millis(),
+        root: hex::encode(&root_of(&snapshot.cut.roots)),
+        labels: snapshot.labels.clone(),
+        scheduled: snapshot.scheduled,
+        seal: sealed.map(seal),
+    }
+}
+
+fn seal(sealed: &SealedRecord) -> Seal {
+    let record = &sealed.record;
+    let (delta_phi, kappa, coherence) = (record.delta_phi, record.kappa, record.coherence);
+    Seal {
+        id: sealed.id().to_string(),
+        parents: record.parents.iter().map(ToString::to_string).collect(),
+        context: record.context.iter().map(|(author, n)| (author.to_string(), n)).collect(),
+        theta: record.theta.hlc.to_string(),
+        lag_micros: record.theta.lag_micros,
+        logical_bytes: delta_phi.logical_bytes,
+        unique_bytes: delta_phi.unique_bytes,
+        new_bytes: delta_phi.new_bytes,
+        files: kappa.files,
+        directories: kappa.directories,
+        depth: kappa.depth,
+        mean_bytes: kappa.mean_bytes(delta_phi.logical_bytes),
+        largest_bytes: kappa.largest_bytes,
+        glyphs: kappa.glyphs,
+        conflicts: coherence.conflicts,
+        coherence: format!("{}.{:06}", coherence.r_millionths / 1_000_000, coherence.r_millionths % 1_000_000),
+        author: record.author.id().to_string(),
+        node: record.author.node.to_string(),
+        volume: hex::encode(&record.volume),
+    }
+}
+
+pub(super) fn explain(error: SnapshotError) -> Failure {
+    let (kind, hint) = match &error {
+        SnapshotError::BadName(..) => (Kind::Usage, "take letters, digits, dashes and colons, at most 200 bytes"),
+        SnapshotError::Exists(_) => (Kind::Failed, "choose another name, or delete that one first"),
+        SnapshotError::NotFound(_) => (Kind::Failed, "phifs snapshot list shows what there is"),
+        SnapshotError::Ambiguous(_) => (Kind::Failed, "give more of the id, or the name"),
+        SnapshotError::Volume(_) => return Failure::plain(error),
+    };
+    Failure::new(kind, error).hint(hint)
+}
