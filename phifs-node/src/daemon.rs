@@ -389,6 +389,14 @@ impl Handler for Daemon {
             Request::SnapshotList => json(serde_json::to_value(self.engine.snapshots()?)),
             Request::SnapshotShow { name } => json(serde_json::to_value(self.engine.snapshot(&name)?)),
             Request::SnapshotDelete { names } => json(serde_json::to_value(self.engine.delete_snapshots(&names)?)),
+            Request::SnapshotDiff { from, to } => {
+                json(serde_json::to_value(self.engine.snapshot_diff(&from, to.as_deref())?))
+            }
+            Request::SnapshotRestore { name, path, dry_run } => {
+                let path = path.map(|path| path.bytes());
+                let restored = self.engine.restore_snapshot(&name, path.as_deref(), dry_run, progress)?;
+                json(serde_json::to_value(restored))
+            }
             Request::Down { force } => {
                 let result = self.stop(force, progress);
                 if *self.stopped.lock() {

@@ -142,6 +142,34 @@ pub struct Seal {
     pub volume: String,
 }
 
+/// One line of a comparison of two states.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// `A` added, `M` modified, `D` deleted, `R` renamed.
+    pub what: char,
+    /// As in "file" or "directory".
+    pub kind: String,
+    pub path: Name,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub from: Option<Name>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub old_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub new_bytes: Option<u64>,
+    /// Whether the bytes are others, or only attributes.
+    pub content: bool,
+}
+
+/// Answer to `snapshot restore`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// What was, or would be, changed.
+    pub changes: Vec<Change>,
+    /// The snapshot of how it was before; absent if nothing was changed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub before: Option<String>,
+}
+
 /// Answer to `gc`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {

@@ -6,9 +6,11 @@
 //! | module | what |
 //! | --- | --- |
 //! | `record` | the eight fields, their canonical bytes, id and seal |
+//! | `changes` | what is different between two states, as people see it |
 //! | `facts` | what a snapshot holds, counted along what changed since its parent |
 //! | `tree` | the hash of what people see |
 
+pub mod changes;
 pub mod facts;
 pub mod record;
 pub mod tree;

@@ -293,7 +293,10 @@ mod tests {
     fn version_1_is_what_it_was() {
         let sealed = SealedRecord::seal(record(), &key());
         assert_eq!(format!("{}", sealed.id()), "a7c969bd58f0b44df2dde227835b52bcd46e4c208d95a52bc80ea55084e1bee6");
-        assert_eq!(blake3::hash(&sealed.encode()).to_hex().as_str(), "PIN-BYTES");
+        assert_eq!(
+            blake3::hash(&sealed.encode()).to_hex().as_str(),
+            "9042b5b3d21f1d5fb2d931add3553861e9c9410c50a2f206ffd419347966f5ba"
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod log;
 mod man;
 mod mount;
 mod output;
+mod paths;
 mod scrub;
 mod snapshot;
 mod status;

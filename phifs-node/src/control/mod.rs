@@ -18,6 +18,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::show::Name;
+
 pub use answer::{read_answer, write_progress, write_result};
 pub use client::Client;
 pub use server::{Handler, Server};
@@ -48,6 +50,10 @@ pub enum Request {
     SnapshotShow { name: String },
     /// Forgets all of these, or none. Answered with their names.
     SnapshotDelete { names: Vec<String> },
+    /// Compares a snapshot with another, or with the volume. Answered with a list of `report::Change`.
+    SnapshotDiff { from: String, to: Option<String> },
+    /// Puts back what a snapshot holds, at and below a path of the volume. Answered with `report::Restored`.
+    SnapshotRestore { name: String, path: Option<Name>, dry_run: bool },
     /// Unmounts and stops. Answered with null when nothing is left to do but to end.
     Down { force: bool },
 }
@@ -59,6 +65,7 @@ impl Request {
             Self::Status | Self::Log { .. } | Self::Usage | Self::SnapshotList | Self::SnapshotDelete { .. } => false,
             Self::Gc | Self::Scrub | Self::Fsck { .. } | Self::Down { .. } => true,
             Self::SnapshotCreate { .. } | Self::SnapshotShow { .. } => true,
+            Self::SnapshotDiff { .. } | Self::SnapshotRestore { .. } => true,
         }
     }
 }

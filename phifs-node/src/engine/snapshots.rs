@@ -1,14 +1,19 @@
 //! Snapshots, as the control socket asks for them.
 
+use parking_lot::Mutex;
 use phifs_core::registry::NamedSnapshot;
 use phifs_core::snapshot::SealedRecord;
+use phifs_core::snapshot::changes::{self, What};
 use phifs_core::snapshot::record::root_of;
+use phifs_core::volume::FileKind;
 use phifs_core::volume::local::SnapshotError;
 
-use super::Engine;
+use super::{Engine, counted};
+use crate::control::Progress;
 use crate::failure::{Failure, Kind};
 use crate::hex;
-use crate::report::{Seal, Snapshot};
+use crate::report::{Change, Restored, Seal, Snapshot};
+use crate::show::Name;
 
 impl Engine {
     pub fn create_snapshot(&self, name: &str, labels: Vec<String>) -> Result<Snapshot, Failure> {
@@ -40,6 +45,25 @@ impl Engine {
         names.dedup();
         self.volume.delete_snapshots(&names).map_err(explain)?;
         Ok(names)
+    }
+
+    /// What turns one snapshot into another, or into the volume.
+    pub fn snapshot_diff(&self, from: &str, to: Option<&str>) -> Result<Vec<Change>, Failure> {
+        let changes = self.volume.snapshot_changes(from, to).map_err(explain)?;
+        Ok(changes.iter().map(change).collect())
+    }
+
+    pub fn restore_snapshot(
+        &self,
+        name: &str,
+        path: Option<&[u8]>,
+        dry_run: bool,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Restored, Failure> {
+        let progress = Mutex::new(progress);
+        let tell = |done, total| (progress.lock())(counted("restoring", done, Some(total), "steps"));
+        let restored = self.volume.restore(name, path, dry_run, &tell).map_err(explain)?;
+        Ok(Restored { changes: restored.changes.iter().map(change).collect(), before: restored.before })
     }
 
     fn described(&self, name: &str, snapshot: &NamedSnapshot) -> Result<Snapshot, Failure> {
@@ -85,11 +109,38 @@ fn seal(sealed: &SealedRecord) -> Seal {
     }
 }
 
+fn change(change: &changes::Change) -> Change {
+    let kind = match change.kind {
+        FileKind::File => "file",
+        FileKind::Directory => "directory",
+        FileKind::Symlink => "symlink",
+        FileKind::Fifo => "fifo",
+        FileKind::Socket => "socket",
+        FileKind::CharDevice => "character device",
+        FileKind::BlockDevice => "block device",
+    };
+    Change {
+        what: match change.what {
+            What::Added => 'A',
+            What::Modified => 'M',
+            What::Deleted => 'D',
+            What::Renamed => 'R',
+        },
+        kind: kind.to_owned(),
+        path: Name::new(&change.path),
+        from: change.from.as_ref().map(|from| Name::new(from)),
+        old_bytes: change.old_bytes,
+        new_bytes: change.new_bytes,
+        content: change.content,
+    }
+}
+
 pub(super) fn explain(error: SnapshotError) -> Failure {
     let (kind, hint) = match &error {
         SnapshotError::BadName(..) => (Kind::Usage, "take letters, digits, dashes and colons, at most 200 bytes"),
         SnapshotError::Exists(_) => (Kind::Failed, "choose another name, or delete that one first"),
         SnapshotError::NotFound(_) => (Kind::Failed, "phifs snapshot list shows what there is"),
+        SnapshotError::NoPath(_) => (Kind::Failed, "paths are those of the volume; look into .phi/snapshots/NAME"),
         SnapshotError::Ambiguous(_) => (Kind::Failed, "give more of the id, or the name"),
         SnapshotError::Volume(_) => return Failure::plain(error),
     };

@@ -250,6 +250,19 @@ impl LocalVolume {
         self.files.lock().get(&id).is_some_and(|cell| cell.is_open())
     }
 
+    /// Whether there are bytes of the inode in memory or staging.
+    pub(super) fn is_loaded(&self, id: InodeId) -> bool {
+        let cell = self.files.lock().get(&id).cloned();
+        cell.is_some_and(|cell| cell.data.lock().is_some())
+    }
+
+    /// Whether some of them are not published.
+    pub(super) fn is_written(&self, id: InodeId) -> bool {
+        let cell = self.files.lock().get(&id).cloned();
+        let is_dirty = |data: &Data| data.staging.as_ref().is_some_and(|staging| staging.dirty);
+        cell.is_some_and(|cell| cell.data.lock().as_ref().is_some_and(is_dirty))
+    }
+
     /// The cell of a file, if it has one.
     pub(super) fn known(&self, id: InodeId) -> Option<User<'_>> {
         let known = self.files.lock().contains_key(&id);

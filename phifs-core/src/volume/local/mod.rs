@@ -11,6 +11,7 @@
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
 //! | `collect` | garbage collection |
 //! | `snapshots` | named snapshots: taken, sealed, deleted |
+//! | `restore` | putting back what a snapshot holds |
 //! | `check`, `lost` | scrub and fsck; which files a lost glyph takes with it |
 //! | `ballast` | room for making room on a full disk |
 //! | `reserved` | `.phi` |
@@ -54,6 +55,7 @@ mod names;
 mod records;
 mod recover;
 mod reserved;
+mod restore;
 mod scope;
 mod snapshots;
 mod staged;
@@ -64,6 +66,7 @@ pub use check::{CheckReport, Problem};
 pub use collect::CollectReport;
 pub use lost::{LostFile, LostRows};
 pub use recover::{OpenError, Opening, Progress};
+pub use restore::Restored;
 pub use snapshots::SnapshotError;
 pub use upkeep::{RecentOp, Status};
 

@@ -390,7 +390,7 @@ fn place(rows: &Scope<'_>, draft: &mut Draft, what: Child, parent: DirId, name: 
 
 /// Earlier moves of a directory that nobody needs any more. Where others know the directory, the latest of those that
 /// they do not know stay as well: one may yet turn out not to be possible, and then the one before it holds.
-fn foldable(rows: &Scope<'_>, what: Child, moves: &[MoveId]) -> Vec<MoveId> {
+pub(super) fn foldable(rows: &Scope<'_>, what: Child, moves: &[MoveId]) -> Vec<MoveId> {
     const KEPT: usize = 16;
     if !rows.is_shared(what.inode().0) {
         return moves.to_vec();

@@ -29,7 +29,7 @@ use crate::namespace::op::{Field, InodeEffect};
 use crate::namespace::plan;
 use crate::namespace::row::Owner;
 use crate::namespace::tables::{Rows, Table, malformed};
-use crate::namespace::view::Stat;
+use crate::namespace::view::{self, Stat};
 use crate::oplog::{self, Oplog, OplogError};
 use crate::store::{self, GlyphIndex, GlyphStore, StoreError, StoreOptions};
 use crate::time::{Env, Hlc};
@@ -339,8 +339,11 @@ impl LocalVolume {
         let mut state = self.state.write();
         let mut draft = state.draft(self.env.now());
         match state.inode(id)? {
-            Some(row) => names::purge(&state, &*state, &mut draft, id, &row)?,
-            None => draft.local.push((local_key(b'o', &id.0.to_bytes()), None)),
+            Some(row) if view::nlink(&*state, id, row.kind())? == 0 => {
+                names::purge(&state, &*state, &mut draft, id, &row)?;
+            }
+            // It has got a name again.
+            _ => draft.local.push((local_key(b'o', &id.0.to_bytes()), None)),
         }
         state.commit(draft, &self.journal)?;
         Ok(())

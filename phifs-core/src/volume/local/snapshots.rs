@@ -37,6 +37,8 @@ pub enum SnapshotError {
     Exists(String),
     #[error("there is no snapshot {0:?}")]
     NotFound(String),
+    #[error("{0:?} is not in the snapshot")]
+    NoPath(String),
     #[error("{0:?} is the beginning of several ids of snapshots")]
     Ambiguous(String),
     #[error(transparent)]
@@ -79,7 +81,7 @@ impl LocalVolume {
     }
 
     /// Publishes what was written to files that nobody has open any more.
-    fn publish_closed(&self) -> Result<()> {
+    pub(super) fn publish_closed(&self) -> Result<()> {
         let cells: Vec<_> = self.files.lock().values().cloned().collect();
         for cell in cells.iter().filter(|cell| !cell.is_open()) {
             for _ in 0..PUBLISH_TRIES {
@@ -92,7 +94,7 @@ impl LocalVolume {
     }
 
     /// The state of now, durable in the store.
-    fn cut(&self, checkpoints: &mut super::upkeep::Checkpoints) -> Result<Cut> {
+    pub(super) fn cut(&self, checkpoints: &mut super::upkeep::Checkpoints) -> Result<Cut> {
         if !self.is_as_in(&checkpoints.last.roots) {
             self.make_checkpoint_after(checkpoints, false)?;
         }

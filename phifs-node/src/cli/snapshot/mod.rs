@@ -2,7 +2,9 @@
 
 mod create;
 mod delete;
+mod diff;
 mod list;
+mod restore;
 mod show;
 
 use clap::Subcommand;
@@ -29,6 +31,8 @@ enum Command {
     Create(create::Create),
     List(list::List),
     Show(show::Show),
+    Diff(diff::Diff),
+    Restore(restore::Restore),
     Delete(delete::Delete),
 }
 
@@ -38,6 +42,8 @@ impl Snapshot {
             Command::Create(command) => command.run(context),
             Command::List(command) => command.run(context),
             Command::Show(command) => command.run(context),
+            Command::Diff(command) => command.run(context),
+            Command::Restore(command) => command.run(context),
             Command::Delete(command) => command.run(context),
         }
     }

@@ -1,0 +1,250 @@
+//! What is different between two states, as people see it: names that came, went or moved, and files that changed.
+//!
+//! Nothing is compared by path. A name belongs to a directory, and a directory keeps its identity wherever it moves; so
+//! a moved tree is one change, and the work is proportional to what changed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::content::Content;
+use crate::id::{DirId, Dot, InodeId};
+use crate::meta::Frozen;
+use crate::namespace::derive::{Children, dot_of};
+use crate::namespace::row::{InodeRow, Mode, Owner};
+use crate::namespace::tables::{Rows, Table, Tables, malformed, suffixed_key};
+use crate::namespace::view::Stat;
+use crate::store::StoreError;
+use crate::time::Timestamp;
+use crate::volume::FileKind;
+
+use super::facts::each_change;
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum What {
+    Added,
+    Modified,
+    Deleted,
+    Renamed,
+}
+
+/// One line of a comparison. Paths begin with a slash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    pub what: What,
+    pub kind: FileKind,
+    /// Where it is now; of what was deleted, where it was.
+    pub path: Vec<u8>,
+    /// Where something renamed was.
+    pub from: Option<Vec<u8>>,
+    /// The lengths of a file before and after.
+    pub old_bytes: Option<u64>,
+    pub new_bytes: Option<u64>,
+    /// Whether its bytes are others, or only its attributes.
+    pub content: bool,
+}
+
+/// What happened to one inode.
+pub struct Story {
+    pub inode: InodeId,
+    /// Names that it does not have any more, and names that it did not have.
+    pub went: Vec<Named>,
+    pub came: Vec<Named>,
+    pub old: Option<Looks>,
+    pub new: Option<Looks>,
+}
+
+/// A name, and where it is; nothing if nobody can get there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    pub dir: DirId,
+    pub name: Vec<u8>,
+    pub path: Option<Vec<u8>>,
+}
+
+/// Everything about an inode that a comparison looks at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Looks {
+    pub kind: FileKind,
+    pub mode: Mode,
+    pub owner: Owner,
+    pub mtime: Timestamp,
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub content: Content,
+}
+
+type Name = (DirId, Vec<u8>);
+
+/// The inodes in which two states differ, each once.
+pub fn stories(before: &Frozen, after: &Frozen) -> Result<Vec<Story>> {
+    let mut names: BTreeMap<InodeId, (BTreeSet<Name>, BTreeSet<Name>)> = BTreeMap::new();
+    each_change(before, after, Table::Inodes, &mut |change| {
+        names.entry(InodeId(dot_of(&change.key)?)).or_default();
+        Ok(())
+    })?;
+    each_change(before, after, Table::Xattrs, &mut |change| {
+        let key = change.key.get(..Dot::LEN).unwrap_or_default();
+        names.entry(InodeId(dot_of(key)?)).or_default();
+        Ok(())
+    })?;
+    each_change(before, after, Table::Children, &mut |change| {
+        let (dir, name) = name_of(&change.key)?;
+        let shown = |row: &Option<bytes::Bytes>| -> Result<Option<InodeId>> {
+            let Some(row) = row else { return Ok(None) };
+            let children = Children::decode(row).map_err(|e| malformed("child", &change.key, e))?;
+            Ok(children.shown().map(|child| child.inode()))
+        };
+        let (old, new) = (shown(&change.old)?, shown(&change.new)?);
+        if old == new {
+            return Ok(());
+        }
+        if let Some(inode) = old {
+            names.entry(inode).or_default().0.insert((dir, name.to_vec()));
+        }
+        if let Some(inode) = new {
+            names.entry(inode).or_default().1.insert((dir, name.to_vec()));
+        }
+        Ok(())
+    })?;
+    let (mut before, mut after) = (Side::new(before), Side::new(after));
+    let mut stories = Vec::with_capacity(names.len());
+    for (inode, (went, came)) in names {
+        stories.push(Story {
+            inode,
+            went: before.named(went)?,
+            came: after.named(came)?,
+            old: before.looks(inode)?,
+            new: after.looks(inode)?,
+        });
+    }
+    Ok(stories)
+}
+
+/// What turns the first state into the second, in the order of paths.
+pub fn changes(before: &Frozen, after: &Frozen) -> Result<Vec<Change>> {
+    let mut changes = Vec::new();
+    let mut side = Side::new(after);
+    for story in stories(before, after)? {
+        tell(&story, &mut side, &mut changes)?;
+    }
+    changes.sort_by(|a, b| (&a.path, a.what).cmp(&(&b.path, b.what)));
+    Ok(changes)
+}
+
+fn name_of(key: &[u8]) -> Result<(DirId, &[u8])> {
+    const HASH_BYTES: usize = 8;
+    let dir = dot_of(key.get(..Dot::LEN).unwrap_or_default())?;
+    Ok((DirId(dir), key.get(Dot::LEN + HASH_BYTES..).unwrap_or_default()))
+}
+
+struct Side<'a> {
+    tables: &'a Frozen,
+    paths: HashMap<DirId, Option<Vec<u8>>>,
+}
+
+impl<'a> Side<'a> {
+    fn new(tables: &'a Frozen) -> Self {
+        Self { tables, paths: HashMap::new() }
+    }
+
+    fn named(&mut self, names: BTreeSet<Name>) -> Result<Vec<Named>> {
+        let named = |(dir, name): Name| {
+            let path = self.path_of_dir(dir)?.map(|above| [&above[..], b"/", &name].concat());
+            Ok(Named { dir, name, path })
+        };
+        names.into_iter().map(named).collect()
+    }
+
+    /// The path of a directory; nothing if it is not below the root.
+    fn path_of_dir(&mut self, dir: DirId) -> Result<Option<Vec<u8>>> {
+        if dir == DirId::ROOT {
+            return Ok(Some(Vec::new()));
+        }
+        if let Some(known) = self.paths.get(&dir) {
+            return Ok(known.clone());
+        }
+        let mut path = None;
+        if let Some((parent, name)) = self.tables.dir(dir)?.filter(|row| row.shown).and_then(|row| row.position()) {
+            path = self.path_of_dir(parent)?.map(|above| [&above[..], b"/", &name].concat());
+        }
+        self.paths.insert(dir, path.clone());
+        Ok(path)
+    }
+
+    fn looks(&self, inode: InodeId) -> Result<Option<Looks>> {
+        let row = self.tables.inode(inode)?;
+        row.map(|row| looks_of(self.tables, inode, &row)).transpose()
+    }
+
+    /// All names of an inode.
+    fn names(&mut self, inode: InodeId, kind: FileKind) -> Result<Vec<Named>> {
+        if kind == FileKind::Directory {
+            let row = self.tables.dir(DirId(inode.0))?.filter(|row| row.shown);
+            return self.named(row.and_then(|row| row.position()).into_iter().collect());
+        }
+        let mut names = BTreeSet::new();
+        for link in crate::namespace::derive::links_of(self.tables, inode)? {
+            let row = self.tables.link(link)?.unwrap_or_default();
+            names.extend(row.place().map(|place| (place.parent, place.name.clone())));
+        }
+        self.named(names)
+    }
+}
+
+/// What a row and the attributes beside it say.
+pub fn looks_of<T: Tables>(tables: &T, inode: InodeId, row: &InodeRow) -> Result<Looks> {
+    let stat = Stat::of(row);
+    let mut xattrs = Vec::new();
+    for (name, _) in tables.with_prefix(Table::Xattrs, &suffixed_key(inode.0, &[]))? {
+        xattrs.extend(tables.xattr(inode, &name)?.latest().map(|entry| (name, entry.value.clone())));
+    }
+    Ok(Looks {
+        kind: stat.kind,
+        mode: stat.mode,
+        owner: stat.owner,
+        mtime: stat.mtime,
+        xattrs,
+        content: stat.version.map_or(Content::Empty, |(_, version)| version.content),
+    })
+}
+
+/// Whether there is something to say. The mtime of a directory changes with every name in it, which is told by itself.
+fn differ(old: &Looks, new: &Looks) -> bool {
+    let mtime = if new.kind == FileKind::Directory { new.mtime } else { old.mtime };
+    Looks { mtime, ..old.clone() } != *new
+}
+
+fn tell(story: &Story, after: &mut Side<'_>, changes: &mut Vec<Change>) -> Result<()> {
+    let kind = story.new.as_ref().or(story.old.as_ref()).map_or(FileKind::File, |looks| looks.kind);
+    let len = |looks: &Option<Looks>| {
+        let looks = looks.as_ref().filter(|looks| looks.kind == FileKind::File);
+        looks.map(|looks| looks.content.len_bytes())
+    };
+    let (old_bytes, new_bytes) = (len(&story.old), len(&story.new));
+    let line = |what, path, from| Change { what, kind, path, from, old_bytes, new_bytes, content: false };
+    let went: Vec<_> = story.went.iter().filter_map(|named| named.path.clone()).collect();
+    let came: Vec<_> = story.came.iter().filter_map(|named| named.path.clone()).collect();
+    let renamed = went.len().min(came.len());
+    for (from, to) in went.iter().zip(&came) {
+        changes.push(line(What::Renamed, to.clone(), Some(from.clone())));
+    }
+    for path in &went[renamed..] {
+        changes.push(Change { new_bytes: None, ..line(What::Deleted, path.clone(), None) });
+    }
+    for path in &came[renamed..] {
+        changes.push(Change { old_bytes: None, content: true, ..line(What::Added, path.clone(), None) });
+    }
+    if let (Some(old), Some(new)) = (&story.old, &story.new)
+        && differ(old, new)
+    {
+        // Names that came have been told as new.
+        let content = old.content != new.content;
+        let told = &came[renamed..];
+        for path in after.names(story.inode, kind)?.into_iter().filter_map(|named| named.path) {
+            if !told.contains(&path) {
+                changes.push(Change { content, ..line(What::Modified, path, None) });
+            }
+        }
+    }
+    Ok(())
+}
