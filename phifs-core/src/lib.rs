@@ -16,6 +16,7 @@ pub mod meta;
 pub mod namespace;
 pub mod oplog;
 pub mod registry;
+pub mod settings;
 pub mod snapshot;
 pub mod store;
 pub mod time;

@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use phifs_core::settings;
+use phifs_core::snapshot::keep::KeepRules;
+
 use crate::show;
 
 /// Everything the daemon may be told, checked.
@@ -31,6 +34,10 @@ pub struct Config {
     pub staging_cache_mib: u32,
     /// At most this long until what was written to an open file is published.
     pub publish_interval: Duration,
+    /// How often a snapshot is taken, if something changed; `None`: never.
+    pub snapshot_every: Option<Duration>,
+    /// Which of those that were taken so are kept.
+    pub snapshot_keep: KeepRules,
     pub log_format: LogFormat,
     pub log_level: LogLevel,
 }
@@ -104,6 +111,8 @@ pub struct Settings {
     pub cache_mib: Option<u32>,
     pub staging_cache_mib: Option<u32>,
     pub publish_interval_ms: Option<u32>,
+    pub snapshot_every: Option<Option<Duration>>,
+    pub snapshot_keep: Option<KeepRules>,
     pub log_format: Option<LogFormat>,
     pub log_level: Option<LogLevel>,
 }
@@ -169,6 +178,8 @@ const KEYS: &[Key] = &[
     Key { name: "cache_mib", set: |s, v| put(&mut s.cache_mib, within(v, 8, 1 << 20)) },
     Key { name: "staging_cache_mib", set: |s, v| put(&mut s.staging_cache_mib, within(v, 0, 1 << 24)) },
     Key { name: "publish_interval_ms", set: |s, v| put(&mut s.publish_interval_ms, within(v, 10, 3_600_000)) },
+    Key { name: "snapshot.every", set: |s, v| put(&mut s.snapshot_every, settings::every(v)) },
+    Key { name: "snapshot.keep", set: |s, v| put(&mut s.snapshot_keep, settings::keep(v)) },
     Key { name: "log.format", set: |s, v| put(&mut s.log_format, v.parse()) },
     Key { name: "log.level", set: |s, v| put(&mut s.log_level, v.parse()) },
 ];
@@ -277,6 +288,8 @@ impl Settings {
             cache_mib: self.cache_mib.or(other.cache_mib),
             staging_cache_mib: self.staging_cache_mib.or(other.staging_cache_mib),
             publish_interval_ms: self.publish_interval_ms.or(other.publish_interval_ms),
+            snapshot_every: self.snapshot_every.or(other.snapshot_every),
+            snapshot_keep: self.snapshot_keep.or(other.snapshot_keep),
             log_format: self.log_format.or(other.log_format),
             log_level: self.log_level.or(other.log_level),
         }
@@ -414,6 +427,8 @@ impl Config {
             cache_mib: settings.cache_mib.unwrap_or(64),
             staging_cache_mib: settings.staging_cache_mib.unwrap_or(4096),
             publish_interval: Duration::from_millis(settings.publish_interval_ms.unwrap_or(1000).into()),
+            snapshot_every: settings.snapshot_every.flatten(),
+            snapshot_keep: settings.snapshot_keep.unwrap_or_else(|| settings::Settings::default().snapshot_keep),
             log_format: settings.log_format.unwrap_or(LogFormat::Text),
             log_level: settings.log_level.unwrap_or(LogLevel::Info),
         })

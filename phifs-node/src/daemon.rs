@@ -48,6 +48,9 @@ const IDLE_LOOK: Duration = Duration::from_secs(1);
 /// After work, when it has been looked this often without seeing a change, free memory goes back to the system.
 const LOOKS_BEFORE_TRIM: u32 = 2;
 
+/// How often it is looked whether the schedule wants a snapshot.
+const SCHEDULE_LOOK: Duration = Duration::from_secs(1);
+
 /// How long background work rests after it failed.
 const FAILURE_REST: Duration = Duration::from_secs(1);
 
@@ -153,6 +156,8 @@ pub fn open(
         cache_bytes: u64::from(config.cache_mib) << 20,
         staging_cache_bytes: u64::from(config.staging_cache_mib) << 20,
         publish_interval: config.publish_interval,
+        snapshot_every: config.snapshot_every,
+        snapshot_keep: config.snapshot_keep.clone(),
         repair: role.repair,
         rebuild_index: role.rebuild_index,
     };
@@ -397,6 +402,14 @@ impl Handler for Daemon {
                 let restored = self.engine.restore_snapshot(&name, path.as_deref(), dry_run, progress)?;
                 json(serde_json::to_value(restored))
             }
+            Request::SnapshotPrune { rules, label, scheduled, dry_run } => {
+                let pruned = self.engine.prune_snapshots(&rules, label.as_deref(), scheduled, dry_run)?;
+                json(serde_json::to_value(pruned))
+            }
+            Request::VolumeGet { name } => json(serde_json::to_value(self.engine.settings(name.as_deref())?)),
+            Request::VolumeSet { name, value } => {
+                json(serde_json::to_value(self.engine.change_setting(&name, value.as_deref())?))
+            }
             Request::Down { force } => {
                 let result = self.stop(force, progress);
                 if *self.stopped.lock() {
@@ -439,6 +452,7 @@ impl Background {
         let mut threads = vec![
             repeat("tick", Box::new(|engine| engine.tick().map(|()| TICK)))?,
             repeat("checkpoint", Box::new(checkpoint))?,
+            repeat("schedule", Box::new(|engine| engine.snapshot_by_schedule().map(|()| SCHEDULE_LOOK)))?,
         ];
         for _ in 0..PUBLISHERS {
             let engine = engine.clone();

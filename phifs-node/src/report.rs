@@ -170,6 +170,26 @@ pub struct Restored {
     pub before: Option<String>,
 }
 
+/// A setting of the volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingValue {
+    pub name: String,
+    pub value: String,
+    /// Whether the volume says nothing, so that the configuration of this machine or else the default of phifs holds.
+    pub is_default: bool,
+    pub takes: String,
+    pub about: String,
+}
+
+/// Answer to `snapshot prune`: each snapshot that was looked at, the latest last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    pub name: String,
+    pub millis: u64,
+    /// Why it is kept; nothing if it was, or would be, forgotten.
+    pub kept_for: Vec<String>,
+}
+
 /// Answer to `gc`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {

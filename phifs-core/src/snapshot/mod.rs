@@ -8,10 +8,12 @@
 //! | `record` | the eight fields, their canonical bytes, id and seal |
 //! | `changes` | what is different between two states, as people see it |
 //! | `facts` | what a snapshot holds, counted along what changed since its parent |
+//! | `keep` | which of many to keep |
 //! | `tree` | the hash of what people see |
 
 pub mod changes;
 pub mod facts;
+pub mod keep;
 pub mod record;
 pub mod tree;
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -69,6 +69,8 @@ pub struct GlyphStore {
     pub(super) gate: RwLock<()>,
     /// One collection at a time.
     pub(super) collecting: Mutex<()>,
+    /// How hard data is compressed.
+    pub(super) data_level: AtomicI32,
 }
 
 /// Why a record could not be read.
@@ -118,12 +120,22 @@ impl GlyphSink for GlyphStore {
         };
         let lane = self.lane(kind);
         let bad_place = lane.place(&id);
-        lane.append(&self.shared, &record::encode(kind, id, plain), purpose, bad_place)?;
+        lane.append(
+            &self.shared,
+            &record::encode(kind, id, plain, self.data_level.load(Ordering::Relaxed)),
+            purpose,
+            bad_place,
+        )?;
         Ok(id)
     }
 }
 
 impl GlyphStore {
+    /// How hard data is compressed from now on: a level of zstd, 0 for not at all.
+    pub fn set_data_level(&self, level: i32) {
+        self.data_level.store(level, Ordering::Relaxed);
+    }
+
     /// Whether the glyph is stored: its record is there and not known to be damaged. Its bytes are not read, so rot that
     /// neither a read nor a scrub has met yet goes unnoticed.
     pub fn contains(&self, kind: GlyphKind, id: &GlyphId) -> Result<bool, StoreError> {

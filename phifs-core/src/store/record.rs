@@ -23,7 +23,7 @@ pub(super) const ALIGN: usize = 8;
 pub const GLYPH_BYTES_MAX: usize = 16 << 20;
 
 const MAGIC: [u8; 4] = *b"\xceGly";
-const DATA_LEVEL: i32 = 1;
+pub(super) const DATA_LEVEL: i32 = 1;
 const NODE_LEVEL: i32 = -1;
 /// A node longer than this holds what users wrote, small files above all, and is compressed like their other data.
 const NODE_BYTES_MAX: usize = 8 << 10;
@@ -133,8 +133,16 @@ impl Header {
 }
 
 /// Compresses where that gains. `id` is the hash of `plain`, which is at most `GLYPH_BYTES_MAX` long.
-pub(super) fn encode(kind: GlyphKind, id: GlyphId, plain: &[u8]) -> Record<'_> {
-    let compressed = if kind == GlyphKind::Data && looks_random(plain) { None } else { compress(kind, plain) };
+///
+/// `data_level` is how hard to try with data: a level of zstd, 0 for not at all.
+pub(super) fn encode(kind: GlyphKind, id: GlyphId, plain: &[u8], data_level: i32) -> Record<'_> {
+    let level = match kind {
+        GlyphKind::Node if plain.len() <= NODE_BYTES_MAX => NODE_LEVEL,
+        GlyphKind::Node => DATA_LEVEL,
+        GlyphKind::Data if looks_random(plain) => 0,
+        GlyphKind::Data => data_level,
+    };
+    let compressed = if level == 0 { None } else { compress(level, plain) };
     let (codec, stored): (Codec, Cow<[u8]>) = match compressed {
         Some(bytes) => (Codec::Zstd, bytes.into()),
         None => (Codec::Raw, plain.into()),
@@ -150,15 +158,11 @@ pub(super) fn encode(kind: GlyphKind, id: GlyphId, plain: &[u8]) -> Record<'_> {
     Record { header, stored }
 }
 
-fn compress(kind: GlyphKind, plain: &[u8]) -> Option<Vec<u8>> {
+fn compress(level: i32, plain: &[u8]) -> Option<Vec<u8>> {
     thread_local! {
         // A context costs more to make than a small glyph to compress.
         static COMPRESSOR: RefCell<zstd::bulk::Compressor<'static>> = RefCell::default();
     }
-    let level = match kind {
-        GlyphKind::Node if plain.len() <= NODE_BYTES_MAX => NODE_LEVEL,
-        GlyphKind::Node | GlyphKind::Data => DATA_LEVEL,
-    };
     // More than this would be stored raw anyway, and zstd gives up as soon as the room is used.
     let mut stored = Vec::with_capacity(plain.len() - plain.len() / GAIN_MIN);
     let fits = COMPRESSOR.with_borrow_mut(|compressor| {
@@ -215,13 +219,13 @@ mod tests {
     fn text_is_compressed_and_noise_is_not() {
         let text = b"glyphs and glyphs ".repeat(1000);
         for kind in [GlyphKind::Data, GlyphKind::Node] {
-            let record = encode(kind, GlyphId::of(&text), &text);
+            let record = encode(kind, GlyphId::of(&text), &text, DATA_LEVEL);
             assert_eq!(record.header.codec, Codec::Zstd);
             assert!(record.stored.len() < text.len() / 4);
             assert_eq!(plain(&record.header, &record.stored).unwrap(), text);
             for len in [0, 1, 100, 5000, 100_000] {
                 let noise = noise(len);
-                let record = encode(kind, GlyphId::of(&noise), &noise);
+                let record = encode(kind, GlyphId::of(&noise), &noise, DATA_LEVEL);
                 assert_eq!(record.header.codec, Codec::Raw, "{len} bytes");
                 assert_eq!(plain(&record.header, &record.stored).unwrap(), noise);
             }
@@ -233,7 +237,7 @@ mod tests {
     fn node_full_of_users_bytes_is_compressed_like_their_data() {
         // Half of every byte is random, and no string of bytes comes twice: only coding the bytes shorter helps.
         let plain: Vec<u8> = noise(32 << 10).iter().map(|byte| b'a' + (byte & 15)).collect();
-        let stored_bytes = |kind| encode(kind, GlyphId::of(&plain), &plain).header.stored_bytes;
+        let stored_bytes = |kind| encode(kind, GlyphId::of(&plain), &plain, DATA_LEVEL).header.stored_bytes;
         assert_eq!(stored_bytes(GlyphKind::Node), stored_bytes(GlyphKind::Data));
         assert!((stored_bytes(GlyphKind::Node) as usize) < plain.len() * 6 / 10);
     }
@@ -241,7 +245,7 @@ mod tests {
     #[test]
     fn a_header_is_valid_only_unchanged_and_in_its_place() {
         let plain = b"some bytes";
-        let header = encode(GlyphKind::Data, GlyphId::of(plain), plain).header;
+        let header = encode(GlyphKind::Data, GlyphId::of(plain), plain, DATA_LEVEL).header;
         let bytes = header.encode(7, 640);
         assert_eq!(Header::decode(&bytes, 7, 640), Some(header));
         assert_eq!(Header::decode(&bytes, 8, 640), None);
@@ -256,7 +260,7 @@ mod tests {
     #[test]
     fn plain_bytes_that_do_not_hash_to_the_id_are_refused() {
         let text = b"glyphs and glyphs ".repeat(1000);
-        let record = encode(GlyphKind::Data, GlyphId::of(&text), &text);
+        let record = encode(GlyphKind::Data, GlyphId::of(&text), &text, DATA_LEVEL);
         let mut stored = record.stored.to_vec();
         for at in 0..stored.len() {
             stored[at] ^= 0x10;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -11,6 +11,7 @@ use super::glyphs::{GlyphStore, StoreOptions};
 use super::index::{GlyphIndex, Position};
 use super::lane::{Lane, Shared};
 use super::pack::{Found, Pack, encode_header};
+use super::record::DATA_LEVEL;
 use super::room::Room;
 use super::{Damage, GlyphKind, StoreError};
 use crate::disk::{Disk, FileName};
@@ -142,6 +143,7 @@ impl GlyphStore {
             pins: Pins::default(),
             gate: RwLock::new(()),
             collecting: Mutex::new(()),
+            data_level: AtomicI32::new(DATA_LEVEL),
         };
         match known.filter(|known| store.index_may_be_right(*known)) {
             Some(known) => {

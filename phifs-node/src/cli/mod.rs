@@ -15,6 +15,7 @@ mod scrub;
 mod snapshot;
 mod status;
 mod up;
+mod volume;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -66,6 +67,7 @@ enum Command {
     Df(df::Df),
     Log(log::Log),
     Snapshot(snapshot::Snapshot),
+    Volume(volume::Volume),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -110,6 +112,7 @@ pub fn run() -> ExitCode {
         Command::Df(command) => command.run(&context),
         Command::Log(command) => command.run(&context),
         Command::Snapshot(command) => command.run(&context),
+        Command::Volume(command) => command.run(&context),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
     };

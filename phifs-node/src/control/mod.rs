@@ -54,6 +54,13 @@ pub enum Request {
     SnapshotDiff { from: String, to: Option<String> },
     /// Puts back what a snapshot holds, at and below a path of the volume. Answered with `report::Restored`.
     SnapshotRestore { name: String, path: Option<Name>, dry_run: bool },
+    /// Forgets the snapshots that no rule keeps: of all, of those with a label, of those taken by the schedule. Answered
+    /// with a list of `report::Pruned`.
+    SnapshotPrune { rules: String, label: Option<String>, scheduled: bool, dry_run: bool },
+    /// Answered with a list of `report::SettingValue`.
+    VolumeGet { name: Option<String> },
+    /// Answered with a list of `report::SettingValue`.
+    VolumeSet { name: String, value: Option<String> },
     /// Unmounts and stops. Answered with null when nothing is left to do but to end.
     Down { force: bool },
 }
@@ -66,6 +73,7 @@ impl Request {
             Self::Gc | Self::Scrub | Self::Fsck { .. } | Self::Down { .. } => true,
             Self::SnapshotCreate { .. } | Self::SnapshotShow { .. } => true,
             Self::SnapshotDiff { .. } | Self::SnapshotRestore { .. } => true,
+            Self::SnapshotPrune { .. } | Self::VolumeGet { .. } | Self::VolumeSet { .. } => false,
         }
     }
 }

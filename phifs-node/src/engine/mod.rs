@@ -1,7 +1,10 @@
 //! The seam between the daemon and core's engine: opens it over real files, turns its results into reports and its
 //! errors into failures. Nothing else in this crate knows the engine's types.
 
+mod settings;
 mod snapshots;
+
+pub use snapshots::name_of;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +16,7 @@ use phifs_core::meta::journal::JournalError;
 use phifs_core::meta::superblock::SuperblockError;
 use phifs_core::namespace::Effect;
 use phifs_core::oplog::OplogError;
+use phifs_core::snapshot::keep::KeepRules;
 use phifs_core::store::{GlyphIndex, Progress as PackProgress, Stage, StoreError};
 use phifs_core::time::Env;
 use phifs_core::volume::local::{LocalVolume, OpenError, Opening, Options as VolumeOptions, Progress as OpenProgress};
@@ -38,6 +42,9 @@ pub struct Options {
     pub staging_cache_bytes: u64,
     /// A file that stays open is published at most this often.
     pub publish_interval: Duration,
+    /// How often a snapshot is taken, and which of those are kept, if the volume does not say.
+    pub snapshot_every: Option<Duration>,
+    pub snapshot_keep: KeepRules,
     /// Drop what cannot be read in the middle of the journal, instead of refusing to open.
     pub repair: bool,
     /// Begin with an empty glyph index.
@@ -69,6 +76,8 @@ impl Engine {
             staging_cache_bytes: options.staging_cache_bytes,
             root_owner: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             publish_interval: options.publish_interval,
+            snapshot_every: options.snapshot_every,
+            snapshot_keep: options.snapshot_keep.clone(),
             repair: options.repair,
             ..VolumeOptions::default()
         };

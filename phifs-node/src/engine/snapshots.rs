@@ -4,16 +4,17 @@ use parking_lot::Mutex;
 use phifs_core::registry::NamedSnapshot;
 use phifs_core::snapshot::SealedRecord;
 use phifs_core::snapshot::changes::{self, What};
+use phifs_core::snapshot::keep::KeepRules;
 use phifs_core::snapshot::record::root_of;
 use phifs_core::volume::FileKind;
-use phifs_core::volume::local::SnapshotError;
+use phifs_core::volume::local::{SnapshotError, candidates};
 
 use super::{Engine, counted};
 use crate::control::Progress;
 use crate::failure::{Failure, Kind};
 use crate::hex;
-use crate::report::{Change, Restored, Seal, Snapshot};
-use crate::show::Name;
+use crate::report::{Change, Pruned, Restored, Seal, Snapshot};
+use crate::show::{self, Name};
 
 impl Engine {
     pub fn create_snapshot(&self, name: &str, labels: Vec<String>) -> Result<Snapshot, Failure> {
@@ -47,6 +48,48 @@ impl Engine {
         Ok(names)
     }
 
+    /// Takes a snapshot if the schedule wants one by now.
+    pub fn snapshot_by_schedule(&self) -> Result<(), Failure> {
+        self.volume.snapshot_by_schedule(|millis| format!("auto-{}", name_of(millis))).map(drop).map_err(explain)
+    }
+
+    /// Forgets what no rule keeps.
+    pub fn prune_snapshots(
+        &self,
+        rules: &str,
+        label: Option<&str>,
+        scheduled: bool,
+        dry_run: bool,
+    ) -> Result<Vec<Pruned>, Failure> {
+        let usage = |why: String| Failure::new(Kind::Usage, why);
+        let rules: KeepRules = rules.parse().map_err(usage)?;
+        if rules.is_empty() {
+            return Err(usage("no rule says what to keep".to_owned())
+                .hint("give at least one, as in --keep-daily 7; `phifs snapshot delete` deletes by name"));
+        }
+        let mut snapshots = self.volume.snapshots().map_err(explain)?;
+        snapshots.retain(|(_, snapshot)| {
+            let has_label = label.is_none_or(|label| snapshot.labels.iter().any(|known| known == label));
+            has_label && (!scheduled || snapshot.scheduled)
+        });
+        let reasons = rules.reasons(&candidates(&snapshots));
+        let pruned: Vec<Pruned> = snapshots
+            .iter()
+            .zip(reasons)
+            .map(|((name, snapshot), kept_for)| Pruned {
+                name: name.clone(),
+                millis: snapshot.cut.time.millis(),
+                kept_for,
+            })
+            .collect();
+        let gone: Vec<String> =
+            pruned.iter().filter(|snapshot| snapshot.kept_for.is_empty()).map(|gone| gone.name.clone()).collect();
+        if !dry_run && !gone.is_empty() {
+            self.volume.delete_snapshots(&gone).map_err(explain)?;
+        }
+        Ok(pruned)
+    }
+
     /// What turns one snapshot into another, or into the volume.
     pub fn snapshot_diff(&self, from: &str, to: Option<&str>) -> Result<Vec<Change>, Failure> {
         let changes = self.volume.snapshot_changes(from, to).map_err(explain)?;
@@ -70,6 +113,11 @@ impl Engine {
         let sealed = snapshot.id.map(|id| self.volume.sealed_record(id)).transpose().map_err(explain)?.flatten();
         Ok(report(name, snapshot, sealed.as_ref()))
     }
+}
+
+/// A name for what is taken now: the time to the second, so that names sort by it.
+pub fn name_of(millis: u64) -> String {
+    format!("{}Z", show::utc(millis)[..19].replace(' ', "T"))
 }
 
 fn report(name: &str, snapshot: &NamedSnapshot, sealed: Option<&SealedRecord>) -> Snapshot {

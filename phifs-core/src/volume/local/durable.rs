@@ -89,7 +89,8 @@ impl LocalVolume {
                 Some(staging) => {
                     staging.observe().map_err(looking_failed)?;
                     let now = self.env.now();
-                    let due = staging.is_due(now, self.options.publish_interval) || staging.in_memory && !is_open;
+                    let due =
+                        staging.is_due(now, self.settings.read().publish_interval) || staging.in_memory && !is_open;
                     if due {
                         staging.tried_at = now;
                     }

@@ -1000,7 +1000,7 @@ impl LocalVolume {
         };
         let len = staging.overlay.len_bytes();
         let is_worth = len >= CACHE_BYTES_MIN && staging.overlay.is_whole() && !loaded.failed;
-        if may_stay && is_worth && self.staging_cache.admit(cell.id, len) {
+        if may_stay && is_worth && self.staging_cache.admit(cell.id, len, self.settings.read().cache_bytes) {
             return Ok(());
         }
         let handed = staging.is_handed();

@@ -11,6 +11,7 @@
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
 //! | `collect` | garbage collection |
 //! | `snapshots` | named snapshots: taken, sealed, deleted |
+//! | `settings` | what is set for the volume |
 //! | `restore` | putting back what a snapshot holds |
 //! | `check`, `lost` | scrub and fsck; which files a lost glyph takes with it |
 //! | `ballast` | room for making room on a full disk |
@@ -35,6 +36,8 @@ use crate::meta::superblock::{StoreId, Superblock};
 use crate::meta::{Journal, TableId, TableSpec};
 use crate::namespace::Table;
 use crate::oplog::Oplog;
+use crate::settings::Settings;
+use crate::snapshot::keep::KeepRules;
 use crate::store::GlyphStore;
 use crate::time::Env;
 use crate::volume::{
@@ -57,6 +60,7 @@ mod recover;
 mod reserved;
 mod restore;
 mod scope;
+mod settings;
 mod snapshots;
 mod staged;
 mod state;
@@ -67,7 +71,8 @@ pub use collect::CollectReport;
 pub use lost::{LostFile, LostRows};
 pub use recover::{OpenError, Opening, Progress};
 pub use restore::Restored;
-pub use snapshots::SnapshotError;
+pub use settings::SettingError;
+pub use snapshots::{SnapshotError, candidates};
 pub use upkeep::{RecentOp, Status};
 
 use ballast::Ballast;
@@ -84,14 +89,17 @@ pub struct Options {
     pub node_cache_bytes: u64,
     /// Memory for the bytes of small files that are not published yet.
     pub memory_bytes: u64,
-    /// Space on the host for staging files of closed files.
+    /// Space on the host for staging files of closed files, if the volume's settings say nothing else.
     pub staging_cache_bytes: u64,
     /// How much of the oplog is kept for peers and for `phifs log`.
     pub oplog_bytes: u64,
     /// Owner of the root directory of a new volume.
     pub root_owner: (u32, u32),
-    /// A file that stays open is published at most this often.
+    /// A file that stays open is published at most this often, if the volume's settings say nothing else.
     pub publish_interval: std::time::Duration,
+    /// How often a snapshot is taken, and which of those are kept, if the volume's settings say nothing else.
+    pub snapshot_every: Option<std::time::Duration>,
+    pub snapshot_keep: KeepRules,
     /// Free space on the host that data must leave; `None` for 5 %, at most 10 GiB.
     pub reserve_bytes: Option<u64>,
     /// Drop what follows damage in the middle of the journal, instead of refusing to open.
@@ -107,6 +115,8 @@ impl Default for Options {
             oplog_bytes: 256 << 20,
             root_owner: (0, 0),
             publish_interval: std::time::Duration::from_secs(1),
+            snapshot_every: None,
+            snapshot_keep: Settings::default().snapshot_keep,
             reserve_bytes: None,
             repair: false,
         }
@@ -181,6 +191,8 @@ pub struct LocalVolume {
     ballast: Ballast,
     stopping: AtomicBool,
     invalidate: RwLock<Option<Arc<dyn Invalidate>>>,
+    /// What holds for the volume: the defaults of this machine, and what is set in the registry.
+    settings: RwLock<Settings>,
     counters: upkeep::Counters,
 }
 

@@ -167,7 +167,7 @@ impl LocalVolume {
         let checkpoint_lsn = checkpoint.lsn;
         let volume = Self {
             staging: StagingPool::new(disk.clone(), next_staging, options.memory_bytes),
-            staging_cache: Cache::new(options.staging_cache_bytes),
+            staging_cache: Cache::default(),
             env,
             disk,
             store,
@@ -202,8 +202,10 @@ impl LocalVolume {
             ballast: super::ballast::Ballast::default(),
             stopping: AtomicBool::new(false),
             invalidate: RwLock::new(None),
+            settings: RwLock::default(),
             counters: Counters { checkpoint_lsn: AtomicU64::new(checkpoint_lsn.0), ..Counters::default() },
         };
+        volume.load_settings()?;
         opened.recovered_files = volume.recover_files(progress)?;
         volume.forget_orphans()?;
         volume.commit_journal()?;

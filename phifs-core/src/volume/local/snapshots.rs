@@ -17,6 +17,7 @@ use crate::namespace::tables::{DERIVED, REPLICATED, malformed};
 use crate::namespace::{Table, Tables};
 use crate::registry::{Cut, Key, NamedSnapshot, check_name};
 use crate::snapshot::facts::{self, Facts};
+use crate::snapshot::keep::Candidate;
 use crate::snapshot::record::{authors_of, roots_of_state};
 use crate::snapshot::{Coherence, DeltaPhi, Record, SealedRecord, Theta};
 use crate::store::StoreError;
@@ -28,6 +29,9 @@ use super::state::{State, local_key};
 
 /// A file that somebody stores to through a mapping may change again and again; then its last version counts.
 const PUBLISH_TRIES: usize = 3;
+
+/// While nothing changes it is looked this often whether something has.
+const SCHEDULE_LOOK_MILLIS: u64 = 10_000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -78,6 +82,36 @@ impl LocalVolume {
         self.commit_journal()?;
         self.snapshots_changed();
         Ok(snapshot)
+    }
+
+    /// Takes the snapshot that the schedule wants, unless nothing has changed since the latest one; then forgets those
+    /// of the schedule that the rules do not keep. Says when the next one is due, in milliseconds since 1970.
+    pub fn snapshot_by_schedule(&self, name: impl FnOnce(u64) -> String) -> Result<Option<u64>> {
+        let settings = self.settings();
+        let Some(every) = settings.snapshot_every else { return Ok(None) };
+        let every = u64::try_from(every.as_millis()).unwrap_or(u64::MAX);
+        let now = self.env.now().millis();
+        let snapshots = self.snapshots()?;
+        let last = snapshots.iter().filter(|(_, snapshot)| snapshot.scheduled).map(|(_, s)| s.cut.time.millis()).max();
+        let due = last.map_or(now, |last| last.saturating_add(every));
+        // A clock that went back is no reason to wait for long.
+        if now < due && due - now <= every {
+            return Ok(Some(due));
+        }
+        if snapshots.last().is_some_and(|(_, latest)| self.is_as_in(&latest.cut.roots)) {
+            return Ok(Some(now + every.min(SCHEDULE_LOOK_MILLIS)));
+        }
+        self.create_snapshot(&name(now), Vec::new(), true)?;
+        if !settings.snapshot_keep.is_empty() {
+            let scheduled: Vec<_> = self.snapshots()?.into_iter().filter(|(_, snapshot)| snapshot.scheduled).collect();
+            let reasons = settings.snapshot_keep.reasons(&candidates(&scheduled));
+            let gone = scheduled.iter().zip(reasons).filter(|(_, reasons)| reasons.is_empty());
+            let gone: Vec<String> = gone.map(|((name, _), _)| name.clone()).collect();
+            if !gone.is_empty() {
+                self.delete_snapshots(&gone)?;
+            }
+        }
+        Ok(Some(now.saturating_add(every)))
     }
 
     /// Publishes what was written to files that nobody has open any more.
@@ -270,4 +304,10 @@ impl LocalVolume {
         *self.seal_wanted.lock() = true;
         self.seal_asked.notify_all();
     }
+}
+
+/// What the rules about keeping need to know.
+pub fn candidates(snapshots: &[(String, NamedSnapshot)]) -> Vec<Candidate<'_>> {
+    let taken = |snapshot: &NamedSnapshot| snapshot.cut.time.millis();
+    snapshots.iter().map(|(_, snapshot)| Candidate { millis: taken(snapshot), labels: &snapshot.labels }).collect()
 }

@@ -95,19 +95,15 @@ pub struct Counters {
 }
 
 /// Which closed files keep their staging file, the latest last.
+#[derive(Default)]
 pub struct Cache {
-    bytes_max: u64,
     inner: Mutex<(u64, VecDeque<(InodeId, u64)>)>,
 }
 
 impl Cache {
-    pub fn new(bytes_max: u64) -> Self {
-        Self { bytes_max, inner: Mutex::default() }
-    }
-
-    /// Whether this file may keep its staging file; it then counts as used now.
-    pub fn admit(&self, id: InodeId, len_bytes: u64) -> bool {
-        if len_bytes > self.bytes_max {
+    /// Whether this file may keep its staging file in a cache of `bytes_max`; it then counts as used now.
+    pub fn admit(&self, id: InodeId, len_bytes: u64, bytes_max: u64) -> bool {
+        if len_bytes > bytes_max {
             return false;
         }
         let (total, files) = &mut *self.inner.lock();
@@ -284,7 +280,7 @@ impl LocalVolume {
         }
         let committed = if self.journal.appended() > self.journal.committed() { self.commit_journal() } else { Ok(()) };
         let sealed = self.seal();
-        let cache_bytes = if self.tight.load(Ordering::Relaxed) { 0 } else { self.options.staging_cache_bytes };
+        let cache_bytes = if self.tight.load(Ordering::Relaxed) { 0 } else { self.settings.read().cache_bytes };
         let evicted = self.evict_excess(cache_bytes);
         let tidied = self.remove_retired(RETIRED_PER_TICK);
         self.store.flush_index();

@@ -4,9 +4,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Context;
 use crate::control::Request;
+use crate::engine::name_of;
 use crate::failure::Failure;
 use crate::report;
-use crate::show;
 
 /// Take a snapshot of the volume
 #[derive(clap::Args)]
@@ -32,9 +32,6 @@ impl Create {
     }
 }
 
-/// The time to the second, so that names sort by it.
 fn name_of_now() -> String {
-    let millis = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    let utc = show::utc(millis);
-    format!("{}Z", utc[..19].replace(' ', "T"))
+    name_of(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64))
 }

@@ -4,6 +4,7 @@ mod create;
 mod delete;
 mod diff;
 mod list;
+mod prune;
 mod restore;
 mod show;
 
@@ -33,6 +34,7 @@ enum Command {
     Show(show::Show),
     Diff(diff::Diff),
     Restore(restore::Restore),
+    Prune(prune::Prune),
     Delete(delete::Delete),
 }
 
@@ -44,6 +46,7 @@ impl Snapshot {
             Command::Show(command) => command.run(context),
             Command::Diff(command) => command.run(context),
             Command::Restore(command) => command.run(context),
+            Command::Prune(command) => command.run(context),
             Command::Delete(command) => command.run(context),
         }
     }

@@ -1,0 +1,193 @@
+//! What can be set for a volume, as text in the registry: it belongs to the volume and goes where the volume goes.
+//! What concerns one machine is in its configuration file instead, which also has the defaults of some of these.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use crate::snapshot::keep::KeepRules;
+
+/// One setting.
+pub struct Setting {
+    pub name: &'static str,
+    /// What its values look like.
+    pub takes: &'static str,
+    pub about: &'static str,
+    set: fn(&mut Settings, &str) -> Result<(), String>,
+    show: fn(&Settings) -> String,
+}
+
+/// All that is set, or is the default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// A file that stays open is published at most this often.
+    pub publish_interval: Duration,
+    /// A level of zstd; 0: nothing is compressed.
+    pub compression: i32,
+    /// Space on the host for plain copies of closed files.
+    pub cache_bytes: u64,
+    /// How often a snapshot is taken, if something changed; `None`: never.
+    pub snapshot_every: Option<Duration>,
+    /// Which of those that were taken so are kept. Without a rule all are.
+    pub snapshot_keep: KeepRules,
+    /// How many older versions of a file are kept, and for how long.
+    pub versions_keep: u32,
+    pub versions_max_age: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            publish_interval: Duration::from_secs(1),
+            compression: 1,
+            cache_bytes: 1 << 30,
+            snapshot_every: None,
+            snapshot_keep: KeepRules { hourly: 24, daily: 7, weekly: 4, monthly: 12, ..KeepRules::default() },
+            versions_keep: 16,
+            versions_max_age: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
+}
+
+/// The settings there are, in the order of their names.
+pub static SETTINGS: [Setting; 7] = [
+    Setting {
+        name: "cache_size",
+        takes: "a size, as in 4GiB",
+        about: "space on the host for plain copies of files that were in use",
+        set: |settings, text| {
+            settings.cache_bytes = text.parse::<ByteSize>().map_err(|_| "not a size".to_owned())?.as_u64();
+            Ok(())
+        },
+        show: |settings| ByteSize(settings.cache_bytes).display().iec().to_string(),
+    },
+    Setting {
+        name: "compression",
+        takes: "off, or a level of zstd from 1 to 19",
+        about: "how hard to compress what is stored from now on",
+        set: |settings, text| {
+            settings.compression = match text {
+                "off" => 0,
+                _ => text.parse().ok().filter(|level| (1..=19).contains(level)).ok_or("no such level")?,
+            };
+            Ok(())
+        },
+        show: |settings| match settings.compression {
+            0 => "off".to_owned(),
+            level => level.to_string(),
+        },
+    },
+    Setting {
+        name: "publish_interval",
+        takes: "a time span from 10ms to 1h",
+        about: "how often a file that stays open is published at most",
+        set: |settings, text| {
+            settings.publish_interval = span(text, Duration::from_millis(10), Duration::from_secs(3600))?;
+            Ok(())
+        },
+        show: |settings| humantime::format_duration(settings.publish_interval).to_string(),
+    },
+    Setting {
+        name: "snapshot.every",
+        takes: "off, or a time span from 1s on",
+        about: "how often to take a snapshot, if something changed",
+        set: |settings, text| {
+            settings.snapshot_every = every(text)?;
+            Ok(())
+        },
+        show: |settings| {
+            settings.snapshot_every.map_or("off".to_owned(), |span| humantime::format_duration(span).to_string())
+        },
+    },
+    Setting {
+        name: "snapshot.keep",
+        takes: "rules, as in \"last=3 hourly=24 daily=7 weekly=4 monthly=12\", or all",
+        about: "which of the snapshots taken by the schedule to keep",
+        set: |settings, text| {
+            settings.snapshot_keep = keep(text)?;
+            Ok(())
+        },
+        show: |settings| match settings.snapshot_keep.to_string() {
+            rules if rules.is_empty() => "all".to_owned(),
+            rules => rules,
+        },
+    },
+    Setting {
+        name: "versions.keep",
+        takes: "a number from 0 to 1000",
+        about: "how many older versions of a file to keep",
+        set: |settings, text| {
+            settings.versions_keep = text.parse().ok().filter(|n| *n <= 1000).ok_or("no such number")?;
+            Ok(())
+        },
+        show: |settings| settings.versions_keep.to_string(),
+    },
+    Setting {
+        name: "versions.max_age",
+        takes: "a time span, as in 7days",
+        about: "for how long to keep older versions of a file",
+        set: |settings, text| {
+            settings.versions_max_age = span(text, Duration::ZERO, Duration::MAX)?;
+            Ok(())
+        },
+        show: |settings| humantime::format_duration(settings.versions_max_age).to_string(),
+    },
+];
+
+impl Setting {
+    pub fn find(name: &str) -> Option<&'static Self> {
+        SETTINGS.iter().find(|setting| setting.name == name)
+    }
+
+    /// Sets it from text; the error says what is wrong with the text.
+    pub fn set(&self, settings: &mut Settings, text: &str) -> Result<(), String> {
+        (self.set)(settings, text.trim())
+    }
+
+    /// Its value as text that `set` takes.
+    pub fn show(&self, settings: &Settings) -> String {
+        (self.show)(settings)
+    }
+}
+
+fn span(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
+    let span = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (min..=max).contains(&span) { Ok(span) } else { Err("out of range".to_owned()) }
+}
+
+/// The value of `snapshot.every`.
+pub fn every(text: &str) -> Result<Option<Duration>, String> {
+    if text == "off" { Ok(None) } else { span(text, Duration::from_secs(1), Duration::MAX).map(Some) }
+}
+
+/// The value of `snapshot.keep`.
+pub fn keep(text: &str) -> Result<KeepRules, String> {
+    if text == "all" { Ok(KeepRules::default()) } else { text.parse() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_takes_what_it_shows_and_refuses_nonsense() {
+        let values = ["4GiB", "off", "19", "250ms", "15m", "off", "last=2 daily=7", "all", "0", "3h"];
+        for setting in &SETTINGS {
+            let mut settings = Settings::default();
+            let mut taken = 0;
+            for value in values {
+                if setting.set(&mut settings, value).is_ok() {
+                    taken += 1;
+                    let shown = setting.show(&settings);
+                    let mut again = Settings::default();
+                    setting.set(&mut again, &shown).unwrap_or_else(|why| panic!("{} {shown}: {why}", setting.name));
+                    assert_eq!(again, settings, "{} {shown}", setting.name);
+                }
+            }
+            assert!(taken > 0, "{} takes none of the examples", setting.name);
+            assert!(setting.set(&mut settings, "nonsense").is_err(), "{}", setting.name);
+            assert!(setting.set(&mut settings, "").is_err() || setting.name == "snapshot.keep", "{}", setting.name);
+        }
+        assert!(SETTINGS.windows(2).all(|pair| pair[0].name < pair[1].name));
+    }
+}
