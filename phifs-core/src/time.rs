@@ -50,6 +50,23 @@ impl fmt::Display for Hlc {
     }
 }
 
+/// Milliseconds since 1970 as UTC, `2026-11-23 00:18:27.042`.
+///
+/// Days to civil date: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
+pub fn utc(millis: u64) -> String {
+    let (days, in_day) = (millis / 86_400_000, millis % 86_400_000);
+    let z = days + 719_468;
+    let (era, day_of_era) = (z / 146_097, z % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (secs, ms) = (in_day / 1000, in_day % 1000);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}.{ms:03}", secs / 3600, secs / 60 % 60, secs % 60)
+}
+
 /// The world outside, as far as core may ask for it. Implemented by the daemon, and by a fixed one in tests.
 pub trait Env: Send + Sync {
     fn now(&self) -> Timestamp;
@@ -68,5 +85,12 @@ mod tests {
         let second = first.tick(Timestamp::new(5, 0));
         assert!(second > first);
         assert_eq!(second.millis(), 10_000);
+    }
+
+    #[test]
+    fn times_are_told_in_utc() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00.000");
+        assert_eq!(utc(1_709_164_800_123), "2024-02-29 00:00:00.123");
+        assert_eq!(utc(951_782_400_000), "2000-02-29 00:00:00.000");
     }
 }

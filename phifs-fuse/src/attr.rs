@@ -15,27 +15,20 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// The directory that resolves everywhere and is listed nowhere.
 const PHI_DIRECTORY: &[u8] = b".phi";
 
-/// The author index of inodes that exist only as long as somebody looks at them (below `.phi`).
-const VIRTUAL_AUTHOR: u64 = 0xf_ffff;
-
 /// The permission bits of a mode, set-id and sticky bits included.
 pub(crate) const PERMISSIONS: u32 = 0o7777;
 
 /// The block size that stat(2) reports: a good size for reads and writes.
 const IO_BLOCK_BYTES: u32 = 4096;
 
-pub(crate) fn is_virtual(ino: Ino) -> bool {
-    ino.0 >> 44 == VIRTUAL_AUTHOR
-}
-
 /// How long the kernel may keep the attributes of this inode, and a name that leads to it.
 pub(crate) fn ttl_of(ino: Ino) -> Duration {
-    if is_virtual(ino) { Duration::ZERO } else { FOREVER }
+    if ino.is_volatile() { Duration::ZERO } else { FOREVER }
 }
 
 /// How long the kernel may keep the fact that there is no such name.
 pub(crate) fn negative_ttl(parent: Ino, name: &[u8]) -> Duration {
-    if is_virtual(parent) || name == PHI_DIRECTORY { Duration::ZERO } else { FOREVER }
+    if parent.is_volatile() || name == PHI_DIRECTORY { Duration::ZERO } else { FOREVER }
 }
 
 /// What the kernel wants in an entry that says "there is nothing by that name".
@@ -240,10 +233,12 @@ mod tests {
     }
 
     #[test]
-    fn virtual_inodes_and_phi_are_not_cached() {
-        let virtual_ino = Ino(VIRTUAL_AUTHOR << 44 | 9);
-        assert_eq!(ttl_of(virtual_ino), Duration::ZERO);
-        assert_eq!(negative_ttl(virtual_ino, b"x"), Duration::ZERO);
+    fn of_phi_only_what_lasts_is_cached() {
+        let (volatile, lasting) = (Ino::new_virtual(9, false), Ino::new_virtual(9, true));
+        assert_eq!(ttl_of(volatile), Duration::ZERO);
+        assert_eq!(negative_ttl(volatile, b"x"), Duration::ZERO);
+        assert_eq!(ttl_of(lasting), FOREVER);
+        assert_eq!(negative_ttl(lasting, b"x"), FOREVER);
         assert_eq!(negative_ttl(Ino::ROOT, b".phi"), Duration::ZERO);
         assert_eq!(negative_ttl(Ino::ROOT, b"x"), FOREVER);
         assert_eq!(ttl_of(Ino(0xf_fffe << 44)), FOREVER);

@@ -40,6 +40,13 @@ impl Inodes {
         }
     }
 
+    /// An inode was shown, and the kernel did not take a reference. If it has none, the volume hears of it.
+    pub(crate) fn pass(&self, ino: Ino) {
+        if !self.counts.lock().contains_key(&ino) {
+            self.due.lock().push(ino);
+        }
+    }
+
     /// Tells `forget` of every inode that the kernel no longer holds. Does nothing while entries are being handed
     /// out; whoever does that calls this afterwards.
     pub(crate) fn collect(&self, mut forget: impl FnMut(Ino)) {
@@ -101,6 +108,15 @@ mod tests {
         assert_eq!(collected(&inodes), []);
         inodes.subtract(Ino(7), 1);
         assert_eq!(collected(&inodes), [Ino(7)]);
+    }
+
+    #[test]
+    fn inode_that_was_only_shown_is_forgotten_unless_it_is_held() {
+        let inodes = Inodes::default();
+        inodes.add(Ino(7));
+        inodes.pass(Ino(7));
+        inodes.pass(Ino(8));
+        assert_eq!(collected(&inodes), [Ino(8)]);
     }
 
     #[test]

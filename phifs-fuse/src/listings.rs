@@ -64,6 +64,10 @@ impl Listings {
     /// Somebody is about to be told that `dir` has no more entries. Whether what the kernel keeps of it has to be
     /// dropped before that.
     pub(crate) fn is_suspect_at_end(&self, dir: Ino) -> bool {
+        // Nobody tells when such a list changes.
+        if dir.is_volatile() {
+            return true;
+        }
         let mut listings = self.0.lock();
         let Some(listing) = listings.get_mut(&dir) else { return false };
         let Some(since) = listing.suspect else { return false };
@@ -106,6 +110,15 @@ mod tests {
         assert!(listings.is_suspect_at_end(DIR), "there is a second reader");
         listings.forget(DIR);
         assert!(!listings.is_suspect_at_end(DIR));
+    }
+
+    #[test]
+    fn lists_that_change_by_themselves_are_never_kept() {
+        let listings = Listings::default();
+        let list = Ino::new_virtual(7, false);
+        listings.begin(list);
+        assert!(listings.is_suspect_at_end(list));
+        assert!(!listings.is_suspect_at_end(Ino::new_virtual(7, true)));
     }
 
     #[test]

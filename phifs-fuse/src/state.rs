@@ -255,38 +255,48 @@ impl State {
 
     /// Whether there was anything left to list. See `Volume::readdir`.
     pub(crate) fn readdir(&self, ino: Ino, after: u64, add: &mut dyn FnMut(&volume::Entry) -> bool) -> Result<bool> {
-        if after == 0 {
-            self.listings.begin(ino);
-        }
-        let mut any = false;
-        self.volume.readdir(ino, after, &mut |entry| {
-            any = true;
-            add(entry)
-        })?;
-        Ok(any)
+        self.list(ino, after, &mut |entry| (add(entry), false))
     }
 
     pub(crate) fn readdirplus(&self, ino: Ino, after: u64, reply: &mut ReplyDirectoryPlus) -> Result<bool> {
         let changes = self.changes();
-        let mut added = Vec::new();
-        let gate = self.inodes.handing_out();
-        let listed = self.readdir(ino, after, &mut |entry| {
+        self.list(ino, after, &mut |entry| {
             let attr = &entry.attr;
             let ttl = self.ttl_since(changes, ttl_of(attr.ino));
             let name = OsStr::from_bytes(&entry.name);
             let full = reply.add(INodeNo(attr.ino.0), entry.next, name, &ttl, &file_attr(attr), Generation(0));
             // The kernel takes no reference for these two.
-            if !full && entry.name != b"." && entry.name != b".." {
-                added.push(attr.ino);
+            (!full, !full && entry.name != b"." && entry.name != b"..")
+        })
+    }
+
+    /// `add` says whether there is room for more, and whether the kernel takes a reference to the entry.
+    fn list(&self, ino: Ino, after: u64, add: &mut dyn FnMut(&volume::Entry) -> (bool, bool)) -> Result<bool> {
+        if after == 0 {
+            self.listings.begin(ino);
+        }
+        let (mut any, mut added, mut shown) = (false, Vec::new(), Vec::new());
+        let gate = self.inodes.handing_out();
+        let listed = self.volume.readdir(ino, after, &mut |entry| {
+            any = true;
+            let (has_room, is_taken) = add(entry);
+            if is_taken {
+                added.push(entry.attr.ino);
+            } else if entry.attr.ino.is_virtual() {
+                shown.push(entry.attr.ino);
             }
-            !full
+            has_room
         });
         if listed.is_ok() {
             added.into_iter().for_each(|ino| self.inodes.add(ino));
+        } else {
+            // The reply is an error, so the kernel hears of none.
+            shown.extend(added.into_iter().filter(|ino| ino.is_virtual()));
         }
+        shown.into_iter().for_each(|ino| self.inodes.pass(ino));
         drop(gate);
         self.collect();
-        listed
+        listed.map(|()| any)
     }
 
     pub(crate) fn forget(&self, ino: Ino, lookups: u64) {

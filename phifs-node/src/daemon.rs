@@ -382,6 +382,12 @@ impl Handler for Daemon {
         match request {
             Request::Status => json(serde_json::to_value(self.status())),
             Request::Log { count } => json(serde_json::to_value(self.engine.recent_ops(count)?)),
+            Request::Versions { path, inode } => {
+                let device = self.mounts().first().map(|mount| mount.device.clone());
+                let inode = inode.filter(|inode| device.as_ref() == Some(&inode.device));
+                let number = inode.map(|inode| inode.number);
+                json(serde_json::to_value(self.engine.file_versions(&path, number)?))
+            }
             Request::Usage => json(serde_json::to_value(self.engine.usage(&self.store)?)),
             Request::Gc => json(serde_json::to_value(self.engine.gc(progress)?)),
             Request::Scrub => json(serde_json::to_value(self.engine.scrub(progress)?)),

@@ -79,6 +79,34 @@ pub struct Operation {
     pub path: Option<Name>,
 }
 
+/// One version of a file, for `log PATH`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileVersion {
+    /// The operation that published it: author and number.
+    pub dot: String,
+    pub author: String,
+    /// When it was published.
+    pub millis: u64,
+    /// The mtime that the file had.
+    pub mtime_millis: u64,
+    pub bytes: u64,
+    /// How it came to be published: `close`, `open` (while the file stayed open) or `recovery`.
+    pub closure: String,
+    pub current: bool,
+    /// Whether it is in `.phi/versions`. Others are in snapshots only.
+    pub kept: bool,
+    /// The snapshots that hold it, the oldest first.
+    pub snapshots: Vec<HoldingSnapshot>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldingSnapshot {
+    pub name: String,
+    /// Absent as long as it is not sealed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub id: Option<String>,
+}
+
 /// Answer to `df`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+pub use phifs_core::time::utc;
 use serde::{Deserialize, Serialize};
 
 /// Quotes `bytes` for a POSIX shell: plain where that is safe, `'..'` where it needs quotes, and `$'..'` with octal
@@ -120,23 +121,6 @@ pub fn span(secs: u64) -> String {
     }
 }
 
-/// Milliseconds since 1970 as UTC, `2026-11-23 00:18:27.042`.
-///
-/// Days to civil date: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
-pub fn utc(millis: u64) -> String {
-    let (days, in_day) = (millis / 86_400_000, millis % 86_400_000);
-    let z = days + 719_468;
-    let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (secs, ms) = (in_day / 1000, in_day % 1000);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}.{ms:03}", secs / 3600, secs / 60 % 60, secs % 60)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,15 +151,12 @@ mod tests {
     }
 
     #[test]
-    fn sizes_spans_and_times_read_well() {
+    fn sizes_and_spans_read_well() {
         assert_eq!(size(1023), "1023 B");
         assert_eq!(size(1536), "1.50 KiB");
         assert_eq!(size(u64::MAX), "16.0 EiB");
         assert_eq!(size(1024 * 1024 - 1), "1.00 MiB");
         assert_eq!(span(185), "3 min 5 s");
-        assert_eq!(utc(0), "1970-01-01 00:00:00.000");
-        assert_eq!(utc(1_709_164_800_123), "2024-02-29 00:00:00.123");
-        assert_eq!(utc(951_782_400_000), "2000-02-29 00:00:00.000");
     }
 
     proptest! {

@@ -357,12 +357,12 @@ pub(super) fn get_birth(reader: &mut Reader<'_>) -> Result<Birth> {
     })
 }
 
-pub(super) fn put_mode(out: &mut Vec<u8>, mode: &Mode) {
+pub(crate) fn put_mode(out: &mut Vec<u8>, mode: &Mode) {
     out.put_varint(u64::from(mode.permissions));
     out.put_blob(&mode.acl);
 }
 
-pub(super) fn get_mode(reader: &mut Reader<'_>) -> Result<Mode> {
+pub(crate) fn get_mode(reader: &mut Reader<'_>) -> Result<Mode> {
     let permissions = reader.varint()?;
     if permissions > 0o7777 {
         return Err(DecodeError::Unknown { what: "permissions", value: permissions });
@@ -370,16 +370,16 @@ pub(super) fn get_mode(reader: &mut Reader<'_>) -> Result<Mode> {
     Ok(Mode { permissions: permissions as u16, acl: reader.blob()?.to_vec() })
 }
 
-pub(super) fn put_owner(out: &mut Vec<u8>, owner: &Owner) {
+pub(crate) fn put_owner(out: &mut Vec<u8>, owner: &Owner) {
     out.put_varint(u64::from(owner.uid));
     out.put_varint(u64::from(owner.gid));
 }
 
-pub(super) fn get_owner(reader: &mut Reader<'_>) -> Result<Owner> {
+pub(crate) fn get_owner(reader: &mut Reader<'_>) -> Result<Owner> {
     Ok(Owner { uid: reader.varint_u32()?, gid: reader.varint_u32()? })
 }
 
-pub(super) fn put_version(out: &mut Vec<u8>, version: &Version) {
+pub(crate) fn put_version(out: &mut Vec<u8>, version: &Version) {
     version.content.encode(out);
     out.put_time(version.mtime);
     out.put_u8(version.closure as u8);
@@ -387,7 +387,7 @@ pub(super) fn put_version(out: &mut Vec<u8>, version: &Version) {
     version.bases.iter().for_each(|base| out.put_dot(*base));
 }
 
-pub(super) fn get_version(reader: &mut Reader<'_>) -> Result<Version> {
+pub(crate) fn get_version(reader: &mut Reader<'_>) -> Result<Version> {
     let content = Content::decode(reader)?;
     let mtime = reader.time()?;
     let closure = match reader.u8()? {

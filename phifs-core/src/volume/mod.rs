@@ -15,6 +15,30 @@ pub struct Ino(pub u64);
 
 impl Ino {
     pub const ROOT: Self = Self(1);
+    /// The author index of inodes that exist only as long as somebody looks at them: those below `.phi`.
+    const VIRTUAL: u64 = 0xf_ffff << 44;
+    const LASTING: u64 = 1 << 43;
+    const VIRTUAL_BITS: u64 = Self::LASTING - 1;
+
+    /// One that no table knows. `lasting`: it is for ever what it is now.
+    pub fn new_virtual(n: u64, lasting: bool) -> Self {
+        Self(Self::VIRTUAL | if lasting { Self::LASTING } else { 0 } | n & Self::VIRTUAL_BITS)
+    }
+
+    /// The next one of its kind.
+    #[must_use]
+    pub fn virtual_after(self) -> Self {
+        Self::new_virtual((self.0 & Self::VIRTUAL_BITS).wrapping_add(1), self.0 & Self::LASTING != 0)
+    }
+
+    pub fn is_virtual(self) -> bool {
+        self.0 & Self::VIRTUAL == Self::VIRTUAL
+    }
+
+    /// Whether what it shows is made at the moment of asking, so that the kernel must not keep it.
+    pub fn is_volatile(self) -> bool {
+        self.is_virtual() && self.0 & Self::LASTING == 0
+    }
 }
 
 /// Names an open file or directory.
@@ -332,7 +356,8 @@ pub trait Volume: Send + Sync + 'static {
     ) -> Result<u64>;
 
     /// Lists a directory from behind `after` (0: the start) until `each` returns false for an entry,
-    /// which then comes first next time. "." and ".." are included.
+    /// which then comes first next time. "." and ".." are included. Every virtual inode that was shown to `each` is
+    /// to be forgotten at some time, also if the kernel did not hear of it.
     fn readdir(&self, ino: Ino, after: u64, each: &mut dyn FnMut(&Entry) -> bool) -> Result<()>;
 
     fn statfs(&self) -> Result<StatFs>;

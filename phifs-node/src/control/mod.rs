@@ -34,6 +34,9 @@ pub enum Request {
     Status,
     /// Answered with a list of `report::Operation`, the latest last.
     Log { count: u32 },
+    /// Answered with a list of `report::FileVersion`, the latest last. `inode`: what the path leads to, for the one who
+    /// asks; if that is none of this volume, the path is one from its root.
+    Versions { path: Name, inode: Option<InodeNumber> },
     /// Answered with `report::Usage`.
     Usage,
     /// Answered with `report::Collected`.
@@ -65,15 +68,24 @@ pub enum Request {
     Down { force: bool },
 }
 
+/// A file, as stat(2) tells it from all others on the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InodeNumber {
+    /// `major:minor`
+    pub device: String,
+    pub number: u64,
+}
+
 impl Request {
     /// Whether the answer may take long because of the work, rather than because the daemon hangs.
     pub fn is_long(&self) -> bool {
         match self {
             Self::Status | Self::Log { .. } | Self::Usage | Self::SnapshotList | Self::SnapshotDelete { .. } => false,
             Self::Gc | Self::Scrub | Self::Fsck { .. } | Self::Down { .. } => true,
-            Self::SnapshotCreate { .. } | Self::SnapshotShow { .. } => true,
             Self::SnapshotDiff { .. } | Self::SnapshotRestore { .. } => true,
             Self::SnapshotPrune { .. } | Self::VolumeGet { .. } | Self::VolumeSet { .. } => false,
+            Self::SnapshotCreate { .. } | Self::SnapshotShow { .. } | Self::Versions { .. } => true,
         }
     }
 }

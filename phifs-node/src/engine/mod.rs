@@ -3,6 +3,7 @@
 
 mod settings;
 mod snapshots;
+mod versions;
 
 pub use snapshots::name_of;
 

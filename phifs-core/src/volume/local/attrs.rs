@@ -14,7 +14,6 @@ use crate::time::Timestamp;
 use crate::volume::{Attr, Caller, FileKind, Ino, Result, SetAttr, SetTime, VolumeError, XattrMode};
 
 use super::acl::{self, Acl};
-use super::reserved;
 use super::scope::Scope;
 use super::state::{Draft, State, local_key};
 use super::{LocalVolume, files::Shown};
@@ -52,31 +51,11 @@ impl LocalVolume {
         row: &InodeRow,
         nlink: u32,
     ) -> Result<Attr> {
-        let stat = Stat::of(row);
-        let content = stat.version.as_ref().map(|(_, version)| version.content);
-        let mut attr = Attr {
-            ino: state.ino(id),
-            kind: stat.kind,
-            permissions: u32::from(stat.mode.permissions),
-            nlink,
-            uid: stat.owner.uid,
-            gid: stat.owner.gid,
-            rdev: stat.rdev,
-            size_bytes: match stat.kind {
-                FileKind::Symlink => stat.target.len() as u64,
-                FileKind::Directory => 4096,
-                _ => content.map_or(0, |content| content.len_bytes()),
-            },
-            blocks: match stat.kind {
-                FileKind::Directory => 8,
-                _ => blocks(content.map_or(0, |content| content.allocated_bytes())),
-            },
-            atime: atime(rows, id)?.unwrap_or(stat.btime),
-            mtime: stat.mtime,
-            ctime: stat.ctime,
-            btime: stat.btime,
-        };
-        if stat.kind == FileKind::File
+        let mut attr = attr_of_row(state.ino(id), row, nlink);
+        if let Some(atime) = atime(rows, id)? {
+            attr.atime = atime;
+        }
+        if attr.kind == FileKind::File
             && let Some(shown) = self.shown(id)?
         {
             shown.apply(&mut attr);
@@ -86,8 +65,8 @@ impl LocalVolume {
 
     pub(super) fn set_attributes(&self, caller: &Caller, ino: Ino, change: &SetAttr) -> Result<Attr> {
         self.check_writable()?;
-        if reserved::is_virtual(ino) {
-            return Err(VolumeError::NotPermitted(".phi is read-only"));
+        if ino.is_virtual() {
+            return Err(VolumeError::ReadOnly);
         }
         if let Some(size_bytes) = change.size_bytes {
             self.truncate(ino, size_bytes)?;
@@ -168,12 +147,11 @@ impl LocalVolume {
     }
 
     pub(super) fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
-        let state = self.state.read();
-        let row = state.inode(state.inode_id(ino)?)?.ok_or(VolumeError::NotFound)?;
-        match row.kind() {
-            FileKind::Symlink => Ok(Stat::of(&row).target),
-            _ => Err(VolumeError::Invalid("not a symlink")),
+        if ino.is_virtual() {
+            return self.reserved_link(ino);
         }
+        let state = self.state.read();
+        target_of(&*state, state.inode_id(ino)?)
     }
 
     /// Drops what must not survive a write by somebody without privilege.
@@ -197,25 +175,17 @@ impl LocalVolume {
     }
 
     pub(super) fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
-        if reserved::is_virtual(ino) {
-            return Err(VolumeError::NoAttribute);
+        if ino.is_virtual() {
+            return self.reserved_xattr(ino, name);
         }
-        check_xattr_name(name)?;
         let state = self.state.read();
-        let id = state.inode_id(ino)?;
-        if name == acl::ACCESS {
-            let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
-            let mode = Stat::of(&row).mode;
-            return if mode.acl.is_empty() { Err(VolumeError::NoAttribute) } else { Ok(mode.acl) };
-        }
-        let row = state.xattr(id, name)?;
-        row.latest().map(|entry| entry.value.clone()).ok_or(VolumeError::NoAttribute)
+        xattr_of(&*state, state.inode_id(ino)?, name)
     }
 
     pub(super) fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], how: XattrMode) -> Result<()> {
         self.check_writable()?;
-        if reserved::is_virtual(ino) {
-            return Err(VolumeError::NotPermitted(".phi is read-only"));
+        if ino.is_virtual() {
+            return Err(VolumeError::ReadOnly);
         }
         check_xattr_name(name)?;
         if value.len() > XATTR_BYTES_MAX {
@@ -244,7 +214,7 @@ impl LocalVolume {
             _ => {}
         }
         if old.is_empty() {
-            let taken: usize = self.xattr_names(&state, id)?.iter().map(|name| name.len() + 1).sum();
+            let taken: usize = xattr_names(&*state, id)?.iter().map(|name| name.len() + 1).sum();
             if taken + name.len() + 1 > XATTR_LIST_BYTES_MAX {
                 return Err(VolumeError::NoSpace("the list of extended attributes would exceed 64 KiB"));
             }
@@ -259,8 +229,8 @@ impl LocalVolume {
 
     pub(super) fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         self.check_writable()?;
-        if reserved::is_virtual(ino) {
-            return Err(VolumeError::NotPermitted(".phi is read-only"));
+        if ino.is_virtual() {
+            return Err(VolumeError::ReadOnly);
         }
         check_xattr_name(name)?;
         let mut state = self.state.write();
@@ -302,23 +272,76 @@ impl LocalVolume {
     }
 
     pub(super) fn list_xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
-        if reserved::is_virtual(ino) {
-            return Ok(Vec::new());
+        if ino.is_virtual() {
+            return self.reserved_xattrs(ino);
         }
         let state = self.state.read();
-        let id = state.inode_id(ino)?;
-        let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
-        let mut names = self.xattr_names(&state, id)?;
-        if !Stat::of(&row).mode.acl.is_empty() {
-            names.push(acl::ACCESS.to_vec());
-        }
-        Ok(names)
+        xattrs_of(&*state, state.inode_id(ino)?)
     }
+}
 
-    fn xattr_names(&self, state: &State, id: InodeId) -> std::result::Result<Vec<Vec<u8>>, StoreError> {
-        let rows = state.with_prefix(Table::Xattrs, &suffixed_key(id.0, &[]))?;
-        Ok(rows.into_iter().map(|(name, _)| name).collect())
+/// What the row of an inode says about it.
+pub(super) fn attr_of_row(ino: Ino, row: &InodeRow, nlink: u32) -> Attr {
+    let stat = Stat::of(row);
+    let content = stat.version.as_ref().map(|(_, version)| version.content);
+    Attr {
+        ino,
+        kind: stat.kind,
+        permissions: u32::from(stat.mode.permissions),
+        nlink,
+        uid: stat.owner.uid,
+        gid: stat.owner.gid,
+        rdev: stat.rdev,
+        size_bytes: match stat.kind {
+            FileKind::Symlink => stat.target.len() as u64,
+            FileKind::Directory => 4096,
+            _ => content.map_or(0, |content| content.len_bytes()),
+        },
+        blocks: match stat.kind {
+            FileKind::Directory => 8,
+            _ => blocks(content.map_or(0, |content| content.allocated_bytes())),
+        },
+        atime: stat.btime,
+        mtime: stat.mtime,
+        ctime: stat.ctime,
+        btime: stat.btime,
     }
+}
+
+/// Where a symlink leads.
+pub(super) fn target_of<T: Tables>(rows: &T, id: InodeId) -> Result<Vec<u8>> {
+    let row = rows.inode(id)?.ok_or(VolumeError::NotFound)?;
+    match row.kind() {
+        FileKind::Symlink => Ok(Stat::of(&row).target),
+        _ => Err(VolumeError::Invalid("not a symlink")),
+    }
+}
+
+/// The value of an extended attribute.
+pub(super) fn xattr_of<T: Tables>(rows: &T, id: InodeId, name: &[u8]) -> Result<Vec<u8>> {
+    check_xattr_name(name)?;
+    if name == acl::ACCESS {
+        let row = rows.inode(id)?.ok_or(VolumeError::NotFound)?;
+        let mode = Stat::of(&row).mode;
+        return if mode.acl.is_empty() { Err(VolumeError::NoAttribute) } else { Ok(mode.acl) };
+    }
+    let row = rows.xattr(id, name)?;
+    row.latest().map(|entry| entry.value.clone()).ok_or(VolumeError::NoAttribute)
+}
+
+/// The names of all extended attributes.
+pub(super) fn xattrs_of<T: Tables>(rows: &T, id: InodeId) -> Result<Vec<Vec<u8>>> {
+    let row = rows.inode(id)?.ok_or(VolumeError::NotFound)?;
+    let mut names = xattr_names(rows, id)?;
+    if !Stat::of(&row).mode.acl.is_empty() {
+        names.push(acl::ACCESS.to_vec());
+    }
+    Ok(names)
+}
+
+fn xattr_names<T: Tables>(rows: &T, id: InodeId) -> std::result::Result<Vec<Vec<u8>>, StoreError> {
+    let rows = rows.with_prefix(Table::Xattrs, &suffixed_key(id.0, &[]))?;
+    Ok(rows.into_iter().map(|(name, _)| name).collect())
 }
 
 impl Acl {
@@ -370,7 +393,7 @@ pub(super) fn without_set_id(permissions: u16, in_group: bool) -> u16 {
 }
 
 /// In units of 512 bytes, by whole pages as a host filesystem counts.
-fn blocks(allocated_bytes: u64) -> u64 {
+pub(super) fn blocks(allocated_bytes: u64) -> u64 {
     allocated_bytes.div_ceil(4096) * 8
 }
 

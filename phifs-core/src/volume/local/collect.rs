@@ -22,6 +22,7 @@ use crate::store::{GlyphKind, Mark, StoreError, SweepReport};
 use crate::volume::{Result, VolumeError};
 
 use super::LocalVolume;
+use super::history;
 use super::state::local_key;
 use super::upkeep::Checkpoints;
 
@@ -42,6 +43,7 @@ impl LocalVolume {
         // Copies of what is stored anyway go first: on a full disk they are what there is no room for.
         self.evict_all()?;
         self.purge_graves()?;
+        self.forget_old_versions()?;
         let mark = self.store.begin_mark(&[GlyphKind::Data, GlyphKind::Node]);
         let mut marking = Marking { volume: self, mark, pages: HashSet::new(), live: 0, inodes: 0, progress };
         let (roots, unwritten) = self.roots_in_use()?;
@@ -50,6 +52,7 @@ impl LocalVolume {
         }
         if unwritten.is_some() {
             self.each_row(Table::Inodes, &[], &mut |key, row| marking.keep_inode(key, row))?;
+            self.each_row(Table::Local, &[], &mut |key, row| marking.keep_version(key, row))?;
         }
         for content in self.contents_in_use() {
             marking.keep_content(&content)?;
@@ -144,10 +147,11 @@ impl Marking<'_> {
     fn keep_state(&mut self, roots: &Roots) -> Result<()> {
         for (table, root) in roots.iter() {
             let mut leaves = Vec::new();
+            let (is_inodes, is_local) = (table == TableId(Table::Inodes as u8), table == TableId(Table::Local as u8));
             merkle::walk(&*self.volume.nodes, &root, &mut |id, level| {
                 let is_new = self.mark.keep(GlyphKind::Node, id);
                 self.live += u64::from(is_new);
-                if is_new && level == 0 && table == TableId(Table::Inodes as u8) {
+                if is_new && level == 0 && (is_inodes || is_local) {
                     leaves.push(*id);
                 }
                 is_new
@@ -155,7 +159,11 @@ impl Marking<'_> {
             .map_err(StoreError::from)?;
             for leaf in leaves {
                 for (key, row) in self.volume.nodes.node(&leaf).map_err(StoreError::from)?.rows() {
-                    self.keep_inode(&key, &row)?;
+                    if is_inodes {
+                        self.keep_inode(&key, &row)?;
+                    } else {
+                        self.keep_version(&key, &row)?;
+                    }
                 }
             }
         }
@@ -172,6 +180,13 @@ impl Marking<'_> {
             (self.progress)(self.inodes);
         }
         Ok(())
+    }
+
+    /// A row of the local table, which may be about a superseded version.
+    fn keep_version(&mut self, key: &[u8], row: &[u8]) -> Result<()> {
+        let Some(rest) = key.strip_prefix(&[history::ABOUT]) else { return Ok(()) };
+        let (.., content) = history::content_of(rest, row)?;
+        self.keep_content(&content)
     }
 
     fn keep_content(&mut self, content: &Content) -> Result<()> {

@@ -4,15 +4,15 @@ use crate::content::overlay::Sources;
 use crate::namespace::row::Closure;
 use crate::volume::{Ino, Result, VolumeError};
 
+use super::LocalVolume;
 use super::files::{Data, FileCell, Publication, from_io, looking_failed, staging_io};
 use super::records::Base;
 use super::staged::{Recording, Staging};
-use super::{LocalVolume, reserved};
 
 impl LocalVolume {
     /// fsync(2): the bytes of the file, its name and everything before it are durable afterwards.
     pub(super) fn sync_file(&self, ino: Ino) -> Result<()> {
-        if reserved::is_virtual(ino) {
+        if ino.is_virtual() {
             return Ok(());
         }
         let id = self.state.read().inode_id(ino)?;
@@ -24,7 +24,7 @@ impl LocalVolume {
 
     /// The first half of `sync_file`, if only the journal is needed for that and nobody is at work on the file.
     pub(super) fn record_at_once(&self, ino: Ino) -> bool {
-        if reserved::is_virtual(ino) || self.journal.is_backlogged() {
+        if ino.is_virtual() || self.journal.is_backlogged() {
             return false;
         }
         let Ok(id) = self.state.read().inode_id(ino) else { return false };
@@ -81,10 +81,10 @@ impl LocalVolume {
     /// Publishes a file that stays open, if it was not for a while, and one that is closed; what cannot be published is
     /// made durable at least.
     pub(super) fn publish_open(&self, cell: &FileCell) -> Result<()> {
+        let is_open = cell.is_open();
         let due = {
             let mut data = cell.data.lock();
             let staging = data.as_mut().and_then(|data| data.staging.as_mut());
-            let is_open = cell.is_open();
             match staging {
                 Some(staging) => {
                     staging.observe().map_err(looking_failed)?;
@@ -99,7 +99,8 @@ impl LocalVolume {
                 None => false,
             }
         };
-        if due && matches!(self.publish(cell, Closure::IdleFlush), Ok(outcome) if outcome != Publication::Changing) {
+        let closure = if is_open { Closure::IdleFlush } else { Closure::Close };
+        if due && matches!(self.publish(cell, closure), Ok(outcome) if outcome != Publication::Changing) {
             return Ok(());
         }
         self.record(cell)

@@ -31,7 +31,7 @@ use crate::volume::{
 use super::records::Base;
 use super::staged::{Change, MEMORY_BYTES_MAX, Staging};
 use super::state::{Draft, State};
-use super::{LocalVolume, names, records, reserved};
+use super::{LocalVolume, history, names, records};
 
 /// A file up to this length is copied to a staging file when it is opened for writing, so that the kernel can write
 /// to it by itself; longer ones are written through the daemon, which copies nothing.
@@ -409,7 +409,7 @@ impl LocalVolume {
     }
 
     pub(super) fn open_file(&self, caller: &Caller, ino: Ino, how: &OpenHow) -> Result<Opened> {
-        if reserved::is_virtual(ino) {
+        if ino.is_virtual() {
             return self.reserved_open(ino, how);
         }
         if how.write || how.truncate {
@@ -582,8 +582,8 @@ impl LocalVolume {
     }
 
     pub(super) fn read_file(&self, ino: Ino, handle: Handle, offset: u64, len: u32) -> Result<Vec<u8>> {
-        if reserved::is_virtual(ino) {
-            return self.reserved_read(ino, offset, len);
+        if ino.is_virtual() {
+            return self.reserved_read(ino, handle, offset, len);
         }
         let open = self.handle(handle)?;
         let mut data = open.cell.data.lock();
@@ -873,10 +873,10 @@ impl LocalVolume {
         self.leave(&cell);
     }
 
-    /// The versions under files that are being changed.
+    /// The versions that are being read, and those under files that are being changed.
     pub(super) fn contents_in_use(&self) -> Vec<Content> {
         let cells: Vec<_> = self.files.lock().values().cloned().collect();
-        let mut contents = Vec::new();
+        let mut contents = self.contents_being_read();
         for cell in cells {
             if let Some(data) = cell.data.lock().as_ref() {
                 contents.push(*data.reader.content());
@@ -1069,7 +1069,7 @@ impl LocalVolume {
     /// Publishes what was written to a file that is about to get another name, so that after a crash the new name
     /// never shows fewer bytes than were written.
     pub(super) fn publish_before_rename(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        if self.files.lock().is_empty() || reserved::is_virtual(parent) {
+        if self.files.lock().is_empty() || parent.is_virtual() {
             return Ok(());
         }
         let id = {
@@ -1153,6 +1153,8 @@ impl LocalVolume {
         if staging.recovered && loaded.version.is_some() && published.content == *loaded.reader.content() {
             // The crash came between publishing the file and closing it: there is nothing to add.
             draft.effects.clear();
+        } else if let Some(row) = state.inode(cell.id)? {
+            history::keep_replaced(&*state, &mut draft, cell.id, &row, self.retention())?;
         }
         let version = if draft.effects.is_empty() { loaded.version } else { Some(draft.dot) };
         let lsn = state.commit(draft, &self.journal)?;
@@ -1222,10 +1224,10 @@ impl LocalVolume {
 }
 
 /// The bytes beside the version record of a small file.
-pub(super) fn inline_bytes(state: &State, id: InodeId, version: Option<Dot>, content: &Content) -> Result<Bytes> {
+pub(super) fn inline_bytes<T: Tables>(rows: &T, id: InodeId, version: Option<Dot>, content: &Content) -> Result<Bytes> {
     match (content, version) {
         (Content::Inline { .. }, Some(dot)) => {
-            Ok(state.get(Table::Contents, &content_key(id, dot))?.unwrap_or_default())
+            Ok(rows.get(Table::Contents, &content_key(id, dot))?.unwrap_or_default())
         }
         _ => Ok(Bytes::new()),
     }

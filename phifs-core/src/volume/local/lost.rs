@@ -144,7 +144,7 @@ impl LocalVolume {
                             }
                             report(range, &error);
                         });
-                        let inline = inline_bytes(&self.state.read(), id, Some(entry.dot), content);
+                        let inline = inline_bytes(&*self.state.read(), id, Some(entry.dot), content);
                         let whole = 0..content.len_bytes();
                         match inline.map(|inline| ContentReader::new(*content, inline)) {
                             Ok(Ok(_)) => {}

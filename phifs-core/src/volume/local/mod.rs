@@ -15,6 +15,7 @@
 //! | `restore` | putting back what a snapshot holds |
 //! | `check`, `lost` | scrub and fsck; which files a lost glyph takes with it |
 //! | `ballast` | room for making room on a full disk |
+//! | `history` | superseded versions of files |
 //! | `reserved` | `.phi` |
 //!
 //! Locks, in the order in which they are taken: housekeeping, checkpoint, a file's gate, the state, a file's data, and
@@ -53,6 +54,7 @@ mod check;
 mod collect;
 mod durable;
 mod files;
+mod history;
 mod lost;
 mod names;
 mod records;
@@ -68,6 +70,7 @@ mod upkeep;
 
 pub use check::{CheckReport, Problem};
 pub use collect::CollectReport;
+pub use history::FileVersion;
 pub use lost::{LostFile, LostRows};
 pub use recover::{OpenError, Opening, Progress};
 pub use restore::Restored;
@@ -78,6 +81,7 @@ pub use upkeep::{RecentOp, Status};
 use ballast::Ballast;
 use cached::CachedVersions;
 use files::{FileCell, OpenFile};
+use reserved::Reserved;
 use staged::StagingPool;
 use state::State;
 use upkeep::{Cache, Checkpoints};
@@ -100,6 +104,10 @@ pub struct Options {
     /// How often a snapshot is taken, and which of those are kept, if the volume's settings say nothing else.
     pub snapshot_every: Option<std::time::Duration>,
     pub snapshot_keep: KeepRules,
+    /// How many superseded versions of each file are kept.
+    pub versions_keep: u32,
+    /// For how long a version is kept after it was superseded.
+    pub versions_max_age: std::time::Duration,
     /// Free space on the host that data must leave; `None` for 5 %, at most 10 GiB.
     pub reserve_bytes: Option<u64>,
     /// Drop what follows damage in the middle of the journal, instead of refusing to open.
@@ -117,6 +125,8 @@ impl Default for Options {
             publish_interval: std::time::Duration::from_secs(1),
             snapshot_every: None,
             snapshot_keep: Settings::default().snapshot_keep,
+            versions_keep: 16,
+            versions_max_age: std::time::Duration::from_secs(7 * 24 * 60 * 60),
             reserve_bytes: None,
             repair: false,
         }
@@ -182,6 +192,8 @@ pub struct LocalVolume {
     departed: Mutex<HashMap<InodeId, Attr>>,
     /// Directories that were removed and that the kernel still knows: somebody may have them open.
     removed_dirs: Mutex<HashSet<InodeId>>,
+    /// What is below `.phi`, as far as the kernel knows it.
+    reserved: Reserved,
     /// Files whose publication has to wait for the next tick.
     retries: Mutex<BTreeSet<InodeId>>,
     /// Whether the disk has room for data.
@@ -253,6 +265,9 @@ impl Volume for LocalVolume {
     }
 
     fn forget(&self, ino: Ino) {
+        if ino.is_virtual() {
+            return self.reserved_forget(ino);
+        }
         let id = self.state.read().inode_id(ino);
         if let Ok(id) = id {
             self.cached_versions.lock().remove(&id);
@@ -265,7 +280,7 @@ impl Volume for LocalVolume {
     }
 
     fn getattr(&self, ino: Ino, _: Option<Handle>) -> Result<Attr> {
-        if reserved::is_virtual(ino) {
+        if ino.is_virtual() {
             return self.reserved_attr(ino);
         }
         let state = self.state.read();
@@ -353,7 +368,10 @@ impl Volume for LocalVolume {
         self.flush_file(handle)
     }
 
-    fn release(&self, _: Ino, handle: Handle) {
+    fn release(&self, ino: Ino, handle: Handle) {
+        if ino.is_virtual() {
+            return self.reserved_release(handle);
+        }
         self.release_file(handle);
     }
 
@@ -381,7 +399,10 @@ impl Volume for LocalVolume {
         self.allocate(caller, handle, offset_bytes, len_bytes, mode)
     }
 
-    fn seek(&self, _: Ino, handle: Handle, offset_bytes: u64, seek: Seek) -> Result<u64> {
+    fn seek(&self, ino: Ino, handle: Handle, offset_bytes: u64, seek: Seek) -> Result<u64> {
+        if ino.is_virtual() {
+            return self.reserved_seek(handle, offset_bytes, seek);
+        }
         self.seek_file(handle, offset_bytes, seek)
     }
 

@@ -7,12 +7,13 @@ use crate::namespace::op::MoveId;
 use crate::namespace::plan;
 use crate::namespace::row::{Birth, InodeRow, Mode, Owner};
 use crate::namespace::tables::{Rows, Table, Tables};
-use crate::namespace::view::{self, Stat};
+use crate::namespace::view::{self, Listed, Stat};
 use crate::store::StoreError;
 use crate::volume::{Attr, Caller, Entry, FileKind, Ino, NewKind, NewNode, RenameMode, Result, VolumeError};
 
 use super::LocalVolume;
 use super::acl::{self, Acl};
+use super::history;
 use super::reserved;
 use super::scope::Scope;
 use super::state::{Draft, State, local_key};
@@ -31,7 +32,7 @@ struct Parent {
 impl LocalVolume {
     pub(super) fn lookup_name(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
         check_name(name)?;
-        if reserved::is_virtual(parent) || name == reserved::NAME {
+        if parent.is_virtual() || name == reserved::NAME {
             return self.reserved_lookup(parent, name);
         }
         let state = self.state.read();
@@ -101,6 +102,9 @@ impl LocalVolume {
     pub(super) fn link_name(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
         self.check_writable()?;
         check_new_name(name)?;
+        if ino.is_virtual() {
+            return Err(VolumeError::ReadOnly);
+        }
         let mut state = self.state.write();
         let rows = Scope::new(&state);
         let id = state.inode_id(ino)?;
@@ -285,11 +289,8 @@ impl LocalVolume {
     }
 
     pub(super) fn list(&self, ino: Ino, after: u64, each: &mut dyn FnMut(&Entry) -> bool) -> Result<()> {
-        const SELF: u64 = 1;
-        const ABOVE: u64 = 2;
-        const BATCH: usize = 256;
         let mut after = after;
-        if reserved::is_virtual(ino) {
+        if ino.is_virtual() {
             return self.reserved_list(ino, after, each);
         }
         let dir = {
@@ -315,28 +316,39 @@ impl LocalVolume {
             // The lock is taken for a batch only: a huge directory must not hold up everybody else.
             let state = self.state.read();
             let listed = view::list(&*state, dir, after + 1, BATCH)?;
-            let complete = listed.len() < BATCH;
-            for (at, item) in listed.iter().enumerate() {
-                // Names with one hash share a cookie: all but the last resume before it, so that none is skipped.
-                let more = listed.get(at + 1).is_some_and(|next| next.hash == item.hash);
-                let attr = match self.attr_of_child(&state, item.child) {
-                    Ok(attr) => attr,
-                    Err(e) => {
-                        tracing::error!(error = %e, "a listed inode cannot be read");
-                        return Err(e);
-                    }
-                };
-                let next = item.hash - u64::from(more);
-                if !each(&Entry { name: item.name.clone(), attr, next }) {
-                    return Ok(());
-                }
-                after = item.hash;
-            }
-            if complete {
+            let mut attr = |child| {
+                let attr = self.attr_of_child(&state, child);
+                attr.inspect_err(|error| tracing::error!(%error, "a listed inode cannot be read"))
+            };
+            if !pass_on(&listed, &mut after, &mut attr, each)? {
                 return Ok(());
             }
         }
     }
+}
+
+/// The cookies of "." and "..", and how many names are fetched at once.
+pub(super) const SELF: u64 = 1;
+pub(super) const ABOVE: u64 = 2;
+pub(super) const BATCH: usize = 256;
+
+/// Passes on a batch of names, and notes in `after` how far that went. Says whether there may be more, and room for it.
+pub(super) fn pass_on(
+    listed: &[Listed],
+    after: &mut u64,
+    attr: &mut dyn FnMut(Child) -> Result<Attr>,
+    each: &mut dyn FnMut(&Entry) -> bool,
+) -> Result<bool> {
+    for (at, item) in listed.iter().enumerate() {
+        // Names with one hash share a cookie: all but the last resume before it, so that none is skipped.
+        let more = listed.get(at + 1).is_some_and(|next| next.hash == item.hash);
+        let next = item.hash - u64::from(more);
+        if !each(&Entry { name: item.name.clone(), attr: attr(item.child)?, next }) {
+            return Ok(false);
+        }
+        *after = item.hash;
+    }
+    Ok(listed.len() >= BATCH)
 }
 
 /// Adds to the draft that an inode without names is forgotten.
@@ -356,6 +368,7 @@ pub(super) fn purge<T: Tables>(
     } else {
         draft.effects.push(plan::purge(rows, inode, row)?);
     }
+    history::forget(rows, draft, inode, row)?;
     for about in [b't', b'o'] {
         let key = local_key(about, &key);
         if rows.get(Table::Local, &key)?.is_some() {
@@ -409,8 +422,8 @@ fn check_not_inside(rows: &Scope<'_>, what: Child, dir: DirId) -> Result<()> {
 }
 
 fn open_parent(rows: &Scope<'_>, ino: Ino) -> Result<Parent> {
-    if reserved::is_virtual(ino) {
-        return Err(VolumeError::NotPermitted(".phi is read-only"));
+    if ino.is_virtual() {
+        return Err(VolumeError::ReadOnly);
     }
     let id = rows.inode_id(ino)?;
     let row = rows.inode(id)?.ok_or(VolumeError::NotFound)?;

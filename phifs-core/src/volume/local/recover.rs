@@ -196,6 +196,7 @@ impl LocalVolume {
             queued: Condvar::new(),
             departed: Mutex::default(),
             removed_dirs: Mutex::default(),
+            reserved: super::reserved::Reserved::default(),
             retries: Mutex::default(),
             room: AtomicBool::new(true),
             tight: AtomicBool::new(false),
@@ -254,7 +255,7 @@ impl LocalVolume {
         let stat = Stat::of(&row);
         let (version, content) =
             stat.version.map_or((None, Content::Empty), |(dot, version)| (Some(dot), version.content));
-        let inline = super::files::inline_bytes(&state, id, version, &content)?;
+        let inline = super::files::inline_bytes(&*state, id, version, &content)?;
         let in_journal = matches!(staged, Staged::Bytes { .. }) || !deltas.is_empty();
         let failed = |doing| move |source| OpenError::Disk { doing, source };
         let mut needed = Vec::new();

@@ -53,6 +53,8 @@ impl LocalVolume {
             cache_bytes: self.options.staging_cache_bytes,
             snapshot_every: self.options.snapshot_every,
             snapshot_keep: self.options.snapshot_keep.clone(),
+            versions_keep: self.options.versions_keep,
+            versions_max_age: self.options.versions_max_age,
             ..Settings::default()
         };
         for setting in &SETTINGS {

@@ -299,8 +299,9 @@ impl LocalVolume {
         id.map_err(|_| VolumeError::Internal("the id of the volume is damaged".into()).into())
     }
 
-    /// Tells whoever looks at the list of snapshots.
+    /// To be called after each change of the list of snapshots: tells those who have something to do with it.
     fn snapshots_changed(&self) {
+        self.leave_deleted_snapshots();
         *self.seal_wanted.lock() = true;
         self.seal_asked.notify_all();
     }

@@ -29,8 +29,6 @@ pub const RECORD_TRANSACTION: u8 = 1;
 
 /// Bits of an inode number that hold the operation's number; above them is the local number of its author.
 const INO_BITS: u32 = 44;
-/// The author number whose inode numbers are not in any table: what `.phi` shows.
-pub const VIRTUAL_AUTHOR: u64 = 0xf_ffff;
 
 pub struct State {
     pub meta: Meta,
@@ -383,7 +381,8 @@ impl TablesMut for State {
 /// A key of the local table: what it is about, then which one.
 ///
 /// `a` author number -> author; `s` inode and `d` inode, number -> its dirty bytes (see `records`); `t` inode -> atime;
-/// `o` inode -> nothing: unlinked while open.
+/// `o` inode -> nothing: unlinked while open; `g` inode -> nothing: without names, and known to others; `h` nothing ->
+/// the last snapshot that was sealed; `v` inode, version -> a superseded version that is kept (see `history`).
 pub fn local_key(about: u8, which: &[u8]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + which.len());
     key.push(about);

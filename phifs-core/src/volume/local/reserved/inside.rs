@@ -1,0 +1,183 @@
+//! Inside a snapshot: the tree as it was, read where it lies. Nothing of it is loaded before it is asked for.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+use crate::content::Content;
+use crate::content::reader::ContentReader;
+use crate::id::{DirId, InodeId};
+use crate::meta::Frozen;
+use crate::namespace::derive::Child;
+use crate::namespace::row::InodeRow;
+use crate::namespace::tables::Rows;
+use crate::namespace::view::{self, Stat};
+use crate::registry::Cut;
+use crate::store::StoreError;
+use crate::volume::local::LocalVolume;
+use crate::volume::local::attrs::attr_of_row;
+use crate::volume::local::files::inline_bytes;
+use crate::volume::local::names::{ABOVE, BATCH, SELF, pass_on};
+use crate::volume::{Attr, Entry, FileKind, Ino, Result, VolumeError};
+
+use super::nodes::{Node, ViewId};
+
+/// A snapshot, entered from a directory.
+pub struct View {
+    pub name: String,
+    pub cut: Cut,
+    /// Where it was entered.
+    pub dir: DirId,
+    pub tables: Frozen,
+    /// The snapshot was deleted. What is left of it can go at any moment.
+    gone: AtomicBool,
+}
+
+impl View {
+    pub fn new(name: String, cut: Cut, dir: DirId, tables: Frozen) -> Self {
+        Self { name, cut, dir, tables, gone: AtomicBool::new(false) }
+    }
+
+    /// Says whether that is news.
+    pub fn mark_gone(&self) -> bool {
+        !self.gone.swap(true, Ordering::AcqRel)
+    }
+
+    /// Reads something of the snapshot, unless it was deleted; if it is while reading, what is missing is no damage.
+    pub fn look<T>(&self, read: impl FnOnce(&Frozen) -> Result<T>) -> Result<T> {
+        let is_gone = || self.gone.load(Ordering::Acquire);
+        if is_gone() {
+            return Err(VolumeError::Stale);
+        }
+        match read(&self.tables) {
+            Err(VolumeError::Store(_)) if is_gone() => Err(VolumeError::Stale),
+            found => found,
+        }
+    }
+
+    fn node(&self, id: ViewId, inode: InodeId) -> Node {
+        if inode == self.dir.inode() { Node::Top { view: id, dir: self.dir } } else { Node::Inside { view: id, inode } }
+    }
+
+    fn node_above(&self, id: ViewId, tables: &Frozen, dir: DirId) -> Result<Node> {
+        if dir == self.dir {
+            return Ok(Node::Snapshots(dir));
+        }
+        let row = tables.dir(dir)?.ok_or(VolumeError::NotDirectory)?;
+        Ok(self.node(id, row.parent.inode()))
+    }
+}
+
+/// A directory in a state, if that has it somewhere in its tree: its row, and how many links it has.
+fn looked_at(tables: &Frozen, dir: DirId) -> Result<(InodeRow, u32)> {
+    let is_in = dir == DirId::ROOT || tables.dir(dir)?.is_some_and(|row| row.shown && row.is_placed());
+    if !is_in {
+        return Err(VolumeError::NotFound);
+    }
+    Ok((row_of(tables, dir.inode())?, view::nlink(tables, dir.inode(), FileKind::Directory)?))
+}
+
+fn row_of(tables: &Frozen, inode: InodeId) -> Result<InodeRow> {
+    tables.inode(inode)?.ok_or(VolumeError::NotFound)
+}
+
+impl LocalVolume {
+    /// The directory through which a snapshot is entered from a directory of the volume.
+    pub(super) fn enter_snapshot(&self, dir: DirId, name: &[u8]) -> Result<Attr> {
+        let name = std::str::from_utf8(name).map_err(|_| VolumeError::NotFound)?;
+        let cut_now = || Ok::<_, StoreError>(self.state.read().snapshot(name)?.map(|snapshot| snapshot.cut));
+        let cut = cut_now()?.ok_or(VolumeError::NotFound)?;
+        let tables = self.frozen(&cut);
+        let (row, nlink) = match looked_at(&tables, dir) {
+            // It was deleted meanwhile.
+            Err(_) if cut_now()?.as_ref() != Some(&cut) => return Err(VolumeError::NotFound),
+            found => found?,
+        };
+        // Held until the number is known: whoever deletes the snapshot looks for those who are in it after that.
+        let state = self.state.read();
+        if state.snapshot(name)?.is_none_or(|snapshot| snapshot.cut != cut) {
+            return Err(VolumeError::NotFound);
+        }
+        let make = || View::new(name.to_owned(), cut.clone(), dir, tables);
+        let ino = self.reserved.nodes.enter(name, &cut, dir, make)?;
+        Ok(attr_of_row(ino, &row, nlink))
+    }
+
+    pub(super) fn lookup_inside(&self, id: ViewId, inode: InodeId, name: &[u8]) -> Result<Attr> {
+        let view = self.reserved.nodes.view(id)?;
+        view.look(|tables| match name {
+            b"." => self.reserved_attr_of(view.node(id, inode)),
+            b".." => self.reserved_attr_of(view.node_above(id, tables, DirId(inode.0))?),
+            _ => {
+                let child = view::child(tables, DirId(inode.0), name)?.ok_or(VolumeError::NotFound)?;
+                self.attr_of_child_inside(id, tables, child)
+            }
+        })
+    }
+
+    fn attr_of_child_inside(&self, id: ViewId, tables: &Frozen, child: Child) -> Result<Attr> {
+        let (row, nlink) = (row_of(tables, child.inode())?, view::nlink_of_child(tables, child)?);
+        // The number comes last: somebody has to forget it.
+        let ino = self.reserved.nodes.number(Node::Inside { view: id, inode: child.inode() })?;
+        Ok(attr_of_row(ino, &row, nlink))
+    }
+
+    pub(super) fn attr_inside(&self, id: ViewId, inode: InodeId, ino: impl FnOnce() -> Result<Ino>) -> Result<Attr> {
+        let view = self.reserved.nodes.view(id)?;
+        let (row, nlink) = view.look(|tables| {
+            let row = row_of(tables, inode)?;
+            let nlink = view::nlink(tables, inode, row.kind())?;
+            Ok((row, nlink))
+        })?;
+        Ok(attr_of_row(ino()?, &row, nlink))
+    }
+
+    pub(super) fn list_inside(
+        &self,
+        id: ViewId,
+        inode: InodeId,
+        after: u64,
+        each: &mut dyn FnMut(&Entry) -> bool,
+    ) -> Result<()> {
+        let (view, mut after) = (self.reserved.nodes.view(id)?, after);
+        view.look(|tables| {
+            let dir = DirId(inode.0);
+            if tables.dir(dir)?.is_none() {
+                return Err(VolumeError::NotDirectory);
+            }
+            for (name, next) in [(&b"."[..], SELF), (b"..", ABOVE)] {
+                if after < next {
+                    let attr = self.lookup_inside(id, inode, name)?;
+                    if !each(&Entry { name: name.to_vec(), attr, next }) {
+                        return Ok(());
+                    }
+                    after = next;
+                }
+            }
+            loop {
+                let listed = view::list(tables, dir, after + 1, BATCH)?;
+                let attr = &mut |child| self.attr_of_child_inside(id, tables, child);
+                if !pass_on(&listed, &mut after, attr, each)? {
+                    return Ok(());
+                }
+            }
+        })
+    }
+
+    /// A reader of the bytes of a file in a snapshot.
+    pub(super) fn open_inside(&self, view: &View, inode: InodeId) -> Result<ContentReader> {
+        view.look(|tables| {
+            let stat = Stat::of(&row_of(tables, inode)?);
+            match stat.kind {
+                FileKind::File => {}
+                FileKind::Directory => return Err(VolumeError::IsDirectory),
+                _ => return Err(VolumeError::Invalid("not a regular file")),
+            }
+            let Some((dot, version)) = stat.version else {
+                return Ok(ContentReader::new(Content::Empty, Bytes::new())?);
+            };
+            let inline = inline_bytes(tables, inode, Some(dot), &version.content)?;
+            Ok(ContentReader::new(version.content, inline)?)
+        })
+    }
+}
