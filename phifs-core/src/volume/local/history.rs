@@ -208,7 +208,8 @@ pub struct FileVersion {
 
 impl LocalVolume {
     pub(super) fn retention(&self) -> Retention {
-        Retention { versions: self.settings.read().versions_keep, age_max: self.options.versions_max_age }
+        let settings = self.settings.read();
+        Retention { versions: settings.versions_keep, age_max: settings.versions_max_age }
     }
 
     /// The versions of a file that can be read, the current one last.

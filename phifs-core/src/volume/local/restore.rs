@@ -26,11 +26,11 @@ use crate::snapshot::changes::{Change, Looks, Named, Story, changes, looks_of, s
 use crate::store::StoreError;
 use crate::volume::{FileKind, VolumeError};
 
-use super::LocalVolume;
 use super::names::foldable;
 use super::scope::Scope;
 use super::snapshots::{Result, SnapshotError};
 use super::state::{Draft, local_key};
+use super::{LocalVolume, history};
 
 /// What one changed name or file takes at most on its way into journal and maps, to be compared with the space there is.
 const BYTES_PER_CHANGE: u64 = 4096;
@@ -518,6 +518,7 @@ impl Restoring<'_> {
                     closure: Closure::Close,
                     bases: row.versions.dots().collect(),
                 };
+                history::keep_replaced(rows, &mut step.draft, inode, &row, this.volume.retention())?;
                 step.draft.effects.extend(plan::publish(
                     rows,
                     inode,
