@@ -3,6 +3,7 @@
 //! ```text
 //! STORE/superblock   STORE/journal/NNNNNN.log   STORE/packs/NNNNNNNN.pack
 //! STORE/oplog/NNNNNN.log   STORE/staging/NNNN
+//! STORE/branches/NNNNNN/superblock, NNNNNN.journal, NNNNNN.oplog, NNNN.staging
 //! ```
 //!
 //! What always holds:
@@ -13,6 +14,7 @@
 //!
 //! No file is kept open here: descriptors are scarce, and the callers know which files they need again.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::num::NonZeroU64;
@@ -23,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use phifs_core::disk::{Disk, File, FileName, Space, Stamp};
+use phifs_core::disk::{BranchFile, Disk, File, FileName, Space, Stamp};
 use phifs_core::time::Timestamp;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
@@ -40,12 +42,16 @@ struct Folder {
 
 pub struct FileDisk {
     path: PathBuf,
-    folders: [Folder; FOLDERS.len()],
+    folders: [Arc<Folder>; FOLDERS.len()],
+    /// The directories of branches, as far as they were needed.
+    branches: Mutex<BTreeMap<u32, Arc<Folder>>>,
     writer: WriteBehind,
 }
 
 /// Below the store; the first is the store itself.
-const FOLDERS: [&str; 5] = [".", "journal", "packs", "oplog", "staging"];
+const FOLDERS: [&str; 6] = [".", "journal", "packs", "oplog", "staging", "branches"];
+/// The last of these has a directory for each branch.
+const BRANCHES: usize = FOLDERS.len() - 1;
 
 impl FileDisk {
     /// Opens the store directory at `path`, which exists, and makes the directories that are missing in it.
@@ -57,15 +63,58 @@ impl FileDisk {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
-            folders.push(Folder { fd: open_dir(&root, Path::new(name))?, dirty: AtomicBool::new(false) });
+            folders.push(Arc::new(Folder { fd: open_dir(&root, Path::new(name))?, dirty: AtomicBool::new(false) }));
         }
         retry_on_intr(|| rustix::fs::fsync(&root))?;
         let folders = folders.try_into().unwrap_or_else(|_| unreachable!("one folder was opened per name"));
-        Ok(Self { path: path.to_owned(), folders, writer: WriteBehind::start()? })
+        let disk = Self { path: path.to_owned(), folders, branches: Mutex::default(), writer: WriteBehind::start()? };
+        for number in disk.branch_numbers()? {
+            // A crash may leave an empty one; others stay.
+            disk.remove_branch_folder(number);
+        }
+        Ok(disk)
     }
 
-    fn folder(&self, name: FileName) -> &Folder {
-        &self.folders[place(name).0]
+    /// Where a file lies; the directory of its branch is made if `make` says so.
+    fn folder(&self, name: FileName, make: bool) -> io::Result<Arc<Folder>> {
+        let FileName::Branch(number, _) = name else { return Ok(self.folders[place(name).0].clone()) };
+        let mut branches = self.branches.lock();
+        if let Some(folder) = branches.get(&number) {
+            return Ok(folder.clone());
+        }
+        let all = &self.folders[BRANCHES];
+        let path = branch_folder(number);
+        if make {
+            match rustix::fs::mkdirat(&all.fd, &path, Mode::RWXU) {
+                Ok(()) => all.dirty.store(true, Ordering::SeqCst),
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(self.explain(all, error)),
+            }
+        }
+        let fd = open_dir(&all.fd, Path::new(&path))?;
+        let folder = Arc::new(Folder { fd, dirty: AtomicBool::new(false) });
+        branches.insert(number, folder.clone());
+        Ok(folder)
+    }
+
+    fn branch_numbers(&self) -> io::Result<Vec<u32>> {
+        let mut numbers = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.folders[BRANCHES].fd)? {
+            let name = entry?.file_name().to_owned();
+            let number = name.to_str().ok().and_then(|name| name.parse().ok());
+            numbers.extend(number.filter(|number| branch_folder(*number).as_bytes() == name.as_bytes()));
+        }
+        Ok(numbers)
+    }
+
+    /// Removes the directory of a branch if nothing is in it.
+    fn remove_branch_folder(&self, number: u32) {
+        let mut branches = self.branches.lock();
+        let all = &self.folders[BRANCHES];
+        if rustix::fs::unlinkat(&all.fd, branch_folder(number), rustix::fs::AtFlags::REMOVEDIR).is_ok() {
+            branches.remove(&number);
+            all.dirty.store(true, Ordering::SeqCst);
+        }
     }
 
     /// A missing file is one thing, a missing store another: says which it is.
@@ -79,8 +128,8 @@ impl FileDisk {
     }
 
     fn open_file(&self, name: FileName, extra: OFlags) -> io::Result<Arc<dyn File>> {
-        let folder = self.folder(name);
-        let shared = matches!(name, FileName::Staging(_));
+        let folder = &*self.folder(name, extra.contains(OFlags::CREATE))?;
+        let shared = matches!(name, FileName::Staging(_) | FileName::Branch(_, BranchFile::Staging(_)));
         let access = if shared { OFlags::RDONLY } else { OFlags::RDWR };
         let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | extra;
         let mode = Mode::RUSR | Mode::WUSR;
@@ -100,13 +149,14 @@ impl Disk for FileDisk {
             if deleted(folder) {
                 return Err(self.gone());
             }
-            for entry in rustix::fs::Dir::read_from(&folder.fd)? {
-                let entry = entry?;
-                if let Ok(text) = entry.file_name().to_str()
-                    && let Some(name) = parse(index, text)
-                {
-                    names.push(name);
-                }
+            each_name(&folder.fd, |text| names.extend(parse(index, text)))?;
+        }
+        for number in self.branch_numbers()? {
+            match open_dir(&self.folders[BRANCHES].fd, Path::new(&branch_folder(number))) {
+                Ok(fd) => each_name(&fd, |text| names.extend(parse_in_branch(number, text)))?,
+                // Deleted in this moment, or no directory.
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(error) => return Err(error),
             }
         }
         names.sort_unstable();
@@ -119,20 +169,24 @@ impl Disk for FileDisk {
 
     fn create(&self, name: FileName) -> io::Result<Arc<dyn File>> {
         let file = self.open_file(name, OFlags::CREATE | OFlags::EXCL)?;
-        self.folder(name).dirty.store(true, Ordering::SeqCst);
+        self.folder(name, false)?.dirty.store(true, Ordering::SeqCst);
         Ok(file)
     }
 
     fn remove(&self, name: FileName) -> io::Result<()> {
-        let folder = self.folder(name);
+        let folder = self.folder(name, false)?;
         rustix::fs::unlinkat(&folder.fd, place(name).1, rustix::fs::AtFlags::empty())
-            .map_err(|error| self.explain(folder, error))?;
+            .map_err(|error| self.explain(&folder, error))?;
         folder.dirty.store(true, Ordering::SeqCst);
+        if let FileName::Branch(number, BranchFile::Superblock) = name {
+            self.remove_branch_folder(number);
+        }
         Ok(())
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        for folder in &self.folders {
+        let branches: Vec<_> = self.branches.lock().values().cloned().collect();
+        for folder in branches.iter().chain(&self.folders) {
             // Cleared before the sync: a change that comes while it runs is for the next one to make durable.
             if folder.dirty.swap(false, Ordering::SeqCst)
                 && let Err(error) = retry_on_intr(|| rustix::fs::fsync(&folder.fd))
@@ -160,6 +214,20 @@ fn deleted(folder: &Folder) -> bool {
     rustix::fs::fstat(&folder.fd).is_ok_and(|stat| stat.st_nlink == 0)
 }
 
+fn each_name(folder: &OwnedFd, mut each: impl FnMut(&str)) -> io::Result<()> {
+    for entry in rustix::fs::Dir::read_from(folder)? {
+        if let Ok(text) = entry?.file_name().to_str() {
+            each(text);
+        }
+    }
+    Ok(())
+}
+
+/// The name of the directory of a branch.
+fn branch_folder(number: u32) -> String {
+    format!("{number:06}")
+}
+
 /// The folder of a file (an index into `FOLDERS`) and its name there.
 fn place(name: FileName) -> (usize, String) {
     match name {
@@ -169,7 +237,29 @@ fn place(name: FileName) -> (usize, String) {
         FileName::Oplog(n) => (3, format!("{n:06}.log")),
         FileName::Ballast => (0, "ballast".to_owned()),
         FileName::Staging(n) => (4, format!("{n:04}")),
+        FileName::Branch(_, file) => (BRANCHES, branch_file(file)),
     }
+}
+
+/// The name of a file in the directory of its branch.
+fn branch_file(file: BranchFile) -> String {
+    match file {
+        BranchFile::Superblock => "superblock".to_owned(),
+        BranchFile::Journal(n) => format!("{n:06}.journal"),
+        BranchFile::Oplog(n) => format!("{n:06}.oplog"),
+        BranchFile::Staging(n) => format!("{n:04}.staging"),
+    }
+}
+
+/// The inverse of `branch_file`.
+fn parse_in_branch(number: u32, text: &str) -> Option<FileName> {
+    let file = match text.split_once('.') {
+        None => BranchFile::Superblock,
+        Some((n, "journal")) => BranchFile::Journal(n.parse().ok()?),
+        Some((n, "oplog")) => BranchFile::Oplog(n.parse().ok()?),
+        Some((n, _)) => BranchFile::Staging(n.parse().ok()?),
+    };
+    (branch_file(file) == text).then_some(FileName::Branch(number, file))
 }
 
 /// The inverse of `place`.
@@ -182,6 +272,7 @@ fn parse(folder: usize, text: &str) -> Option<FileName> {
         1 => FileName::Journal(small(".log")?),
         2 => FileName::Pack(small(".pack")?),
         3 => FileName::Oplog(small(".log")?),
+        BRANCHES => return None,
         _ => FileName::Staging(number("")?),
     };
     (place(name) == (folder, text.to_owned())).then_some(name)
@@ -370,13 +461,17 @@ mod tests {
         (dir, disk)
     }
 
-    const ONE_OF_EACH: [FileName; 6] = [
+    const ONE_OF_EACH: [FileName; 10] = [
         FileName::Superblock,
         FileName::Journal(1_234_567),
         FileName::Pack(7),
         FileName::Oplog(0),
         FileName::Ballast,
         FileName::Staging(u64::MAX),
+        FileName::Branch(1, BranchFile::Superblock),
+        FileName::Branch(1, BranchFile::Journal(3)),
+        FileName::Branch(1, BranchFile::Oplog(4)),
+        FileName::Branch(1_000_000, BranchFile::Staging(5)),
     ];
 
     #[test]
@@ -398,12 +493,40 @@ mod tests {
     #[test]
     fn files_of_other_people_are_not_listed() {
         let (dir, disk) = disk();
-        for stray in
-            ["packs/7.pack", "packs/00000007.pack~", "journal/-00001.log", "staging/1", "packs/99999999999.pack"]
-        {
+        for stray in [
+            "packs/7.pack",
+            "packs/00000007.pack~",
+            "journal/-00001.log",
+            "staging/1",
+            "packs/99999999999.pack",
+            "branches/1",
+        ] {
             fs::write(dir.path().join(stray), b"").unwrap();
         }
         assert_eq!(disk.list().unwrap(), []);
+    }
+
+    #[test]
+    fn directory_of_a_branch_goes_with_its_superblock_or_at_the_next_start() {
+        let (dir, disk) = disk();
+        let there = || dir.path().join("branches/000003").exists();
+        let (superblock, journal) =
+            (FileName::Branch(3, BranchFile::Superblock), FileName::Branch(3, BranchFile::Journal(0)));
+        for _ in 0..2 {
+            disk.create(superblock).unwrap();
+            disk.create(journal).unwrap();
+            disk.remove(journal).unwrap();
+            assert!(there());
+            disk.remove(superblock).unwrap();
+            disk.sync_names().unwrap();
+            assert!(!there());
+        }
+        disk.create(journal).unwrap();
+        disk.remove(journal).unwrap();
+        drop(disk);
+        assert!(there());
+        FileDisk::open(dir.path()).unwrap();
+        assert!(!there());
     }
 
     #[test]
@@ -412,6 +535,8 @@ mod tests {
         disk.create(FileName::Pack(7)).unwrap();
         let mode = |path: &str| dir.path().join(path).metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("packs"), mode("packs/00000007.pack")), (0o700, 0o600));
+        disk.create(FileName::Branch(1, BranchFile::Superblock)).unwrap();
+        assert_eq!((mode("branches/000001"), mode("branches/000001/superblock")), (0o700, 0o600));
     }
 
     #[test]

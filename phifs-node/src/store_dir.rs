@@ -24,12 +24,13 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::show;
 
 /// What may lie in a directory that becomes a store. Anything else in one that is no store yet stops us.
-const OURS: [&str; 15] = [
+const OURS: [&str; 16] = [
     "superblock",
     "journal",
     "packs",
     "oplog",
     "staging",
+    "branches",
     "index",
     "lock",
     "phifs.pid",

@@ -4,11 +4,13 @@
 //! `Disk::sync_names`. Real files live in phifs-node. For tests and simulation there are a disk in memory (`MemDisk`),
 //! one that loses power (`CrashDisk`) and one that fails on demand (`FaultDisk`).
 
+mod branch;
 mod crash;
 mod fault;
 mod mem;
 mod sparse;
 
+pub use branch::BranchDisk;
 pub use crash::{CrashDisk, PowerLoss};
 pub use fault::{Access, FaultDisk};
 pub use mem::MemDisk;
@@ -29,6 +31,17 @@ pub enum FileName {
     /// Space held back on a disk that is getting full, given up when making room itself needs room.
     Ballast,
     /// A mutable file with the bytes of one inode ("materialised"), numbered in order of creation.
+    Staging(u64),
+    /// A file of the branch of this number.
+    Branch(u32, BranchFile),
+}
+
+/// The files that a branch has of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BranchFile {
+    Superblock,
+    Journal(u32),
+    Oplog(u32),
     Staging(u64),
 }
 

@@ -70,6 +70,8 @@ pub struct Superblock {
     file: Arc<dyn File>,
     store: StoreId,
     sequence: u64,
+    /// Both slots validated and carried the same payload when it was opened.
+    agrees: bool,
     failed: bool,
 }
 
@@ -77,7 +79,7 @@ impl Superblock {
     /// Makes the superblock of a new store. It must be the last file that is made, as it says that the store is there.
     pub fn create(disk: &dyn Disk, store: StoreId, payload: &[u8]) -> Result<Self, SuperblockError> {
         let file = disk.create(FileName::Superblock).map_err(failed("making the superblock"))?;
-        let mut superblock = Self { file, store, sequence: 0, failed: false };
+        let mut superblock = Self { file, store, sequence: 0, agrees: false, failed: false };
         // Both slots are reserved now, so that a full disk cannot keep a checkpoint from being recorded.
         superblock.file.allocate(0, 2 * SLOT_BYTES, false).map_err(failed("making the superblock"))?;
         superblock.write(payload)?;
@@ -103,6 +105,7 @@ impl Superblock {
         }) {
             return Err(SuperblockError::Newer(newer));
         }
+        let agrees = matches!(&slots, [Ok(a), Ok(b)] if a.payload == b.payload);
         let slot = match slots {
             [Ok(a), Ok(b)] if a.store != b.store => return Err(SuperblockError::Mixed(a.store, b.store)),
             [Ok(a), Ok(b)] => {
@@ -118,7 +121,7 @@ impl Superblock {
             }
             [Err(a), Err(b)] => return Err(SuperblockError::Damaged(a, b)),
         };
-        Ok((Self { file, store: slot.store, sequence: slot.sequence, failed: false }, slot.payload))
+        Ok((Self { file, store: slot.store, sequence: slot.sequence, agrees, failed: false }, slot.payload))
     }
 
     /// Makes `payload` what the next start begins from.
@@ -140,6 +143,11 @@ impl Superblock {
         self.failed = false;
         self.sequence = sequence;
         Ok(())
+    }
+
+    /// Whether both copies said the same when it was opened.
+    pub fn copies_agree(&self) -> bool {
+        self.agrees
     }
 
     pub fn store(&self) -> StoreId {

@@ -262,6 +262,8 @@ pub enum VolumeError {
     /// An earlier failure to make this file's bytes durable; it stays until the file is rewritten.
     #[error("bytes of this file could not be made durable")]
     LostWrite,
+    #[error("the branch {name:?} cannot be opened: {why}")]
+    Branch { name: String, why: String },
     #[error("internal error: {0}")]
     Internal(String),
 }

@@ -114,6 +114,7 @@ pub fn errno(error: &VolumeError) -> Errno {
         VolumeError::Store(_) => "Store",
         VolumeError::Disk { .. } => "Disk",
         VolumeError::LostWrite => "LostWrite",
+        VolumeError::Branch { .. } => "Branch",
         VolumeError::Internal(_) => "Internal",
     }
 }

@@ -1,5 +1,6 @@
 //! The local volume at its lowest level: over simulated disks, without FUSE. `PHIFS_LONG=1` looks further.
 
+mod branches;
 mod crash;
 mod damage;
 mod faults;

@@ -1,10 +1,12 @@
 //! Giving space back.
 //!
-//! Live is what the roots name that are kept: both copies of the superblock, the tables as they are now, every snapshot
-//! and branch. What is stored from the beginning of a collection on is live as well, so nobody has to wait for it: the
-//! state of now is a checkpoint made after that beginning, and whatever comes later consists of that and of what is new.
+//! Live is what the roots name that are kept: both copies of the superblock of each line of changes, its tables as they
+//! are now, and every snapshot. What is stored from the beginning of a collection on is live as well, so nobody has to
+//! wait for it: the state of now is a checkpoint made after that beginning, and whatever comes later consists of that and
+//! of what is new.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
@@ -18,6 +20,7 @@ use crate::namespace::plan;
 use crate::namespace::row::InodeRow;
 use crate::namespace::tables::{Rows, Table, malformed};
 use crate::namespace::view;
+use crate::registry::Branch;
 use crate::store::{GlyphKind, Mark, StoreError, SweepReport};
 use crate::volume::{Result, VolumeError};
 
@@ -39,33 +42,86 @@ impl LocalVolume {
     /// Removes packs without live glyphs, and rewrites those whose live share is below `min_live_ratio` (0 to 1).
     /// `progress` gets the number of inodes looked at.
     pub fn collect(&self, min_live_ratio: f64, progress: &dyn Fn(u64)) -> Result<CollectReport> {
+        assert!(self.branch.is_none(), "the main line collects for all");
         let _housekeeping = self.housekeeping.lock();
-        // Copies of what is stored anyway go first: on a full disk they are what there is no room for.
-        self.evict_all()?;
-        self.purge_graves()?;
-        self.forget_old_versions()?;
+        let stay = self.branches.stay();
+        let slots: Vec<_> =
+            self.branches()?.into_iter().map(|found| (self.branches.slot(found.1.number), found)).collect();
+        let mut held = Vec::new();
+        for (slot, (name, branch)) in &slots {
+            // Nobody opens or closes it while its slot is held.
+            let open = slot.lock();
+            held.push((self.need_of(name, branch, &open)?, open));
+        }
+        let line = |held: &(Need, _)| if let Need::Line(line) = &held.0 { Some(line.clone()) } else { None };
+        let branches: Vec<Arc<LocalVolume>> = held.iter().filter_map(line).collect();
+        let lines: Vec<&LocalVolume> = std::iter::once(self).chain(branches.iter().map(|line| &**line)).collect();
+        for line in &lines {
+            // Copies of what is stored anyway go first: on a full disk they are what there is no room for.
+            line.evict_all()?;
+            line.purge_graves()?;
+            line.forget_old_versions()?;
+        }
         let mark = self.store.begin_mark(&[GlyphKind::Data, GlyphKind::Node]);
+        // Whatever is begun from here on consists of what is marked and of what is new.
+        drop(stay);
+        let mut states = Vec::new();
+        held.retain(|(need, _)| match need {
+            Need::Line(_) => true,
+            Need::Roots(roots) => {
+                states.push(roots.clone());
+                false
+            }
+        });
+        let mut unwritten = Vec::new();
+        for line in &lines {
+            let (roots, checkpoints) = line.roots_in_use()?;
+            states.extend(roots);
+            unwritten.extend(checkpoints.map(|checkpoints| (line, checkpoints)));
+        }
+        // After the states of the lines: a snapshot that is not there yet is one of a state that comes later.
+        states.extend(self.roots_in_registry()?);
         let mut marking = Marking { volume: self, mark, pages: HashSet::new(), live: 0, inodes: 0, progress };
-        let (roots, unwritten) = self.roots_in_use()?;
-        for roots in &roots {
+        for roots in &states {
             marking.keep_state(roots)?;
         }
-        if unwritten.is_some() {
-            self.each_row(Table::Inodes, &[], &mut |key, row| marking.keep_inode(key, row))?;
-            self.each_row(Table::Local, &[], &mut |key, row| marking.keep_version(key, row))?;
+        for (line, _) in &unwritten {
+            line.each_row(Table::Inodes, &[], &mut |key, row| marking.keep_inode(key, row))?;
+            line.each_row(Table::Local, &[], &mut |key, row| marking.keep_version(key, row))?;
         }
-        for content in self.contents_in_use() {
-            marking.keep_content(&content)?;
+        for line in &lines {
+            for content in line.contents_in_use() {
+                marking.keep_content(&content)?;
+            }
+            // A crash must not bring back a version that was replaced while marking and so was not marked.
+            line.commit_journal()?;
         }
-        // A crash must not bring back a version that was replaced while marking and so was not marked.
-        self.commit_journal()?;
         let live_glyphs = marking.live;
         let sweep = self.store.sweep(marking.mark, min_live_ratio)?;
         Ok(CollectReport { live_glyphs, sweep })
     }
 
-    /// All states that are kept. Where there is no room to write that of now, nobody else makes a checkpoint until the
-    /// second of the results is dropped, and its rows have to be looked at one by one.
+    /// Finds out what a branch needs whose slot is held. One that was not closed cleanly is recovered.
+    fn need_of(&self, name: &str, branch: &Branch, open: &Option<Arc<LocalVolume>>) -> Result<Need> {
+        if let Some(line) = open {
+            return Ok(Need::Line(line.clone()));
+        }
+        if let Some(checkpoint) = self.closed_branch(name, branch)? {
+            return Ok(Need::Roots(checkpoint.roots));
+        }
+        let line = self.open_line_of(name, branch, &|_| {})?;
+        if let Err(error) = line.shut_down() {
+            // The disk may be full. It stays as a crash would leave it, and what it needs is asked of it.
+            tracing::warn!(%error, branch = name, "a branch could not be closed cleanly");
+            return Ok(Need::Line(Arc::new(line)));
+        }
+        let closed = self.closed_branch(name, branch)?;
+        let closed = closed.ok_or_else(|| VolumeError::Internal(format!("the branch {name} does not stay closed")))?;
+        Ok(Need::Roots(closed.roots))
+    }
+
+    /// The states that a line of changes needs. Where there is no room to write that of now, nobody else makes a
+    /// checkpoint until the second of the results is dropped, and its rows have to be looked at one by one.
     fn roots_in_use(&self) -> Result<(Vec<Roots>, Option<MutexGuard<'_, Checkpoints>>)> {
         let mut checkpoints = self.checkpoint.lock();
         let mut is_written = true;
@@ -80,16 +136,21 @@ impl LocalVolume {
                 other => other?,
             }
         }
-        let mut roots = {
-            let state = self.state.read();
-            let mut roots = vec![state.meta.roots().clone()];
-            roots.extend(state.snapshots()?.into_iter().map(|(_, snapshot)| snapshot.cut.roots));
-            roots.extend(state.branches()?.into_iter().map(|(_, branch)| branch.base.roots));
-            roots
-        };
         // The tables are ahead of both copies if the last checkpoint failed at its end.
-        roots.extend([checkpoints.last.roots.clone(), checkpoints.previous_roots.clone()]);
+        let roots = vec![
+            self.state.read().meta.roots().clone(),
+            checkpoints.last.roots.clone(),
+            checkpoints.previous_roots.clone(),
+        ];
         Ok((roots, (!is_written).then_some(checkpoints)))
+    }
+
+    /// What snapshots and branches began as.
+    fn roots_in_registry(&self) -> Result<Vec<Roots>> {
+        let state = self.state.read();
+        let snapshots = state.snapshots()?.into_iter().map(|(_, snapshot)| snapshot.cut.roots);
+        let bases = state.branches()?.into_iter().map(|(_, branch)| branch.base.roots);
+        Ok(snapshots.chain(bases).collect())
     }
 
     /// Forgets inodes without names that nobody else can change any more, as the snapshots are gone that knew them.
@@ -128,6 +189,12 @@ impl LocalVolume {
         })?;
         Ok(total)
     }
+}
+
+/// What a branch needs: what it has open, or only what its superblock says.
+enum Need {
+    Line(Arc<LocalVolume>),
+    Roots(Roots),
 }
 
 struct Marking<'a> {

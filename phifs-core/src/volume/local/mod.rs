@@ -10,6 +10,7 @@
 //! | `durable`, `records` | how bytes become durable before they are published |
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
 //! | `collect` | garbage collection |
+//! | `branches` | lines of changes of their own, which began as snapshots |
 //! | `snapshots` | named snapshots: taken, sealed, deleted |
 //! | `settings` | what is set for the volume |
 //! | `restore` | putting back what a snapshot holds |
@@ -49,6 +50,7 @@ use crate::volume::{
 mod acl;
 mod attrs;
 mod ballast;
+mod branches;
 mod cached;
 mod check;
 mod collect;
@@ -68,6 +70,7 @@ mod staged;
 mod state;
 mod upkeep;
 
+pub use branches::BranchError;
 pub use check::{CheckReport, Problem};
 pub use collect::CollectReport;
 pub use history::FileVersion;
@@ -79,6 +82,7 @@ pub use snapshots::{SnapshotError, candidates};
 pub use upkeep::{RecentOp, Status};
 
 use ballast::Ballast;
+use branches::Branches;
 use cached::CachedVersions;
 use files::{FileCell, OpenFile};
 use reserved::Reserved;
@@ -152,13 +156,19 @@ pub(crate) static TABLES: [TableSpec; 11] = [
     spec(Table::Local, "local", false, 4096),
 ];
 
+/// One line of changes of a volume: the main one, which keeps the registry, or a branch. All lines of a store share the
+/// glyphs and the nodes of maps.
 pub struct LocalVolume {
     env: Arc<dyn Env>,
     disk: Arc<dyn Disk>,
     store: Arc<GlyphStore>,
     nodes: Arc<NodeCache>,
     store_id: StoreId,
-    key: NodeKey,
+    key: Arc<NodeKey>,
+    /// The name of the branch that this is.
+    branch: Option<String>,
+    /// The branches that are open beside it, if this is the main line.
+    branches: Branches,
     options: Options,
     opened: Opening,
     journal: Journal,
@@ -200,7 +210,7 @@ pub struct LocalVolume {
     room: AtomicBool,
     /// Whether it is about to run out: caches are given up, and some space is held back.
     tight: AtomicBool,
-    ballast: Ballast,
+    ballast: Arc<Ballast>,
     stopping: AtomicBool,
     invalidate: RwLock<Option<Arc<dyn Invalidate>>>,
     /// What holds for the volume: the defaults of this machine, and what is set in the registry.
@@ -243,7 +253,16 @@ impl LocalVolume {
             }
             path.extend_from_slice(name);
         }
+        let path = self.labelled(path);
         tracing::error!(%error, path = %path.escape_ascii(), "a file cannot be read");
+    }
+
+    /// A path as it is told to people: in a branch it says in which.
+    fn labelled(&self, path: Vec<u8>) -> Vec<u8> {
+        match &self.branch {
+            Some(name) => [format!("branch {name}:").as_bytes(), &path].concat(),
+            None => path,
+        }
     }
 
     fn check_writable(&self) -> Result<()> {

@@ -35,10 +35,12 @@ use crate::store::{self, GlyphIndex, GlyphStore, StoreError, StoreOptions};
 use crate::time::{Env, Hlc};
 use crate::volume::VolumeError;
 
+use super::ballast::Ballast;
+use super::branches::Branches;
 use super::files::FileCell;
 use super::records::{Base, Delta, Records, Staged, base_inode, delta_number, delta_prefix};
 use super::staged::{MEMORY_BYTES_MAX, Place, Staging, StagingPool};
-use super::state::{RECORD_TRANSACTION, State, local_key};
+use super::state::{Known, RECORD_TRANSACTION, State, local_key};
 use super::upkeep::{Cache, Checkpoint, Checkpoints, Counters};
 use super::{LocalVolume, Options, TABLES, names};
 
@@ -85,6 +87,25 @@ pub struct Opening {
     pub oplog_damaged: bool,
 }
 
+/// What all lines of changes in a store have in common.
+pub(super) struct Common {
+    pub env: Arc<dyn Env>,
+    pub store: Arc<GlyphStore>,
+    pub nodes: Arc<NodeCache>,
+    pub store_id: StoreId,
+    pub key: Arc<NodeKey>,
+    pub ballast: Arc<Ballast>,
+}
+
+/// Where a branch comes from.
+pub(super) struct Descent {
+    pub name: String,
+    pub base: VersionVector,
+    /// Who made what the branch began with.
+    pub ancestors: Vec<Author>,
+    pub known: Known,
+}
+
 impl LocalVolume {
     /// Opens the volume on this disk, or makes a new one on an empty disk.
     pub fn open(
@@ -95,17 +116,34 @@ impl LocalVolume {
         options: Options,
         progress: &dyn Fn(Progress),
     ) -> Result<Self, OpenError> {
-        let key = NodeKey::from_seed(key_seed);
+        let key = Arc::new(NodeKey::from_seed(key_seed));
         let mut opened = Opening::default();
-        let (mut superblock, checkpoint) = open_superblock(&*disk, &*env, &key, &mut opened)?;
+        let (superblock, checkpoint) = open_superblock(&*disk, &*env, &key, &mut opened)?;
         let store_id = superblock.store();
-        opened.clean = checkpoint.clean;
 
         let store_options = StoreOptions { reserve_bytes: options.reserve_bytes, ..StoreOptions::new(store_id.0) };
         let (store, report) = GlyphStore::open(disk.clone(), index, &store_options, &|p| progress(Progress::Packs(p)))?;
         let store = Arc::new(store);
         opened.store = report;
         let nodes = Arc::new(NodeCache::new(store.clone(), options.node_cache_bytes));
+        let common = Common { env, store, nodes, store_id, key, ballast: Arc::default() };
+        let volume = Self::open_line(common, None, disk, (superblock, checkpoint), opened, options, progress)?;
+        volume.remove_unregistered_branches()?;
+        Ok(volume)
+    }
+
+    /// Opens one line of changes: the main one, or a branch.
+    pub(super) fn open_line(
+        common: Common,
+        descent: Option<Descent>,
+        disk: Arc<dyn Disk>,
+        (mut superblock, checkpoint): (Superblock, Checkpoint),
+        mut opened: Opening,
+        options: Options,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Self, OpenError> {
+        let Common { env, store, nodes, store_id, key, ballast } = common;
+        opened.clean = checkpoint.clean;
         let meta = Meta::open(nodes.clone(), &TABLES, checkpoint.roots.clone())
             .map_err(|source| StoreError::Malformed { what: "the superblock".into(), source })?;
         let (oplog, oplog_report) = Oplog::open(disk.clone(), store_id.0, oplog::SEGMENT_BYTES)?;
@@ -116,6 +154,13 @@ impl LocalVolume {
             state.begin();
         }
         state.load_authors()?;
+        let (branch, ancestors) = match descent {
+            Some(Descent { name, base, ancestors, known }) => {
+                state.branch_off(base, known);
+                (Some(name), ancestors)
+            }
+            None => (None, Vec::new()),
+        };
         let mut replayed = 0;
         let journal = {
             let store = store.clone();
@@ -137,7 +182,9 @@ impl LocalVolume {
             })?
         };
         opened.replayed = replayed;
-        state.look_at_registry()?;
+        if branch.is_none() {
+            state.look_at_registry()?;
+        }
         let heads = oplog.heads();
         state.unsealed.retain(|op| heads.get(&op.dot.author).is_none_or(|head| op.dot.n > head.n));
 
@@ -153,7 +200,8 @@ impl LocalVolume {
             author = new_author(&*env, &key);
         }
         let now = env.now();
-        let changes = state.become_author(author);
+        let mut changes = state.meet(&ancestors);
+        changes.extend(state.become_author(author));
         if !changes.is_empty() {
             state.commit_local(changes, now, &journal)?;
         }
@@ -174,6 +222,8 @@ impl LocalVolume {
             nodes,
             store_id,
             key,
+            branch,
+            branches: Branches::default(),
             options,
             opened: Opening::default(),
             journal,
@@ -200,7 +250,7 @@ impl LocalVolume {
             retries: Mutex::default(),
             room: AtomicBool::new(true),
             tight: AtomicBool::new(false),
-            ballast: super::ballast::Ballast::default(),
+            ballast,
             stopping: AtomicBool::new(false),
             invalidate: RwLock::new(None),
             settings: RwLock::default(),
@@ -409,7 +459,7 @@ fn open_superblock(
     Ok((superblock, checkpoint))
 }
 
-fn new_author(env: &dyn Env, key: &NodeKey) -> Author {
+pub(super) fn new_author(env: &dyn Env, key: &NodeKey) -> Author {
     let mut incarnation = [0; 8];
     incarnation.copy_from_slice(&env.random()[..8]);
     Author { node: key.public(), incarnation: u64::from_le_bytes(incarnation) }

@@ -4,13 +4,18 @@
 //! durable then; the record with the eight fields is counted and signed afterwards, by `seal_snapshots`, in the order in
 //! which the snapshots were taken.
 //!
-//! What always holds: from before the registry is read until its change is in the journal nobody makes a checkpoint, so
-//! that a collection that begins in between finds the roots either there or still current.
+//! One of a branch is cut from the branch and entered into the registry of the main line. Its parent is the one of the
+//! same line before it; the first of a branch has the snapshot for parent that the branch began as.
+//!
+//! What always holds: from before the state is cut until the entry is in the journal nobody makes a checkpoint of that
+//! line. A collection makes one of each line, and reads the registry afterwards, so it finds the roots either there or
+//! still current. And what happens in the line meanwhile takes everything for known to others.
 
 use std::sync::atomic::Ordering;
 
 use crate::codec::Reader;
 use crate::id::S8Id;
+use crate::identity::Author;
 use crate::meta::{Frozen, Roots, TableId};
 use crate::namespace::row::Closure;
 use crate::namespace::tables::{DERIVED, REPLICATED, malformed};
@@ -60,28 +65,65 @@ pub type Result<T> = std::result::Result<T, SnapshotError>;
 impl LocalVolume {
     /// Takes a snapshot of everything that is done by now. It is durable when this returns.
     pub fn create_snapshot(&self, name: &str, labels: Vec<String>, scheduled: bool) -> Result<NamedSnapshot> {
+        self.snapshot_line(self, None, name, labels, scheduled)
+    }
+
+    /// Takes a snapshot of a line of changes: of this one, or of the branch with this number.
+    pub(super) fn snapshot_line(
+        &self,
+        line: &LocalVolume,
+        branch: Option<u32>,
+        name: &str,
+        labels: Vec<String>,
+        scheduled: bool,
+    ) -> Result<NamedSnapshot> {
         check_name(name).map_err(|why| SnapshotError::BadName(name.into(), why))?;
-        let is_taken = |state: &State| Ok::<_, SnapshotError>(state.snapshot(name)?.is_some());
-        if is_taken(&self.state.read())? {
+        if self.state.read().snapshot(name)?.is_some() {
             return Err(SnapshotError::Exists(name.into()));
         }
-        self.publish_closed()?;
-        let mut checkpoints = self.checkpoint.lock();
-        let cut = self.cut(&mut checkpoints)?;
-        let snapshot = NamedSnapshot { cut, id: None, scheduled, labels };
-        {
-            let mut state = self.state.write();
-            if is_taken(&state)? {
-                return Err(SnapshotError::Exists(name.into()));
-            }
-            let mut draft = state.draft(self.env.now());
-            draft.registry.push((Key::Snapshot(name.into()), Some(snapshot.encode())));
-            state.commit(draft, &self.journal)?;
-        }
-        drop(checkpoints);
+        line.publish_closed()?;
+        let taken = {
+            let mut checkpoints = line.checkpoint.lock();
+            line.state.write().is_being_cut = true;
+            let cut = line.cut(&mut checkpoints);
+            let taken = cut.and_then(|cut| {
+                let snapshot = NamedSnapshot { cut, id: None, scheduled, labels };
+                self.register_snapshot(line, branch, name, &snapshot)?;
+                Ok(snapshot)
+            });
+            line.state.write().is_being_cut = false;
+            taken?
+        };
         self.commit_journal()?;
         self.snapshots_changed();
-        Ok(snapshot)
+        Ok(taken)
+    }
+
+    fn register_snapshot(
+        &self,
+        line: &LocalVolume,
+        branch: Option<u32>,
+        name: &str,
+        snapshot: &NamedSnapshot,
+    ) -> Result<()> {
+        let authors = line.authors_in(&snapshot.cut)?;
+        let mut state = self.state.write();
+        if state.snapshot(name)?.is_some() {
+            return Err(SnapshotError::Exists(name.into()));
+        }
+        let mut draft = state.draft(self.env.now());
+        draft.local = state.meet(&authors);
+        draft.local.extend(branch.map(|number| (line_key(name), Some(number.to_be_bytes().to_vec()))));
+        draft.registry.push((Key::Snapshot(name.into()), Some(snapshot.encode())));
+        state.commit(draft, &self.journal)?;
+        Ok(())
+    }
+
+    /// Everybody who made something that is in it.
+    pub(super) fn authors_in(&self, cut: &Cut) -> Result<Vec<Author>> {
+        let state = self.state.read();
+        let authors = authors_of(&cut.context, |id| state.author_of(id));
+        Ok(authors.map_err(|id| VolumeError::Internal(format!("nobody knows who author {id} is")))?)
     }
 
     /// Takes the snapshot that the schedule wants, unless nothing has changed since the latest one; then forgets those
@@ -179,6 +221,7 @@ impl LocalVolume {
                 let snapshot = state.snapshot(name)?.ok_or_else(|| SnapshotError::NotFound(name.clone()))?;
                 draft.registry.push((Key::Snapshot(name.clone()), None));
                 draft.registry.extend(snapshot.id.map(|id| (Key::Record(id), None)));
+                draft.local.push((line_key(name), None));
             }
             state.commit(draft, &self.journal)?;
         }
@@ -229,15 +272,15 @@ impl LocalVolume {
     }
 
     fn seal_snapshot(&self, name: &str, mut snapshot: NamedSnapshot) -> Result<()> {
-        let head_key = local_key(b'h', &[]);
-        let (parent, authors, volume, author) = {
+        let authors = self.authors_in(&snapshot.cut)?;
+        let (head_key, parent, volume, author) = {
             let state = self.state.read();
-            let head = state.get(Table::Local, &head_key)?;
-            let head = head.map(|bytes| Reader::new(&bytes).array().map(S8Id)).transpose();
-            let authors = authors_of(&snapshot.cut.context, |id| state.author_of(id));
-            let authors = authors.map_err(|id| VolumeError::Internal(format!("nobody knows who author {id} is")))?;
-            let head = head.map_err(|e| malformed("last snapshot", &head_key, e))?;
-            (head, authors, self.volume_id(&state)?, state.author)
+            let branch = branch_of(&state, name)?;
+            let parent = match (head(&state, branch)?, branch) {
+                (None, Some(number)) => base_of(&state, number)?,
+                (head, _) => head,
+            };
+            (head_key(branch), parent, self.volume_id(&state)?, state.author)
         };
         let facts = self.count_facts(parent, &snapshot.cut)?;
         let usage = self.store.usage();
@@ -270,6 +313,7 @@ impl LocalVolume {
         draft.registry.push((Key::Record(id), Some(sealed.encode())));
         draft.registry.push((Key::Snapshot(name.into()), Some(snapshot.encode())));
         draft.local.push((head_key, Some(id.0.to_vec())));
+        draft.local.push((line_key(name), None));
         state.commit(draft, &self.journal)?;
         Ok(())
     }
@@ -311,4 +355,37 @@ impl LocalVolume {
 pub fn candidates(snapshots: &[(String, NamedSnapshot)]) -> Vec<Candidate<'_>> {
     let taken = |snapshot: &NamedSnapshot| snapshot.cut.time.millis();
     snapshots.iter().map(|(_, snapshot)| Candidate { millis: taken(snapshot), labels: &snapshot.labels }).collect()
+}
+
+/// Where it is kept which branch a snapshot is of, until that is sealed.
+fn line_key(name: &str) -> Vec<u8> {
+    local_key(b'l', name.as_bytes())
+}
+
+/// Where it is kept which snapshot of a line was sealed last.
+pub(super) fn head_key(branch: Option<u32>) -> Vec<u8> {
+    branch.map_or_else(|| local_key(b'h', &[]), |number| local_key(b'h', &number.to_be_bytes()))
+}
+
+fn branch_of(state: &State, name: &str) -> Result<Option<u32>> {
+    let key = line_key(name);
+    let Some(value) = state.get(Table::Local, &key)? else { return Ok(None) };
+    let number = Reader::new(&value).array().map(u32::from_be_bytes);
+    Ok(Some(number.map_err(|e| malformed("the branch of a snapshot", &key, e))?))
+}
+
+fn head(state: &State, branch: Option<u32>) -> Result<Option<S8Id>> {
+    let key = head_key(branch);
+    let Some(value) = state.get(Table::Local, &key)? else { return Ok(None) };
+    let id = Reader::new(&value).array().map(S8Id);
+    Ok(Some(id.map_err(|e| malformed("last snapshot", &key, e))?))
+}
+
+/// The sealed snapshot that a branch began as, if it is still there.
+fn base_of(state: &State, number: u32) -> Result<Option<S8Id>> {
+    let Some((_, branch)) = state.branches()?.into_iter().find(|(_, branch)| branch.number == number) else {
+        return Ok(None);
+    };
+    let base = state.snapshot(&branch.base_name)?.filter(|base| base.cut == branch.base);
+    Ok(base.and_then(|base| base.id))
 }

@@ -6,8 +6,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::RwLock;
 
 use crate::causal::VersionVector;
 use crate::codec::{self, Encode, Reader};
@@ -30,6 +32,10 @@ pub const RECORD_TRANSACTION: u8 = 1;
 /// Bits of an inode number that hold the operation's number; above them is the local number of its author.
 const INO_BITS: u32 = 44;
 
+/// What the snapshots and branches in the registry have seen, taken together: branches that were made of them, or will
+/// be, may change it. All lines of changes of a store look at the same.
+pub type Known = Arc<RwLock<VersionVector>>;
+
 pub struct State {
     pub meta: Meta,
     pub context: VersionVector,
@@ -40,9 +46,12 @@ pub struct State {
     authors: Authors,
     /// Rows of the inode table, those of files that are unlinked and still open included.
     inodes: u64,
-    /// What snapshots and branches have seen, taken together. Whatever is in it may still be changed by others: by
-    /// branches that were made of these snapshots, or will be.
-    shared: VersionVector,
+    /// What others know. Whatever is in it may still be changed by them.
+    known: Known,
+    /// What a branch began with, which the line that it came from knows as well.
+    base: VersionVector,
+    /// A snapshot is being taken, and what is in it is not known yet: everything may be.
+    pub is_being_cut: bool,
     /// Operations that are not in the oplog yet, oldest first.
     pub unsealed: VecDeque<Unsealed>,
     transactions: u64,
@@ -98,25 +107,47 @@ impl State {
         let author_id = author.id();
         let inodes = meta.roots().get(TableId(Table::Inodes as u8)).rows;
         let (authors, unsealed) = (Authors::new(), VecDeque::new());
-        let shared = VersionVector::new();
-        Self { meta, context, hlc, author, author_id, authors, inodes, shared, unsealed, transactions: 0 }
+        let (known, base) = (Known::default(), VersionVector::new());
+        Self {
+            meta,
+            context,
+            hlc,
+            author,
+            author_id,
+            authors,
+            inodes,
+            known,
+            base,
+            is_being_cut: false,
+            unsealed,
+            transactions: 0,
+        }
+    }
+
+    /// Makes it the state of a branch that began with `base`.
+    pub fn branch_off(&mut self, base: VersionVector, known: Known) {
+        (self.base, self.known) = (base, known);
+    }
+
+    pub fn known(&self) -> &Known {
+        &self.known
     }
 
     /// Whether somebody else knows this operation, or will.
     pub fn is_shared(&self, dot: Dot) -> bool {
-        self.shared.contains(dot)
+        self.is_being_cut || self.base.contains(dot) || self.known.read().contains(dot)
     }
 
-    /// Learns from the registry what others have seen.
+    /// Learns from the registry what others have seen, and tells the other lines. Only the main line has one.
     pub fn look_at_registry(&mut self) -> Result<(), StoreError> {
-        let mut shared = VersionVector::new();
+        let mut known = VersionVector::new();
         for (_, snapshot) in self.snapshots()? {
-            shared.join(&snapshot.cut.context);
+            known.join(&snapshot.cut.context);
         }
         for (_, branch) in self.branches()? {
-            shared.join(&branch.base.context);
+            known.join(&branch.base.context);
         }
-        self.shared = shared;
+        *self.known.write() = known;
         Ok(())
     }
 
@@ -151,6 +182,11 @@ impl State {
         self.entries(Key::SNAPSHOTS)?.into_iter().map(named).collect()
     }
 
+    pub fn branch(&self, name: &str) -> Result<Option<Branch>, StoreError> {
+        let Some(value) = self.entry(&Key::Branch(name.into()))? else { return Ok(None) };
+        Ok(Some(Branch::decode(&value).map_err(|e| malformed("branch", name.as_bytes(), e))?))
+    }
+
     /// All branches, in the order of their names.
     pub fn branches(&self) -> Result<Vec<(String, Branch)>, StoreError> {
         let named = |(name, value): KeyedValue| {
@@ -180,13 +216,19 @@ impl State {
     pub fn become_author(&mut self, author: Author) -> Vec<LocalChange> {
         self.author_id = author.id();
         self.author = author;
-        let known = self.authors.numbers.contains_key(&self.author_id);
-        let number = self.authors.add(author);
-        if known {
-            Vec::new()
-        } else {
-            vec![(local_key(b'a', &number.to_be_bytes()), Some(author.to_bytes().to_vec()))]
+        self.meet(&[author])
+    }
+
+    /// Gives numbers to authors that have none, to be recorded before any row names them.
+    pub fn meet(&mut self, authors: &[Author]) -> Vec<LocalChange> {
+        let mut changes = Vec::new();
+        for author in authors {
+            if !self.authors.numbers.contains_key(&author.id()) {
+                let number = self.authors.add(*author);
+                changes.push((local_key(b'a', &number.to_be_bytes()), Some(author.to_bytes().to_vec())));
+            }
         }
+        changes
     }
 
     /// Learns the numbers of authors from the local table.
@@ -381,8 +423,10 @@ impl TablesMut for State {
 /// A key of the local table: what it is about, then which one.
 ///
 /// `a` author number -> author; `s` inode and `d` inode, number -> its dirty bytes (see `records`); `t` inode -> atime;
-/// `o` inode -> nothing: unlinked while open; `g` inode -> nothing: without names, and known to others; `h` nothing ->
-/// the last snapshot that was sealed; `v` inode, version -> a superseded version that is kept (see `history`).
+/// `o` inode -> nothing: unlinked while open; `g` inode -> nothing: a grave, without names but known to others.
+/// `h` -> the last snapshot that was sealed, and with the number of a branch that of the branch; `l` name of a snapshot
+/// -> the number of the branch that it was taken of, until it is sealed; `v` inode, version -> a superseded version that is kept
+/// (see `history`).
 pub fn local_key(about: u8, which: &[u8]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + which.len());
     key.push(about);
