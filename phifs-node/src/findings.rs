@@ -4,7 +4,7 @@ use phifs_core::store::Damage;
 use phifs_core::volume::local::{CheckReport, LostFile, LostRows, Problem as Found};
 
 use crate::report::{Affected, Checked, LostBytes, Problem};
-use crate::show::Name;
+use crate::show::{self, Name};
 
 const BYTES_REMEDY: &str = "there is no other copy of these bytes here: put the files back from a backup, or delete them; \
     the rest of each can still be read";
@@ -16,6 +16,8 @@ const DERIVED_LOST_REMEDY: &str =
 const INDEX_REMEDY: &str = "phifs fsck --rebuild-index";
 const OPLOG_REMEDY: &str =
     "nothing is needed: `phifs log` shows less, and the damaged part goes when the log is next trimmed";
+const BRANCH_REMEDY: &str = "`phifs fsck --repair` gives up what is damaged in its journal; where that does not help, \
+    put a backup of the store in its place, or give the branch up with phifs branch delete";
 
 pub fn checked(report: CheckReport) -> Checked {
     let rows_are_lost = report.problems.iter().any(|found| matches!(found, Found::Rows(_)));
@@ -35,6 +37,10 @@ pub fn checked(report: CheckReport) -> Checked {
             Found::Oplog { places } => {
                 let what = format!("the log of operations cannot be read in {}", count(places, "place"));
                 problems.push(problem(what, OPLOG_REMEDY));
+            }
+            Found::Branch { name, why } => {
+                let what = format!("the branch {} cannot be opened: {why}", show::quote(name.as_bytes()));
+                problems.push(problem(what, BRANCH_REMEDY));
             }
         }
     }

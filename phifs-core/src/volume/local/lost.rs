@@ -73,6 +73,13 @@ impl Lost {
     }
 }
 
+/// What has been read and found good: it need not be read again for the next line of changes.
+#[derive(Default)]
+pub(super) struct Seen {
+    good: HashSet<GlyphId>,
+    pages: GoodPages,
+}
+
 /// Nodes as they are on the disk: one that is lost there may still be in the cache.
 struct Stored<'a>(&'a GlyphStore);
 
@@ -95,10 +102,16 @@ impl LocalVolume {
     }
 
     /// Finds all that is lost, and logs each path of it.
-    pub(super) fn find_lost(&self, broken: &[Gaps], progress: &dyn Fn()) -> Result<Lost> {
+    pub(super) fn find_lost(&self, broken: &[Gaps], seen: &mut Seen, progress: &dyn Fn()) -> Result<Lost> {
         let mut lost = Lost::default();
         self.find_lost_rows(broken, &mut lost)?;
-        self.find_lost_bytes(gaps_of(broken, Table::Inodes), progress, &mut lost)?;
+        self.find_lost_bytes(gaps_of(broken, Table::Inodes), seen, progress, &mut lost)?;
+        for path in lost.files.iter_mut().map(|file| &mut file.path) {
+            *path = self.labelled(std::mem::take(path));
+        }
+        for path in lost.rows.iter_mut().flat_map(|rows| &mut rows.paths) {
+            *path = self.labelled(std::mem::take(path));
+        }
         for file in &lost.files {
             tracing::error!(path = %file.path.escape_ascii(), why = file.why, "bytes of a file are lost");
         }
@@ -111,9 +124,13 @@ impl LocalVolume {
         Ok(lost)
     }
 
-    fn find_lost_bytes(&self, gaps: &[Gap], progress: &dyn Fn(), lost: &mut Lost) -> Result<()> {
-        let mut good = HashSet::new();
-        let mut pages = GoodPages::default();
+    fn find_lost_bytes(
+        &self,
+        gaps: &[Gap],
+        Seen { good, pages }: &mut Seen,
+        progress: &dyn Fn(),
+        lost: &mut Lost,
+    ) -> Result<()> {
         self.each_row(Table::Inodes, gaps, &mut |key, value| {
             let id = InodeId(dot_of(key)?);
             let mut file = LostFile { path: Vec::new(), len_bytes: 0, lost: Vec::new(), why: String::new() };
@@ -138,7 +155,7 @@ impl LocalVolume {
                             }
                             Ok(())
                         };
-                        manifest::survey(&*self.store, content, &mut pages, read, &mut |range, error| {
+                        manifest::survey(&*self.store, content, pages, read, &mut |range, error| {
                             if let ContentError::Store(error) = &error {
                                 lost.blame(error);
                             }

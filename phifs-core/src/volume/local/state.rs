@@ -425,8 +425,8 @@ impl TablesMut for State {
 /// `a` author number -> author; `s` inode and `d` inode, number -> its dirty bytes (see `records`); `t` inode -> atime;
 /// `o` inode -> nothing: unlinked while open; `g` inode -> nothing: a grave, without names but known to others.
 /// `h` -> the last snapshot that was sealed, and with the number of a branch that of the branch; `l` name of a snapshot
-/// -> the number of the branch that it was taken of, until it is sealed; `v` inode, version -> a superseded version that is kept
-/// (see `history`).
+/// -> the number of the branch that it was taken of, until it is sealed; `v` inode, version -> a superseded version that
+/// is kept (see `history`).
 pub fn local_key(about: u8, which: &[u8]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + which.len());
     key.push(about);
