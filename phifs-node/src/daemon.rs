@@ -7,8 +7,11 @@
 //! - However this ends, the /dev/fuse descriptor closes with the process, so a user of the mount gets ENOTCONN and
 //!   never hangs.
 
+mod branches;
+
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
@@ -19,6 +22,8 @@ use parking_lot::{Condvar, Mutex};
 use phifs_fuse::{Mount, MountError, MountOptions};
 use rustix::process::Resource;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use branches::BranchMounts;
 
 use crate::config::{Config, DataMode};
 use crate::control::{Handler, Progress, Request, Server};
@@ -73,15 +78,17 @@ pub fn serve(
     progress(Progress::step(format!("mounting on {}", show::path(&config.mount))));
     // Before the mount: whoever finds it served finds out by whom.
     lock.publish_pid()?;
-    let mount = mount(config, &engine)?;
+    let mount = mount(config, Place { dir: &config.mount, choice: "with --mount DIR" }, &engine)?;
     engine.set_invalidate(mount.invalidator());
 
     let (events, arrivals) = mpsc::channel();
     watch_signals(&events)?;
     let background = Background::start(&engine)?;
+    let branches = BranchMounts::new(config, engine.clone(), events.clone());
     let daemon = Arc::new(Daemon {
         store: store.clone(),
         engine,
+        branches: Arc::new(branches),
         mount: Arc::new(mount),
         background,
         started: Instant::now(),
@@ -96,15 +103,28 @@ pub fn serve(
     let features = daemon.mount.features();
     tracing::info!(data_path = %features.data_path, reason = %features.data_path_reason, "how the bytes of files travel");
     tracing::info!(pid, mount = %mount.quoted(), store = %show::path(store.path()), "serving");
-    let event = match ready(&Ready { pid, mount, store: Name::of_path(store.path()), log: None }) {
-        Ok(()) => arrivals.recv().map_err(|_| Failure::plain("internal error: nobody can stop the daemon"))?,
+    let gone = || Failure::plain("internal error: nobody can stop the daemon");
+    let mut event = match ready(&Ready { pid, mount, store: Name::of_path(store.path()), log: None }) {
+        Ok(()) => arrivals.recv().map_err(|_| gone())?,
         Err(error) => {
             tracing::warn!(%error, "whoever started this has gone");
             Event::Signal
         }
     };
-    tracing::info!(?event, "stopping");
-    let result = daemon.end(event);
+    let result = loop {
+        match event {
+            // As long as the volume itself is mounted that is nothing new.
+            Event::BranchUnmounted if daemon.is_mounted() => {}
+            _ => {
+                tracing::info!(?event, "stopping");
+                match daemon.end(&event) {
+                    Err(failure) if failure.kind == Kind::InUse => tracing::warn!("{failure}; going on with the rest"),
+                    result => break result,
+                }
+            }
+        }
+        event = arrivals.recv().map_err(|_| gone())?;
+    };
     drop(server);
     drop(lock);
     tracing::info!("stopped");
@@ -165,22 +185,31 @@ pub fn open(
     Ok((lock, engine))
 }
 
-fn mount(config: &Config, engine: &Engine) -> Result<Mount, Failure> {
-    let at = show::path(&config.mount);
+/// Where to mount, and how its user chooses that.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    dir: &'a Path,
+    choice: &'static str,
+}
+
+fn mount(config: &Config, Place { dir, choice }: Place<'_>, engine: &Engine) -> Result<Mount, Failure> {
+    let at = show::path(dir);
     clear_dead_mounts(config)?;
-    if !config.mount.exists() {
+    if !dir.exists() {
         // Its parent must be there: a mistyped path must not grow directories.
-        std::fs::create_dir(&config.mount).map_err(|error| {
+        std::fs::create_dir(dir).map_err(|error| {
             Failure::plain(format!("cannot make the mountpoint {at}: {error}")).hint(match error.kind() {
-                std::io::ErrorKind::NotFound => "make the directory above it first, or choose another with --mount DIR",
-                _ => "give a directory that you may write with --mount DIR, or make it as root",
+                std::io::ErrorKind::NotFound => {
+                    format!("make the directory above it first, or choose another {choice}")
+                }
+                _ => format!("give a directory that you may write {choice}, or make it as root"),
             })
         })?;
     }
-    let free = mounts::at(&config.mount).is_ok_and(|mount| mount.is_none());
-    if free && std::fs::read_dir(&config.mount).is_ok_and(|mut entries| entries.next().is_some()) {
+    let free = mounts::at(dir).is_ok_and(|mount| mount.is_none());
+    if free && std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::plain(format!("the mountpoint {at} is not empty"))
-            .hint("what is in it would be hidden; choose another directory with --mount DIR"));
+            .hint(format!("what is in it would be hidden; choose another directory {choice}")));
     }
     if (config.suid || config.dev) && !rustix::process::geteuid().is_root() {
         return Err(Failure::new(Kind::Usage, "only root can mount with suid or dev").hint("leave these settings out"));
@@ -199,7 +228,7 @@ fn mount(config: &Config, engine: &Engine) -> Result<Mount, Failure> {
         // Any file will do; this one is always there.
         sample: File::open(config.store.join("superblock")).ok().map(Arc::new),
     };
-    phifs_fuse::mount(engine.volume(), &config.mount, &options).map_err(explain)
+    phifs_fuse::mount(engine.volume(), dir, &options).map_err(|error| explain(error, choice))
 }
 
 /// What mount(8) shows as the device: which store it is, where its path can be written there.
@@ -223,22 +252,22 @@ pub fn clear_dead_mounts(config: &Config) -> Result<bool, Failure> {
     Ok(!dead.is_empty())
 }
 
-fn explain(error: MountError) -> Failure {
+fn explain(error: MountError, choice: &str) -> Failure {
     let (kind, hint) = match &error {
         MountError::Busy(_) | MountError::AlreadyMounted { .. } => {
-            (Kind::InUse, "choose another mountpoint with --mount DIR, or unmount what is there")
+            (Kind::InUse, format!("choose another mountpoint {choice}, or unmount what is there"))
         }
-        MountError::NoPermission { why, .. } => (Kind::Failed, way_past_refusal(why)),
-        MountError::Missing(_) | MountError::NotDirectory(_) => (Kind::Failed, "choose a directory with --mount DIR"),
-        MountError::Unavailable(_) => (Kind::Failed, "use data_mode \"auto\""),
-        _ => (Kind::Failed, "see the log for what came before"),
+        MountError::NoPermission { why, .. } => (Kind::Failed, way_past_refusal(why, choice)),
+        MountError::Missing(_) | MountError::NotDirectory(_) => (Kind::Failed, format!("choose a directory {choice}")),
+        MountError::Unavailable(_) => (Kind::Failed, "use data_mode \"auto\"".to_owned()),
+        _ => (Kind::Failed, "see the log for what came before".to_owned()),
     };
     Failure::new(kind, error).hint(hint)
 }
 
 /// What helps a user to whom fusermount3 refuses a mount, or to take one away.
-fn way_past_refusal(why: &str) -> &'static str {
-    if why.contains("not installed") {
+fn way_past_refusal(why: &str, choice: &str) -> String {
+    let way = if why.contains("not installed") {
         "install fusermount3 (package fuse3), or run as root"
     } else if why.contains("/dev/fuse") {
         "as root: chmod 666 /dev/fuse"
@@ -247,8 +276,9 @@ fn way_past_refusal(why: &str) -> &'static str {
     } else if why.contains("user_allow_other") {
         "as root, put the line `user_allow_other` into /etc/fuse.conf; or leave allow_other out"
     } else {
-        "choose a directory of your own with --mount DIR, or run as root"
-    }
+        return format!("choose a directory of your own {choice}, or run as root");
+    };
+    way.to_owned()
 }
 
 /// What ends a daemon.
@@ -257,6 +287,8 @@ enum Event {
     Signal,
     /// Somebody unmounted it.
     Unmounted,
+    /// The same with a branch.
+    BranchUnmounted,
     /// `phifs down` has done all but the end.
     Down,
 }
@@ -265,6 +297,7 @@ struct Daemon {
     store: StoreDir,
     engine: Arc<Engine>,
     mount: Arc<Mount>,
+    branches: Arc<BranchMounts>,
     background: Background,
     started: Instant,
     events: Sender<Event>,
@@ -284,7 +317,7 @@ impl Daemon {
         spawn("mount-watch", watch).map(drop)
     }
 
-    fn end(&self, event: Event) -> Result<(), Failure> {
+    fn end(&self, event: &Event) -> Result<(), Failure> {
         let mut log = |step: Progress| tracing::info!("{}", step.doing);
         match event {
             Event::Signal => self.stop(false, &mut log).or_else(|failure| match failure.kind {
@@ -294,7 +327,7 @@ impl Daemon {
                 }
                 _ => Err(failure),
             }),
-            Event::Unmounted | Event::Down => self.stop(false, &mut log),
+            Event::Unmounted | Event::BranchUnmounted | Event::Down => self.stop(false, &mut log),
         }
     }
 
@@ -305,43 +338,29 @@ impl Daemon {
             return Ok(());
         }
         progress(Progress::step("unmounting"));
-        self.unmount(force)?;
+        if !force {
+            self.check_unused()?;
+        }
+        self.branches.unmount(force)?;
+        unmount(&self.mount, force)?;
         progress(Progress::step("waiting for background work"));
         self.background.stop();
         *stopped = true;
         self.engine.shutdown(progress)
     }
 
-    fn unmount(&self, force: bool) -> Result<(), Failure> {
-        let ours = self.mounts();
-        // Further mounts go first: as long as one is left, the filesystem is.
-        for further in ours.iter().filter(|mount| mount.path != self.mount.path()) {
-            let result = if force { mounts::detach(&further.path) } else { mounts::unmount(&further.path) };
-            result.map_err(|error| match error.kind() {
-                std::io::ErrorKind::ResourceBusy => busy(std::slice::from_ref(further)),
-                _ => Failure::plain(format!("cannot unmount {}: {error}", show::path(&further.path))),
-            })?;
+    /// Nothing is taken away as long as something else is in use: all or nothing.
+    fn check_unused(&self) -> Result<(), Failure> {
+        if self.branches.is_empty() {
+            // Unmounting tells.
+            return Ok(());
         }
-        let until = Instant::now() + LATE_RELEASES_MAX;
-        loop {
-            match self.mount.unmount(force) {
-                // The kernel still writes back or releases files that their programs have closed.
-                Err(MountError::Busy(_)) if mounts::users(&ours).is_empty() && Instant::now() < until => {
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                Err(MountError::Busy(_)) => return Err(busy(&ours)),
-                result => return result.map_err(explain),
-            }
-        }
+        let ours = [mounts_of(&self.mount), self.branches.mount_points()].concat();
+        if mounts::users(&ours).is_empty() { Ok(()) } else { Err(busy(&ours)) }
     }
 
-    /// The served mount first, then those made of it.
-    fn mounts(&self) -> Vec<MountPoint> {
-        let served = mounts::at(self.mount.path()).ok().flatten().filter(MountPoint::is_phifs);
-        let device = served.map(|mount| mount.device);
-        let mut all = device.and_then(|device| mounts::of_device(&device).ok()).unwrap_or_default();
-        all.sort_by_key(|mount| mount.path != self.mount.path());
-        all
+    fn is_mounted(&self) -> bool {
+        !mounts_of(&self.mount).is_empty()
     }
 
     fn status(&self) -> Status {
@@ -351,7 +370,8 @@ impl Daemon {
             pid: std::process::id(),
             uptime_secs: self.started.elapsed().as_secs(),
             store: Name::of_path(self.store.path()),
-            mounts: self.mounts().iter().map(|mount| Name::of_path(&mount.path)).collect(),
+            mounts: mounts_of(&self.mount).iter().map(|mount| Name::of_path(&mount.path)).collect(),
+            branches: self.branches.report(),
             features: Features {
                 data_path: features.data_path.to_string(),
                 data_path_reason: features.data_path_reason,
@@ -362,6 +382,38 @@ impl Daemon {
             },
             requests: self.mount.requests().into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect(),
             volume: self.engine.status(),
+        }
+    }
+}
+
+/// The served mount first, then those made of it.
+fn mounts_of(served: &Mount) -> Vec<MountPoint> {
+    let mount = mounts::at(served.path()).ok().flatten().filter(MountPoint::is_phifs);
+    let device = mount.map(|mount| mount.device);
+    let mut all = device.and_then(|device| mounts::of_device(&device).ok()).unwrap_or_default();
+    all.sort_by_key(|mount| mount.path != served.path());
+    all
+}
+
+fn unmount(served: &Mount, force: bool) -> Result<(), Failure> {
+    let ours = mounts_of(served);
+    // Further mounts go first: as long as one is left, the filesystem is.
+    for further in ours.iter().filter(|mount| mount.path != served.path()) {
+        let result = if force { mounts::detach(&further.path) } else { mounts::unmount(&further.path) };
+        result.map_err(|error| match error.kind() {
+            std::io::ErrorKind::ResourceBusy => busy(std::slice::from_ref(further)),
+            _ => Failure::plain(format!("cannot unmount {}: {error}", show::path(&further.path))),
+        })?;
+    }
+    let until = Instant::now() + LATE_RELEASES_MAX;
+    loop {
+        match served.unmount(force) {
+            // The kernel still writes back or releases files that their programs have closed.
+            Err(MountError::Busy(_)) if mounts::users(&ours).is_empty() && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(MountError::Busy(_)) => return Err(busy(&ours)),
+            result => return result.map_err(|error| explain(error, "with --mount DIR")),
         }
     }
 }
@@ -383,7 +435,7 @@ impl Handler for Daemon {
             Request::Status => json(serde_json::to_value(self.status())),
             Request::Log { count } => json(serde_json::to_value(self.engine.recent_ops(count)?)),
             Request::Versions { path, inode } => {
-                let device = self.mounts().first().map(|mount| mount.device.clone());
+                let device = mounts_of(&self.mount).first().map(|mount| mount.device.clone());
                 let inode = inode.filter(|inode| device.as_ref() == Some(&inode.device));
                 let number = inode.map(|inode| inode.number);
                 json(serde_json::to_value(self.engine.file_versions(&path, number)?))
@@ -394,9 +446,25 @@ impl Handler for Daemon {
             Request::Fsck { rebuild_index, repair } => {
                 json(serde_json::to_value(self.engine.fsck(rebuild_index, repair, progress)?))
             }
-            Request::SnapshotCreate { name, labels } => {
+            Request::SnapshotCreate { name, labels, branch: None } => {
                 json(serde_json::to_value(self.engine.create_snapshot(&name, labels)?))
             }
+            Request::SnapshotCreate { name, labels, branch: Some(branch) } => {
+                json(serde_json::to_value(self.engine.snapshot_branch(&branch, &name, labels)?))
+            }
+            Request::SnapshotClone { name, branch } => {
+                json(serde_json::to_value(self.engine.clone_snapshot(&name, &branch)?))
+            }
+            Request::BranchList => json(serde_json::to_value(self.branches.list()?)),
+            Request::BranchMount { branch, dir } => {
+                // Nothing new is mounted while all is taken away.
+                let stopped = self.stopped.lock();
+                if *stopped {
+                    return Err(Failure::plain("the daemon is going down"));
+                }
+                json(serde_json::to_value(self.branches.mount(&branch, &dir, progress)?))
+            }
+            Request::BranchDelete { branch } => json(serde_json::to_value(self.branches.delete(&branch)?)),
             Request::SnapshotList => json(serde_json::to_value(self.engine.snapshots()?)),
             Request::SnapshotShow { name } => json(serde_json::to_value(self.engine.snapshot(&name)?)),
             Request::SnapshotDelete { names } => json(serde_json::to_value(self.engine.delete_snapshots(&names)?)),

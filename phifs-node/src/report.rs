@@ -14,11 +14,32 @@ pub struct Status {
     pub store: Name,
     /// The served mountpoint first, then further mounts of it.
     pub mounts: Vec<Name>,
+    /// The branches that are mounted.
+    #[serde(default)]
+    pub branches: Vec<BranchMount>,
     pub features: Features,
     /// How many FUSE requests of each kind the kernel has sent since the start.
     #[serde(default)]
     pub requests: BTreeMap<String, u64>,
     pub volume: VolumeStatus,
+}
+
+/// A branch that is mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchMount {
+    pub branch: String,
+    /// As with those of the volume.
+    pub mounts: Vec<Name>,
+}
+
+/// A branch, for `branch`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Branch {
+    pub name: String,
+    /// What the snapshot was called that it began as, and when that was taken.
+    pub base: String,
+    pub base_millis: u64,
+    pub mounts: Vec<Name>,
 }
 
 /// What the mount got from the kernel.

@@ -1,6 +1,7 @@
 //! The `phifs` command: one file per subcommand, text in and out. Data goes to standard output, the rest to standard
 //! error; `failure::Kind` is the exit code.
 
+mod branch;
 mod completions;
 mod df;
 mod down;
@@ -68,6 +69,7 @@ enum Command {
     Log(log::Log),
     Snapshot(snapshot::Snapshot),
     Volume(volume::Volume),
+    Branch(branch::Branches),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -113,6 +115,7 @@ pub fn run() -> ExitCode {
         Command::Log(command) => command.run(&context),
         Command::Snapshot(command) => command.run(&context),
         Command::Volume(command) => command.run(&context),
+        Command::Branch(command) => command.run(&context),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
     };

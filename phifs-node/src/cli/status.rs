@@ -25,9 +25,12 @@ fn describe(status: &report::Status) -> String {
     let mounts: Vec<String> = status.mounts.iter().map(Name::quoted).collect();
     let state =
         volume.read_only.as_ref().map_or_else(|| "reads and writes".to_owned(), |why| format!("read-only: {why}"));
-    columns(&[
-        ("volume", state),
-        ("mounted on", mounts.join(", ")),
+    let mut rows = vec![("volume", state), ("mounted on", mounts.join(", "))];
+    rows.extend(status.branches.iter().map(|branch| {
+        let mounts: Vec<String> = branch.mounts.iter().map(Name::quoted).collect();
+        ("branch", format!("{} on {}", show::quote(branch.branch.as_bytes()), mounts.join(", ")))
+    }));
+    rows.extend([
         ("store", status.store.quoted()),
         ("process", format!("{}, up for {}, phifs {}", status.pid, show::span(status.uptime_secs), status.version)),
         ("data path", status.features.describe_data_path()),
@@ -36,5 +39,6 @@ fn describe(status: &report::Status) -> String {
         ("inodes", format!("{}, {} files open", volume.inodes, volume.open_files)),
         ("unpublished", format!("{} files", volume.unpublished_files)),
         ("journal", show::size(volume.journal_bytes)),
-    ])
+    ]);
+    columns(&rows)
 }

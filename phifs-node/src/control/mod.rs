@@ -46,7 +46,21 @@ pub enum Request {
     /// Answered with `report::Checked`.
     Fsck { rebuild_index: bool, repair: bool },
     /// Takes a snapshot. Answered with `report::Snapshot`.
-    SnapshotCreate { name: String, labels: Vec<String> },
+    SnapshotCreate {
+        name: String,
+        labels: Vec<String>,
+        /// Of this branch, and else of the volume.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        branch: Option<String>,
+    },
+    /// Makes a branch of a snapshot. Answered with `report::Branch`.
+    SnapshotClone { name: String, branch: String },
+    /// Answered with a list of `report::Branch`, by name.
+    BranchList,
+    /// Mounts a branch on an absolute path. Answered with `report::BranchMount`.
+    BranchMount { branch: String, dir: Name },
+    /// Forgets a branch that is not mounted. Answered with null.
+    BranchDelete { branch: String },
     /// Answered with a list of `report::Snapshot`, the latest last.
     SnapshotList,
     /// Answered with `report::Snapshot`, counted and signed if it was not yet.
@@ -83,6 +97,8 @@ impl Request {
         match self {
             Self::Status | Self::Log { .. } | Self::Usage | Self::SnapshotList | Self::SnapshotDelete { .. } => false,
             Self::Gc | Self::Scrub | Self::Fsck { .. } | Self::Down { .. } => true,
+            Self::BranchList => false,
+            Self::SnapshotClone { .. } | Self::BranchMount { .. } | Self::BranchDelete { .. } => true,
             Self::SnapshotDiff { .. } | Self::SnapshotRestore { .. } => true,
             Self::SnapshotPrune { .. } | Self::VolumeGet { .. } | Self::VolumeSet { .. } => false,
             Self::SnapshotCreate { .. } | Self::SnapshotShow { .. } | Self::Versions { .. } => true,

@@ -1,6 +1,7 @@
 //! The seam between the daemon and core's engine: opens it over real files, turns its results into reports and its
 //! errors into failures. Nothing else in this crate knows the engine's types.
 
+mod branches;
 mod settings;
 mod snapshots;
 mod versions;
@@ -157,6 +158,11 @@ impl Engine {
             part("oplog", of("oplog"), "signed operations for `phifs log` and other nodes; bounded"),
             part("journal", of("journal"), "changes since the last checkpoint, and files kept for reuse; bounded"),
             part("glyph index", of("index"), "where each glyph is; made anew if it is deleted"),
+            part(
+                "branches",
+                of("branches"),
+                "journals, logs and plain copies of branches; what they hold of their own is under data and metadata",
+            ),
             part("superblock", of("superblock"), "where the last checkpoint is"),
         ];
         let ballast = of("ballast");

@@ -120,7 +120,7 @@ pub fn name_of(millis: u64) -> String {
     format!("{}Z", show::utc(millis)[..19].replace(' ', "T"))
 }
 
-fn report(name: &str, snapshot: &NamedSnapshot, sealed: Option<&SealedRecord>) -> Snapshot {
+pub(super) fn report(name: &str, snapshot: &NamedSnapshot, sealed: Option<&SealedRecord>) -> Snapshot {
     Snapshot {
         name: name.to_owned(),
         millis: snapshot.cut.time.millis(),

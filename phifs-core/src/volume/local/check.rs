@@ -200,7 +200,7 @@ impl LocalVolume {
     }
 
     /// What is wrong, with the name of the branch in which it is.
-    fn said_of(&self, what: String) -> String {
+    pub(super) fn said_of(&self, what: String) -> String {
         match &self.branch {
             Some(name) => format!("branch {name}: {what}"),
             None => what,

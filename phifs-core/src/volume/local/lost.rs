@@ -196,6 +196,7 @@ impl LocalVolume {
             let why = gaps.first().map(|gap| gap.error.to_string()).unwrap_or_default();
             let more = gaps.len().saturating_sub(1);
             let why = if more > 0 { format!("{why}, and {more} more") } else { why };
+            let why = self.said_of(why);
             found.push(LostRows { table: *table, why, paths: Vec::new(), is_partial: !unlisted.is_empty() });
         }
         if found.is_empty() {

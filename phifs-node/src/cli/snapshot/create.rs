@@ -13,7 +13,8 @@ use crate::report;
 #[command(
     after_help = "What has been written and closed is in it, and of a file that is still open for writing what was \
     published last. It is durable when the command ends.\n\nExamples:\n  phifs snapshot create\n  \
-    phifs snapshot create before-upgrade --label weekly"
+    phifs snapshot create before-upgrade --label weekly\n  \
+    phifs snapshot create --branch trial trial-done"
 )]
 pub struct Create {
     /// Call it this [default: the time, as in 2026-11-23T09:30:00Z]
@@ -21,12 +22,16 @@ pub struct Create {
     /// Mark it with this word, for `list` and `prune`; may be given several times
     #[arg(long = "label", value_name = "WORD")]
     labels: Vec<String>,
+    /// Take it of this branch
+    #[arg(long, value_name = "BRANCH")]
+    branch: Option<String>,
 }
 
 impl Create {
     pub fn run(self, context: &Context) -> Result<(), Failure> {
         let name = self.name.unwrap_or_else(name_of_now);
-        let snapshot: report::Snapshot = context.ask(&Request::SnapshotCreate { name, labels: self.labels })?;
+        let request = Request::SnapshotCreate { name, labels: self.labels, branch: self.branch };
+        let snapshot: report::Snapshot = context.ask(&request)?;
         context.output.result(&snapshot, |snapshot| snapshot.name.clone());
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! `phifs snapshot`: states of the volume that are kept. One file per subcommand.
 
+mod clone;
 mod create;
 mod delete;
 mod diff;
@@ -30,6 +31,7 @@ pub struct Snapshot {
 #[derive(Subcommand)]
 enum Command {
     Create(create::Create),
+    Clone(clone::Clone),
     List(list::List),
     Show(show::Show),
     Diff(diff::Diff),
@@ -42,6 +44,7 @@ impl Snapshot {
     pub fn run(self, context: &Context) -> Result<(), Failure> {
         match self.command {
             Command::Create(command) => command.run(context),
+            Command::Clone(command) => command.run(context),
             Command::List(command) => command.run(context),
             Command::Show(command) => command.run(context),
             Command::Diff(command) => command.run(context),
