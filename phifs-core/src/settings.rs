@@ -59,7 +59,7 @@ pub static SETTINGS: [Setting; 7] = [
             settings.cache_bytes = text.parse::<ByteSize>().map_err(|_| "not a size".to_owned())?.as_u64();
             Ok(())
         },
-        show: |settings| ByteSize(settings.cache_bytes).display().iec().to_string(),
+        show: |settings| exact(settings.cache_bytes),
     },
     Setting {
         name: "compression",
@@ -148,6 +148,14 @@ impl Setting {
     pub fn show(&self, settings: &Settings) -> String {
         (self.show)(settings)
     }
+}
+
+/// A size in the largest unit that does not round it.
+fn exact(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let divisions = if bytes == 0 { 0 } else { bytes.trailing_zeros() as usize / 10 };
+    let unit = divisions.min(units.len() - 1);
+    format!("{}{}", bytes >> (10 * unit), units[unit])
 }
 
 fn span(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {

@@ -107,6 +107,7 @@ fn check(damaged: &MemDisk, files: &Files, what: &str) -> (bool, bool, bool) {
             }
             Problem::Oplog { .. } => {}
             Problem::Index => panic!("{what}: nothing is wrong with the index"),
+            Problem::Branch { .. } => panic!("{what}: there are no branches"),
         }
     }
     for path in broken.keys() {
