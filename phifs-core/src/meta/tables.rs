@@ -179,6 +179,11 @@ impl Meta {
         self.active.iter().map(Memtable::len).sum()
     }
 
+    /// Whether there is surely no row in this table.
+    pub fn is_empty(&self, table: TableId) -> bool {
+        !self.is_changed(table) && self.roots.get(table).rows == 0
+    }
+
     /// Whether rows of this table have changed since the last checkpoint installed.
     pub fn is_changed(&self, table: TableId) -> bool {
         let index = self.index(table);

@@ -5,7 +5,8 @@ use crate::namespace::row::Closure;
 use crate::volume::{Ino, Result, VolumeError};
 
 use super::LocalVolume;
-use super::files::{Data, FileCell, Publication, from_io, looking_failed, staging_io};
+use super::files::{Data, FileCell, from_io, looking_failed, staging_io};
+use super::publication::Publication;
 use super::records::Base;
 use super::staged::{Recording, Staging};
 

@@ -13,14 +13,12 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::content::overlay::{Overlay, Sources};
-use crate::content::publish::{self, Published};
 use crate::content::reader::ContentReader;
 use crate::content::{Content, ContentError};
 use crate::disk::File;
 use crate::id::{Dot, InodeId};
 use crate::meta::Lsn;
-use crate::namespace::plan;
-use crate::namespace::row::{Closure, Version};
+use crate::namespace::row::Closure;
 use crate::namespace::tables::{Rows, Table, Tables, content_key};
 use crate::namespace::view::{self, Stat};
 use crate::time::Timestamp;
@@ -28,10 +26,11 @@ use crate::volume::{
     Allocate, Attr, Caller, FileKind, Handle, Ino, NewNode, OpenHow, Opened, Path, Result, Seek, VolumeError,
 };
 
+use super::publication::Publication;
 use super::records::Base;
 use super::staged::{Change, MEMORY_BYTES_MAX, Staging};
 use super::state::{Draft, State};
-use super::{LocalVolume, history, names, records};
+use super::{LocalVolume, names, records};
 
 /// A file up to this length is copied to a staging file when it is opened for writing, so that the kernel can write
 /// to it by itself; longer ones are written through the daemon, which copies nothing.
@@ -41,7 +40,7 @@ const SHORT_BYTES_MAX: u64 = 64 << 10;
 /// A closed file at least this long keeps its staging file as a cache.
 const CACHE_BYTES_MIN: u64 = 1 << 20;
 
-const ASKING: &str = "asking for writers of a staging file";
+pub(super) const ASKING: &str = "asking for writers of a staging file";
 
 pub struct FileCell {
     pub id: InodeId,
@@ -49,12 +48,12 @@ pub struct FileCell {
     users: AtomicU32,
     /// Handles, counted from before the inode is looked at: as long as there is one, the inode stays.
     handles: AtomicU32,
-    gate: Mutex<Gate>,
+    pub(super) gate: Mutex<Gate>,
     pub(super) data: Mutex<Option<Data>>,
 }
 
 #[derive(Default)]
-struct Gate {
+pub(super) struct Gate {
     /// Handles whose READs and WRITEs come here.
     cached: u32,
     /// Handles that the kernel serves from the staging file.
@@ -66,15 +65,15 @@ struct Gate {
 
 impl Gate {
     /// Whether the kernel writes to the staging file by itself, or is about to.
-    fn kernel_writes(&self) -> bool {
+    pub(super) fn kernel_writes(&self) -> bool {
         self.kernel > 0 && self.writers > 0
     }
 }
 
 /// The bytes of a file: its published version, and the staging file over it if there is one.
 pub(super) struct Data {
-    version: Option<Dot>,
-    inline: Bytes,
+    pub(super) version: Option<Dot>,
+    pub(super) inline: Bytes,
     pub(super) reader: ContentReader,
     pub(super) staging: Option<Staging>,
     /// A sync failed: what was written since the last one may be lost. Says so until the file is rewritten.
@@ -123,17 +122,6 @@ impl Drop for Opening {
             cell.handles.fetch_sub(1, Ordering::AcqRel);
         }
     }
-}
-
-/// What became of an attempt to publish.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Publication {
-    Clean,
-    Published,
-    /// Somebody writes at the same time; a later attempt will do.
-    Changing,
-    /// Nothing names the file any more.
-    Gone,
 }
 
 impl FileCell {
@@ -1088,138 +1076,6 @@ impl LocalVolume {
             }
         }
         Ok(())
-    }
-
-    /// Turns what is in the staging file into a version, without holding up readers and writers meanwhile.
-    pub(super) fn publish(&self, cell: &FileCell, closure: Closure) -> Result<Publication> {
-        // No collection may take the new glyphs before the operation that names them.
-        let _hold = self.store.hold();
-        let Some((written, synced)) = self.protect_pages(cell)? else { return Ok(Publication::Clean) };
-        let (overlay, file, seen, mut base) = {
-            let mut data = cell.data.lock();
-            let Some(Data { staging: Some(staging), reader, inline, .. }) = data.as_mut() else {
-                return Ok(Publication::Clean);
-            };
-            staging.observe().map_err(looking_failed)?;
-            if !staging.dirty {
-                return Ok(Publication::Clean);
-            }
-            if written && (staging.number, staging.generation) != synced {
-                // A record may stay that takes what is in the staging file, so no byte in it may be older.
-                return Ok(Publication::Changing);
-            }
-            let base = *staging.overlay.base();
-            let inline = if base == *reader.content() { inline.clone() } else { Bytes::new() };
-            let base = ContentReader::new(base, inline)?;
-            (staging.overlay.clone(), staging.file.clone(), (staging.number, staging.generation), base)
-        };
-        let mut sources = Sources { file: &*file, base: &mut base, glyphs: &*self.store };
-        let published = match publish::publish(&overlay, &mut sources, &*self.store) {
-            Ok(published) => published,
-            // The kernel cut the file short while it was read.
-            Err(ContentError::Staging { source, .. }) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
-                return Ok(Publication::Changing);
-            }
-            Err(e) => return Err(e.into()),
-        };
-        let gate = cell.gate.lock();
-        let mut state = self.state.write();
-        let mut data = cell.data.lock();
-        let Some(loaded) = data.as_mut() else { return Ok(Publication::Gone) };
-        let Some(staging) = loaded.staging.as_mut() else { return Ok(Publication::Gone) };
-        staging.observe().map_err(looking_failed)?;
-        // The number as well: it may have been published and dropped, and written again into another staging file.
-        if (staging.number, staging.generation) != seen {
-            return Ok(Publication::Changing);
-        }
-        if !staging.dirty {
-            // Somebody else published it meanwhile.
-            return Ok(Publication::Clean);
-        }
-        if gate.kernel_writes() && !written {
-            // Opened in the meantime, perhaps with the promise that it is found in the staging file.
-            return Ok(Publication::Changing);
-        }
-        let (mtime, changed) = (staging.mtime, staging.changed);
-        let closure = if staging.recovered { Closure::CrashRecovered } else { closure };
-        let Some(mut draft) = self.draft_version(&state, cell.id, &published, (mtime, changed), closure)? else {
-            return Ok(Publication::Gone);
-        };
-        // A record that outlived this version would bring back older bytes after a crash. But what the kernel may still
-        // write, and sync by itself, must be found; the staging file has just been synced with the bytes published here.
-        let record = written.then(|| staging.record()).transpose();
-        let record = record.map_err(looking_failed)?;
-        draft.local.extend(staging.records.replacing(cell.id, record.as_ref()));
-        if staging.recovered && loaded.version.is_some() && published.content == *loaded.reader.content() {
-            // The crash came between publishing the file and closing it: there is nothing to add.
-            draft.effects.clear();
-        } else if let Some(row) = state.inode(cell.id)? {
-            history::keep_replaced(&*state, &mut draft, cell.id, &row, self.retention())?;
-        }
-        let version = if draft.effects.is_empty() { loaded.version } else { Some(draft.dot) };
-        let lsn = state.commit(draft, &self.journal)?;
-        if !staging.is_handed() {
-            // The kernel's cache holds what was published.
-            self.cached_versions.lock().advance(cell.id, loaded.version, version);
-        }
-        loaded.version = version;
-        loaded.inline = published.inline;
-        loaded.reader = ContentReader::new(published.content, loaded.inline.clone())?;
-        staging.published(published.content, self.env.now(), written, lsn);
-        staging.retire_replaced(&self.staging, lsn);
-        self.counters.published.fetch_add(1, Ordering::Relaxed);
-        drop(gate);
-        Ok(Publication::Published)
-    }
-}
-
-impl LocalVolume {
-    /// Prepares a dirty file for being read while somebody may store to it through a mapping. Says whether the kernel
-    /// lets anybody write to it, or soon will, and which bytes of which staging file were synced for that; `None` if the
-    /// file is clean.
-    ///
-    /// A store to a page that is writable already leaves no trace. The sync write-protects all pages, so that any
-    /// store from then on moves the mtime and shows as a change.
-    fn protect_pages(&self, cell: &FileCell) -> Result<Option<(bool, (u64, u64))>> {
-        let is_open = cell.gate.lock().kernel_writes();
-        let (file, seen) = {
-            let mut data = cell.data.lock();
-            let Some(staging) = data.as_mut().and_then(|data| data.staging.as_mut()) else { return Ok(None) };
-            staging.observe().map_err(looking_failed)?;
-            if !staging.dirty {
-                return Ok(None);
-            }
-            let seen = (staging.number, staging.generation);
-            if !staging.is_handed() {
-                return Ok(Some((false, seen)));
-            }
-            (staging.file.clone(), seen)
-        };
-        let written = is_open || file.has_writers().map_err(staging_io(ASKING))?;
-        if written {
-            let synced = self.staging.name_is_durable(seen.0).and_then(|()| file.sync());
-            synced.map_err(staging_io("syncing a staging file"))?;
-        }
-        Ok(Some((written, seen)))
-    }
-
-    /// The operation that publishes a version; `None` if the inode is gone.
-    fn draft_version(
-        &self,
-        state: &State,
-        id: InodeId,
-        published: &Published,
-        (mtime, changed): (Timestamp, Timestamp),
-        closure: Closure,
-    ) -> Result<Option<Draft>> {
-        let Some(row) = state.inode(id)? else { return Ok(None) };
-        let mut draft = state.draft(self.env.now());
-        let version = Version { content: published.content, mtime, closure, bases: row.versions.dots().collect() };
-        let inline = matches!(published.content, Content::Inline { .. }).then(|| published.inline.to_vec());
-        let touched = Stat::of(&row).ctime.max(changed);
-        draft.effects.extend(plan::publish(state, id, &row, (version, inline), touched)?);
-        super::attrs::drop_capability(state, &mut draft, id)?;
-        Ok(Some(draft))
     }
 }
 

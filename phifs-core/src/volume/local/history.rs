@@ -22,7 +22,8 @@ use crate::time::{Hlc, Timestamp};
 use crate::volume::{FileKind, Ino, Result, VolumeError};
 
 use super::LocalVolume;
-use super::files::{Publication, inline_bytes};
+use super::files::inline_bytes;
+use super::publication::Publication;
 use super::state::{Draft, State, local_key};
 
 /// The first byte of the keys.

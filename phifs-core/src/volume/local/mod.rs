@@ -8,6 +8,7 @@
 //! | `files`, `staged` | open files; the bytes that were written to them and are not published yet |
 //! | `cached` | which version of each file the kernel has in its cache |
 //! | `durable`, `records` | how bytes become durable before they are published |
+//! | `publication` | staged bytes become versions; the files of a group together |
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
 //! | `collect` | garbage collection |
 //! | `branches` | lines of changes of their own, which began as snapshots |
@@ -59,6 +60,7 @@ mod files;
 mod history;
 mod lost;
 mod names;
+mod publication;
 mod records;
 mod recover;
 mod reserved;

@@ -29,7 +29,7 @@ use crate::store::StoreError;
 use crate::volume::VolumeError;
 
 use super::LocalVolume;
-use super::files::Publication;
+use super::publication::Publication;
 use super::state::{State, local_key};
 
 /// A file that somebody stores to through a mapping may change again and again; then its last version counts.
