@@ -240,6 +240,9 @@ fn tell(story: &Story, after: &mut Side<'_>, changes: &mut Vec<Change>) -> Resul
         // Names that came have been told as new.
         let content = old.content != new.content;
         let told = &came[renamed..];
+        if story.inode == DirId::ROOT.inode() {
+            changes.push(Change { content, ..line(What::Modified, b"/".to_vec(), None) });
+        }
         for path in after.names(story.inode, kind)?.into_iter().filter_map(|named| named.path) {
             if !told.contains(&path) {
                 changes.push(Change { content, ..line(What::Modified, path, None) });

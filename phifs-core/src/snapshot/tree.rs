@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use crate::codec::Encode;
+use crate::content::Content;
 use crate::id::{DirId, InodeId};
 use crate::namespace::derive::Child;
 use crate::namespace::tables::{Rows, Table, Tables, suffixed_key};
@@ -93,8 +94,9 @@ impl<T: Tables> Walk<'_, T> {
         out.put_time(stat.mtime);
         out.put_varint(u64::from(stat.rdev));
         out.put_blob(&stat.target);
-        if let Some((_, version)) = &stat.version {
-            version.content.encode(&mut out);
+        if kind == FileKind::File {
+            // One that nobody has written to yet is as empty as one that was cut short.
+            stat.version.map_or(Content::Empty, |(_, version)| version.content).encode(&mut out);
         }
         for (name, _) in self.tables.with_prefix(Table::Xattrs, &suffixed_key(id.0, &[]))? {
             if let Some(entry) = self.tables.xattr(id, &name)?.latest() {

@@ -54,7 +54,7 @@ impl History {
 }
 
 /// A fixed sequence for each seed.
-fn workload(seed: u64, len: usize) -> Vec<Op> {
+pub fn workload(seed: u64, len: usize) -> Vec<Op> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));

@@ -10,6 +10,7 @@ mod leftovers;
 mod lost;
 mod model;
 mod semantics;
+mod snapshots;
 mod staging;
 mod threads;
 mod unheard;

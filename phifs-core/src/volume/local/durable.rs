@@ -19,6 +19,7 @@ impl LocalVolume {
         let id = self.state.read().inode_id(ino)?;
         if let Some(user) = self.known(id) {
             self.record(&user.cell)?;
+            self.synced(id)?;
         }
         self.commit_journal()
     }
@@ -50,7 +51,7 @@ impl LocalVolume {
                 return false;
             }
         }
-        matches!(self.record_bytes(&user.cell, false), Ok(true))
+        matches!(self.record_bytes(&user.cell, false), Ok(true)) && self.synced(id).is_ok()
     }
 
     /// Makes sure that the journal, once committed, stands for the bytes of the file as they are now.

@@ -206,6 +206,8 @@ pub struct LocalVolume {
     removed_dirs: Mutex<HashSet<InodeId>>,
     /// What is below `.phi`, as far as the kernel knows it.
     reserved: Reserved,
+    /// Files of groups that were synced: the group is to be published, however often somebody writes to it.
+    synced_in_groups: Mutex<BTreeSet<InodeId>>,
     /// Files whose publication has to wait for the next tick.
     retries: Mutex<BTreeSet<InodeId>>,
     /// Whether the disk has room for data.

@@ -62,6 +62,39 @@ impl LocalVolume {
         self.publish_together(&files)
     }
 
+    /// Notes that a file was synced whose group is to be published for that.
+    pub(super) fn synced(&self, id: InodeId) -> Result<()> {
+        if self.group_of(id)?.is_some() {
+            self.synced_in_groups.lock().insert(id);
+        }
+        Ok(())
+    }
+
+    /// Publishes the groups that were synced, each at most once in the interval.
+    pub(super) fn publish_synced_groups(&self) -> Result<()> {
+        let interval = self.settings.read().publish_interval.as_millis() as u64;
+        let mut outcome = Ok(());
+        let synced = std::mem::take(&mut *self.synced_in_groups.lock());
+        for id in synced {
+            let Some(user) = self.known(id) else { continue };
+            let now = self.env.now();
+            let waits = match user.cell.data.lock().as_mut().and_then(|data| data.staging.as_mut()) {
+                Some(staging) if now.millis() < staging.tried_at.millis() + interval => true,
+                Some(staging) => {
+                    staging.tried_at = now;
+                    false
+                }
+                None => continue,
+            };
+            match if waits { Ok(Publication::Changing) } else { self.publish(&user.cell, Closure::IdleFlush) } {
+                Ok(Publication::Changing) => drop(self.synced_in_groups.lock().insert(id)),
+                Ok(_) => {}
+                Err(error) => outcome = Err(error),
+            }
+        }
+        outcome
+    }
+
     /// The directory whose files are published together with this one.
     fn group_of(&self, id: InodeId) -> Result<Option<DirId>> {
         let state = self.state.read();

@@ -248,6 +248,7 @@ impl LocalVolume {
             removed_dirs: Mutex::default(),
             reserved: super::reserved::Reserved::default(),
             retries: Mutex::default(),
+            synced_in_groups: Mutex::default(),
             room: AtomicBool::new(true),
             tight: AtomicBool::new(false),
             ballast,

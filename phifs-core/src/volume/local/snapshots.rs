@@ -25,7 +25,7 @@ use crate::snapshot::facts::{self, Facts};
 use crate::snapshot::keep::Candidate;
 use crate::snapshot::record::{authors_of, roots_of_state};
 use crate::snapshot::{Coherence, DeltaPhi, Record, SealedRecord, Theta};
-use crate::store::StoreError;
+use crate::store::{GlyphStore, StoreError};
 use crate::volume::VolumeError;
 
 use super::LocalVolume;
@@ -233,6 +233,11 @@ impl LocalVolume {
     /// The tables of a snapshot.
     pub fn frozen(&self, cut: &Cut) -> Frozen {
         Frozen::new(self.nodes.clone(), cut.roots.clone())
+    }
+
+    /// Where the bytes are that the tables name.
+    pub fn glyphs(&self) -> &GlyphStore {
+        &self.store
     }
 
     pub fn sealed_record(&self, id: S8Id) -> Result<Option<SealedRecord>> {

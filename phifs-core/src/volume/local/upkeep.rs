@@ -278,6 +278,7 @@ impl LocalVolume {
                 Err(error) => tracing::error!(%error, inode = %cell.id.0, "a file's bytes could not be made durable"),
             }
         }
+        let grouped = self.publish_synced_groups();
         let committed = if self.journal.appended() > self.journal.committed() { self.commit_journal() } else { Ok(()) };
         let sealed = self.seal();
         let cache_bytes = if self.tight.load(Ordering::Relaxed) { 0 } else { self.settings.read().cache_bytes };
@@ -287,7 +288,7 @@ impl LocalVolume {
         if let Err(error) = self.journal.prepare() {
             tracing::warn!(%error, "no spare journal file could be made");
         }
-        committed.and(sealed).and(evicted).and(tidied)
+        grouped.and(committed).and(sealed).and(evicted).and(tidied)
     }
 
     /// Gives back the staging files of closed files, the oldest first, until they take no more than this.
