@@ -1,6 +1,7 @@
 //! The local volume at its lowest level: over simulated disks, without FUSE. `PHIFS_LONG=1` looks further.
 
 mod branches;
+mod browsing;
 mod crash;
 mod damage;
 mod faults;
@@ -14,3 +15,4 @@ mod snapshots;
 mod staging;
 mod threads;
 mod unheard;
+mod versions;

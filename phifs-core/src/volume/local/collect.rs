@@ -251,9 +251,9 @@ impl Marking<'_> {
 
     /// A row of the local table, which may be about a superseded version.
     fn keep_version(&mut self, key: &[u8], row: &[u8]) -> Result<()> {
-        let Some(rest) = key.strip_prefix(&[history::ABOUT]) else { return Ok(()) };
-        let (.., content) = history::content_of(rest, row)?;
-        self.keep_content(&content)
+        let Some(decoded) = history::decode_row(key, row) else { return Ok(()) };
+        let (_, kept) = decoded?;
+        self.keep_content(&kept.version.content)
     }
 
     fn keep_content(&mut self, content: &Content) -> Result<()> {

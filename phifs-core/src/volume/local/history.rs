@@ -10,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::codec::{self, Encode, Reader};
-use crate::content::Content;
 use crate::id::{AuthorId, DirId, Dot, InodeId, S8Id};
 use crate::namespace::derive::{Child, dot_of};
 use crate::namespace::row::{self, Closure, InodeRow, Mode, Owner, Version};
@@ -18,7 +17,7 @@ use crate::namespace::tables::{Rows, Table, Tables, malformed};
 use crate::namespace::view::{self, Stat};
 use crate::registry::check_version;
 use crate::store::StoreError;
-use crate::time::{Hlc, Timestamp};
+use crate::time::{Hlc, Timestamp, utc};
 use crate::volume::{FileKind, Ino, Result, VolumeError};
 
 use super::LocalVolume;
@@ -61,6 +60,11 @@ pub struct KeptVersion {
 }
 
 impl KeptVersion {
+    /// As `.phi/versions` shows it: sorted by name, versions are sorted by time.
+    pub fn name(&self) -> String {
+        format!("{}Z-{}", utc(self.hlc.millis()).replace(' ', "T"), self.dot)
+    }
+
     fn encode(&self, replaced: Timestamp) -> Vec<u8> {
         let mut out = vec![ROW_VERSION];
         out.put_hlc(self.hlc);
@@ -87,11 +91,15 @@ impl KeptVersion {
     }
 }
 
-/// The content that a row names, from its key without the first byte.
-pub fn content_of(rest: &[u8], value: &[u8]) -> std::result::Result<(InodeId, Dot, Content), StoreError> {
-    let (inode, version) = dots_of(rest)?;
-    let kept = KeptVersion::decode(version, value).map_err(|e| malformed("kept version", rest, e))?;
-    Ok((inode, version, kept.version.content))
+/// The file and the version that a row of the local table is about, if it is about one.
+pub fn decode_row(key: &[u8], value: &[u8]) -> Option<std::result::Result<(InodeId, KeptVersion), StoreError>> {
+    let rest = key.strip_prefix(&[ABOUT])?;
+    let decode = || {
+        let (inode, version) = dots_of(rest)?;
+        let kept = KeptVersion::decode(version, value).map_err(|e| malformed("kept version", rest, e))?;
+        Ok((inode, kept))
+    };
+    Some(decode())
 }
 
 fn dots_of(rest: &[u8]) -> std::result::Result<(InodeId, Dot), StoreError> {
@@ -294,19 +302,119 @@ impl LocalVolume {
             })?;
             let Some(rest) = found else { return Ok(()) };
             let (id, _) = dots_of(&rest)?;
-            let mut state = self.state.write();
-            let mut kept = load(&*state, id)?;
-            let excess = match state.inode(id)? {
-                Some(_) => retention.take_excess(&mut kept, self.env.now()),
-                None => kept,
+            let excess = |state: &State| {
+                let mut kept = load(state, id)?;
+                let is_there = state.inode(id)?.is_some();
+                Ok::<_, VolumeError>(if is_there { retention.take_excess(&mut kept, self.env.now()) } else { kept })
             };
-            if !excess.is_empty() {
-                let changes = excess.iter().map(|version| (key(id, version.dot), None)).collect();
+            // Nobody is held up where there is nothing to do.
+            let is_any = !excess(&self.state.read())?.is_empty();
+            if is_any {
+                let mut state = self.state.write();
+                let changes = excess(&state)?.iter().map(|version| (key(id, version.dot), None)).collect();
                 state.commit_local(changes, self.env.now(), &self.journal)?;
             }
             // Behind all rows of this file.
             next = prefix(id);
             next.extend([0xff; Dot::LEN + 1]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::Content;
+    use proptest::prelude::*;
+
+    fn version(hlc: u64, closure: Closure) -> KeptVersion {
+        KeptVersion {
+            dot: Dot { author: AuthorId([1; 16]), n: hlc },
+            hlc: Hlc::from_millis(hlc),
+            replaced: Some(Timestamp::new(hlc as i64 + 1, 0)),
+            owner: Owner { uid: 3, gid: 4 },
+            mode: Mode { permissions: 0o640, acl: vec![1, 2] },
+            version: Version { content: Content::Empty, mtime: Timestamp::new(-5, 6), closure, bases: Vec::new() },
+            inline: Bytes::from_static(b"abc"),
+        }
+    }
+
+    #[test]
+    fn rows_round_trip() {
+        let kept = version(7, Closure::IdleFlush);
+        assert_eq!(KeptVersion::decode(kept.dot, &kept.encode(kept.replaced.unwrap())), Ok(kept));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_rows_are_errors(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let dot = Dot { author: AuthorId([1; 16]), n: 1 };
+            let _ = KeptVersion::decode(dot, &bytes);
+            let _ = KeptVersion::decode(dot, &[&[ROW_VERSION][..], &bytes].concat());
+            let _ = decode_row(&[&[ABOUT][..], &bytes].concat(), &bytes);
+        }
+    }
+
+    /// Local rows, and how often somebody looked for one.
+    struct LocalRows(Vec<Vec<u8>>, std::cell::Cell<usize>);
+
+    impl Tables for LocalRows {
+        fn get(&self, _: Table, _: &[u8]) -> std::result::Result<Option<Bytes>, StoreError> {
+            panic!("there is nothing to get")
+        }
+
+        fn scan(
+            &self,
+            table: Table,
+            from: &[u8],
+            visit: &mut dyn FnMut(&[u8], &Bytes) -> ControlFlow<()>,
+        ) -> std::result::Result<(), StoreError> {
+            assert_eq!(table, Table::Local);
+            self.1.set(self.1.get() + 1);
+            let _ = self.0.iter().filter(|key| key[..] >= *from).try_for_each(|key| visit(key, &Bytes::new()));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn only_a_file_that_had_a_second_version_has_any_to_forget() {
+        let dot = |n| Dot { author: AuthorId([1; 16]), n };
+        let (file, next) = (InodeId(dot(5)), InodeId(dot(6)));
+        let rows = LocalRows(vec![key(file, dot(7)), key(file, dot(8)), key(next, dot(9))], Default::default());
+        let draft = || Draft {
+            dot: dot(20),
+            hlc: Hlc(1),
+            time: Timestamp::default(),
+            effects: Vec::new(),
+            local: Vec::new(),
+            registry: Vec::new(),
+        };
+        let row = |bases| {
+            let version = Version { bases, ..version(1, Closure::Close).version };
+            let mut row = InodeRow::default();
+            row.versions.insert(crate::namespace::register::Entry { dot: dot(10), hlc: Hlc(1), value: version });
+            row
+        };
+        let mut first = draft();
+        forget(&rows, &mut first, file, &row(Vec::new())).unwrap();
+        assert!(first.local.is_empty() && rows.1.get() == 0, "no row is looked for");
+        let mut second = draft();
+        forget(&rows, &mut second, file, &row(vec![dot(8)])).unwrap();
+        assert_eq!(second.local, [(key(file, dot(7)), None), (key(file, dot(8)), None)]);
+    }
+
+    #[test]
+    fn number_share_and_age_are_bounded() {
+        use Closure::{Close, IdleFlush};
+        let retention = Retention { versions: 4, age_max: Duration::from_secs(50) };
+        let mut kept: Vec<_> =
+            [(9, IdleFlush), (1, Close), (8, IdleFlush), (7, Close), (6, Close), (5, Close), (4, Close)]
+                .map(|(hlc, closure)| version(hlc, closure))
+                .into();
+        let numbers = |versions: &[KeptVersion]| versions.iter().map(|version| version.dot.n).collect::<Vec<_>>();
+        let excess = retention.take_excess(&mut kept, Timestamp::new(10, 0));
+        assert_eq!((numbers(&kept), numbers(&excess)), (vec![5, 6, 7, 9], vec![1, 4, 8]));
+        let excess = retention.take_excess(&mut kept, Timestamp::new(58, 0));
+        assert_eq!((numbers(&kept), numbers(&excess)), (vec![7, 9], vec![5, 6]));
     }
 }

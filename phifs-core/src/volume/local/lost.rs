@@ -6,9 +6,9 @@ use std::ops::{ControlFlow, Range};
 
 use bytes::Bytes;
 
-use crate::content::ContentError;
 use crate::content::manifest::{self, GoodPages};
 use crate::content::reader::ContentReader;
+use crate::content::{Content, ContentError};
 use crate::id::{DirId, Dot, GlyphId, InodeId};
 use crate::merkle::{self, Gap, MapError, Node, NodeSource};
 use crate::meta::TableId;
@@ -20,13 +20,14 @@ use crate::volume::{Result, VolumeError};
 
 use super::LocalVolume;
 use super::files::inline_bytes;
+use super::history;
 use super::state::State;
 
 /// Rows looked at under one hold of the state's lock.
 const BATCH: usize = 1024;
 
 /// A file of which bytes are lost. Reading these gives EIO, reading others does not.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LostFile {
     pub path: Vec<u8>,
     pub len_bytes: u64,
@@ -105,7 +106,7 @@ impl LocalVolume {
     pub(super) fn find_lost(&self, broken: &[Gaps], seen: &mut Seen, progress: &dyn Fn()) -> Result<Lost> {
         let mut lost = Lost::default();
         self.find_lost_rows(broken, &mut lost)?;
-        self.find_lost_bytes(gaps_of(broken, Table::Inodes), seen, progress, &mut lost)?;
+        self.find_lost_bytes(broken, seen, progress, &mut lost)?;
         for path in lost.files.iter_mut().map(|file| &mut file.path) {
             *path = self.labelled(std::mem::take(path));
         }
@@ -124,62 +125,85 @@ impl LocalVolume {
         Ok(lost)
     }
 
-    fn find_lost_bytes(
-        &self,
-        gaps: &[Gap],
-        Seen { good, pages }: &mut Seen,
-        progress: &dyn Fn(),
-        lost: &mut Lost,
-    ) -> Result<()> {
-        self.each_row(Table::Inodes, gaps, &mut |key, value| {
+    fn find_lost_bytes(&self, broken: &[Gaps], seen: &mut Seen, progress: &dyn Fn(), lost: &mut Lost) -> Result<()> {
+        self.each_row(Table::Inodes, gaps_of(broken, Table::Inodes), &mut |key, value| {
             let id = InodeId(dot_of(key)?);
-            let mut file = LostFile { path: Vec::new(), len_bytes: 0, lost: Vec::new(), why: String::new() };
-            let mut report = |range: Range<u64>, error: &dyn std::fmt::Display| {
-                if file.why.is_empty() {
-                    file.why = error.to_string();
-                }
-                match file.lost.last_mut().filter(|last| last.end == range.start) {
-                    Some(last) => last.end = range.end,
-                    None => file.lost.push(range),
-                }
-            };
+            let mut file = LostFile::default();
             match InodeRow::decode(id.0, value) {
                 Ok(row) => {
                     for entry in row.versions.entries() {
                         let content = &entry.value.content;
-                        file.len_bytes = content.len_bytes();
-                        let read = &mut |glyph: &GlyphId| {
-                            if !good.contains(glyph) {
-                                self.store.read(GlyphKind::Data, glyph)?;
-                                good.insert(*glyph);
-                            }
-                            Ok(())
-                        };
-                        manifest::survey(&*self.store, content, pages, read, &mut |range, error| {
-                            if let ContentError::Store(error) = &error {
-                                lost.blame(error);
-                            }
-                            report(range, &error);
-                        });
                         let inline = inline_bytes(&*self.state.read(), id, Some(entry.dot), content);
-                        let whole = 0..content.len_bytes();
-                        match inline.map(|inline| ContentReader::new(*content, inline)) {
-                            Ok(Ok(_)) => {}
-                            Ok(Err(error)) => report(whole, &error),
-                            Err(error) => report(whole, &error),
-                        }
+                        self.survey_content(content, inline, seen, &mut file, lost);
                     }
                 }
                 Err(error) => file.why = malformed("inode", key, error).to_string(),
             }
-            if !file.why.is_empty() {
-                let unnamed = || format!("(inode {})", id.0).into_bytes();
-                file.path = self.path_of(id).unwrap_or_else(|_| unnamed());
-                lost.files.push(file);
-            }
+            self.note_lost(id, file, "", lost);
+            progress();
+            Ok(())
+        })?;
+        self.each_row(Table::Local, gaps_of(broken, Table::Local), &mut |key, value| {
+            let Some(decoded) = history::decode_row(key, value) else { return Ok(()) };
+            let (id, kept) = decoded?;
+            let mut file = LostFile::default();
+            let what = format!(" (version {})", kept.name());
+            self.survey_content(&kept.version.content, Ok(kept.inline), seen, &mut file, lost);
+            self.note_lost(id, file, &what, lost);
             progress();
             Ok(())
         })
+    }
+
+    /// Reads all bytes of a version, each glyph once in a survey.
+    fn survey_content(
+        &self,
+        content: &Content,
+        inline: Result<Bytes>,
+        seen: &mut Seen,
+        file: &mut LostFile,
+        lost: &mut Lost,
+    ) {
+        file.len_bytes = content.len_bytes();
+        let mut report = |range: Range<u64>, error: &dyn std::fmt::Display| {
+            if file.why.is_empty() {
+                file.why = error.to_string();
+            }
+            match file.lost.last_mut().filter(|last| last.end == range.start) {
+                Some(last) => last.end = range.end,
+                None => file.lost.push(range),
+            }
+        };
+        let Seen { good, pages } = seen;
+        let read = &mut |glyph: &GlyphId| {
+            if !good.contains(glyph) {
+                self.store.read(GlyphKind::Data, glyph)?;
+                good.insert(*glyph);
+            }
+            Ok(())
+        };
+        manifest::survey(&*self.store, content, pages, read, &mut |range, error| {
+            if let ContentError::Store(error) = &error {
+                lost.blame(error);
+            }
+            report(range, &error);
+        });
+        let whole = 0..content.len_bytes();
+        match inline.map(|inline| ContentReader::new(*content, inline)) {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => report(whole, &error),
+            Err(error) => report(whole, &error),
+        }
+    }
+
+    fn note_lost(&self, id: InodeId, mut file: LostFile, which: &str, lost: &mut Lost) {
+        if file.why.is_empty() {
+            return;
+        }
+        let unnamed = || format!("(inode {})", id.0).into_bytes();
+        file.path = self.path_of(id).unwrap_or_else(|_| unnamed());
+        file.path.extend_from_slice(which.as_bytes());
+        lost.files.push(file);
     }
 
     fn find_lost_rows(&self, broken: &[Gaps], lost: &mut Lost) -> Result<()> {

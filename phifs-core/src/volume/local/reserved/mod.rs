@@ -352,7 +352,8 @@ impl LocalVolume {
     pub(super) fn leave_deleted_snapshots(&self) {
         for (id, view) in self.reserved.nodes.views() {
             let now = self.state.read().snapshot(&view.name);
-            let is_there = now.is_ok_and(|now| now.is_some_and(|now| now.cut == view.cut));
+            // What cannot be told now is no reason to turn anybody out.
+            let is_there = now.map_or(true, |now| now.is_some_and(|now| now.cut == view.cut));
             if is_there || !view.mark_gone() {
                 continue;
             }

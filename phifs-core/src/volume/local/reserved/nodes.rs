@@ -254,3 +254,110 @@ fn hashed(node: Node, packed: Packed) -> u64 {
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(packed);
     Ino::new_virtual(hash, node.is_lasting()).0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::causal::VersionVector;
+    use crate::meta::{Frozen, Roots};
+    use crate::time::{Hlc, Timestamp};
+
+    fn dot(author: u8, n: u64) -> Dot {
+        Dot { author: AuthorId([author; 16]), n }
+    }
+
+    fn cut(hlc: u64) -> Cut {
+        Cut { roots: Roots::default(), context: VersionVector::new(), hlc: Hlc(hlc), time: Timestamp::default() }
+    }
+
+    struct NoNodes;
+
+    impl crate::merkle::NodeSource for NoNodes {
+        fn node(&self, id: &crate::id::GlyphId) -> std::result::Result<crate::merkle::Node, crate::merkle::MapError> {
+            Err(crate::store::StoreError::Missing(*id).into())
+        }
+    }
+
+    fn enter(nodes: &Nodes, name: &str, cut: &Cut, dir: DirId) -> (Ino, ViewId) {
+        let tables = Frozen::new(Arc::new(NoNodes), cut.roots.clone());
+        let ino = nodes.enter(name, cut, dir, || View::new(name.into(), cut.clone(), dir, tables)).unwrap();
+        match nodes.get(ino).unwrap() {
+            Node::Top { view, .. } => (ino, view),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn is_empty(nodes: &Nodes) -> bool {
+        let table = nodes.0.lock();
+        table.nodes.is_empty() && table.displaced.is_empty() && table.views.is_empty() && table.view_ids.is_empty()
+    }
+
+    #[test]
+    fn numbers_lead_back_until_they_are_forgotten_and_are_the_same_again() {
+        let nodes = Nodes::default();
+        let all = [
+            Node::Phi(DirId(dot(1, 7))),
+            Node::Status,
+            Node::Snapshots(DirId(dot(1, 7))),
+            Node::Versions(DirId(dot(2, 7))),
+            Node::VersionsOf(LinkId(dot(1, 7))),
+            Node::Version { inode: InodeId(dot(1, 7)), version: dot(3, 1 << 43) },
+        ];
+        for _ in 0..2 {
+            let numbers = all.map(|node| nodes.number(node).unwrap());
+            for (node, ino) in all.into_iter().zip(numbers) {
+                assert!(ino.is_volatile());
+                assert_eq!(nodes.get(ino).unwrap(), node);
+                assert_eq!(nodes.number(node).unwrap(), ino);
+            }
+            numbers.into_iter().for_each(|ino| nodes.forget(ino));
+            assert!(is_empty(&nodes) && matches!(nodes.get(numbers[0]), Err(VolumeError::Stale)));
+        }
+        assert!(nodes.number(Node::Phi(DirId(dot(1, 1 << 44)))).is_err(), "it would lead to another");
+    }
+
+    #[test]
+    fn a_view_lives_as_long_as_anything_in_it() {
+        let nodes = Nodes::default();
+        let (top, view) = enter(&nodes, "s", &cut(1), DirId::ROOT);
+        assert_eq!(enter(&nodes, "s", &cut(1), DirId::ROOT), (top, view));
+        assert_ne!(enter(&nodes, "s", &cut(1), DirId(dot(1, 7))).1, view, "entered elsewhere");
+        let inside = nodes.number(Node::Inside { view, inode: InodeId(dot(1, 9)) }).unwrap();
+        assert!(inside.is_virtual() && !inside.is_volatile() && top.is_volatile());
+        let mut within = nodes.within(view);
+        within.sort_unstable();
+        let mut wanted = [top, inside];
+        wanted.sort_unstable();
+        assert_eq!(within, wanted);
+        nodes.forget(top);
+        assert_eq!(nodes.view(view).unwrap().name, "s");
+        let (_, other) = enter(&nodes, "s", &cut(2), DirId::ROOT);
+        assert_ne!(other, view, "another snapshot of that name");
+        nodes.forget(inside);
+        assert!(nodes.view(view).is_err());
+        assert!(nodes.view(other).is_ok());
+        for (id, _) in nodes.views() {
+            nodes.within(id).into_iter().for_each(|ino| nodes.forget(ino));
+        }
+        assert!(is_empty(&nodes));
+    }
+
+    #[test]
+    fn nodes_whose_hashes_collide_have_numbers_of_their_own() {
+        let nodes = Nodes::default();
+        let (first, second) = (Node::Phi(DirId(dot(1, 7))), Node::Status);
+        // The place of the first is taken by the second.
+        let place = nodes.number(first).unwrap();
+        nodes.forget(place);
+        let packed = nodes.0.lock().authors.pack_node(second).unwrap();
+        nodes.0.lock().nodes.insert(place.0, packed);
+        let moved = nodes.number(first).unwrap();
+        assert_eq!(moved, place.virtual_after());
+        nodes.forget(place);
+        assert_eq!(nodes.number(first).unwrap(), moved, "it stays where the kernel knows it");
+        nodes.forget(moved);
+        assert_eq!(nodes.number(first).unwrap(), place);
+        nodes.forget(place);
+        assert!(is_empty(&nodes));
+    }
+}

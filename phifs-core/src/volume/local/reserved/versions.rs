@@ -6,7 +6,7 @@ use crate::namespace::derive::Child;
 use crate::namespace::row::Place;
 use crate::namespace::tables::Rows;
 use crate::namespace::view;
-use crate::time::{Timestamp, utc};
+use crate::time::Timestamp;
 use crate::volume::local::LocalVolume;
 use crate::volume::local::attrs::blocks;
 use crate::volume::local::history::KeptVersion;
@@ -23,12 +23,6 @@ pub fn place_of(state: &State, link: LinkId) -> Result<Place> {
     row.place().cloned().ok_or(VolumeError::Stale)
 }
 
-/// Sorted by name, versions are sorted by time.
-fn version_name(version: &KeptVersion) -> Vec<u8> {
-    let time = utc(version.hlc.millis()).replace(' ', "T");
-    format!("{time}Z-{}", version.dot).into_bytes()
-}
-
 impl LocalVolume {
     pub(super) fn versions_named(&self, dir: DirId, name: &[u8]) -> Result<Node> {
         match view::child(&*self.state.read(), dir, name)? {
@@ -41,7 +35,7 @@ impl LocalVolume {
         let state = self.state.read();
         let inode = place_of(&state, link)?.inode;
         let kept = self.kept_versions(&state, inode)?;
-        let found = kept.iter().find(|version| version_name(version) == name).ok_or(VolumeError::NotFound)?;
+        let found = kept.iter().find(|version| version.name().as_bytes() == name).ok_or(VolumeError::NotFound)?;
         Ok(Node::Version { inode, version: found.dot })
     }
 
@@ -50,7 +44,7 @@ impl LocalVolume {
         let inode = place_of(&state, link)?.inode;
         let kept = self.kept_versions(&state, inode)?;
         let listed = |version: &KeptVersion| {
-            (version_name(version), Listed::Node(Node::Version { inode, version: version.dot }))
+            (version.name().into_bytes(), Listed::Node(Node::Version { inode, version: version.dot }))
         };
         Ok(kept.iter().map(listed).collect())
     }
