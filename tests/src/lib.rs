@@ -21,7 +21,7 @@ mod process;
 mod scratch;
 
 pub use ext4::Ext4Loop;
-pub use node::{DataMode, Node, phifs_bin};
+pub use node::{DataMode, Node, is_mounted, phifs_bin};
 pub use place::Place;
 pub use process::{Background, Ran, run, run_ok, wait_until};
 pub use scratch::scratch;

@@ -272,6 +272,19 @@ mod tests {
     }
 
     #[test]
+    fn copies_agree_after_the_same_was_written_twice() {
+        let disk = written(&["one"]);
+        let agrees = || Superblock::open(&disk).unwrap().0.copies_agree();
+        let write = |payload: &str| Superblock::open(&disk).unwrap().0.write(payload.as_bytes()).unwrap();
+        write("two");
+        assert!(!agrees());
+        write("two");
+        assert!(agrees());
+        disk.flip(FileName::Superblock, 30, 1).unwrap();
+        assert!(!agrees());
+    }
+
+    #[test]
     fn any_damage_to_one_copy_leaves_the_other() {
         let disk = written(&["old", "older", "newest"]);
         let at = slot_of_newest(&disk);

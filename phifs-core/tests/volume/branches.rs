@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use phifs_core::disk::{CrashDisk, Disk, FileName, MemDisk};
 use phifs_core::id::AuthorId;
+use phifs_core::meta::TableId;
+use phifs_core::namespace::Table;
 use phifs_core::volume::local::{BranchError, LocalVolume, Problem, SnapshotError};
 use phifs_core::volume::{Ino, OpenHow, RenameMode, Volume, VolumeError};
 
@@ -200,6 +202,33 @@ fn files_that_a_branch_knows_are_not_forgotten_before_it_is() {
     volume.delete_branch("side").unwrap();
     volume.collect(1.0, &|_| {}).unwrap();
     assert_eq!(volume.status().inodes, 1);
+}
+
+#[test]
+fn what_is_deleted_while_a_snapshot_is_taken_is_not_forgotten() {
+    let (_, _, volume) = new_volume();
+    volume.create_snapshot("base", vec![], false).unwrap();
+    let side = branch(&volume, "base", "side");
+    for line in [&volume, &*side] {
+        let files: Vec<Vec<u8>> = (0..3000).map(|file| format!("file {file}").into_bytes()).collect();
+        for name in &files {
+            line.make(&CALLER, Ino::ROOT, name, &NODE).unwrap();
+        }
+        let name = if std::ptr::eq(line, &volume) { "of main" } else { "of side" };
+        let snapshot = std::thread::scope(|scope| {
+            let taking = scope.spawn(|| match name {
+                "of main" => volume.create_snapshot(name, vec![], false).unwrap(),
+                _ => volume.snapshot_branch("side", name, vec![]).unwrap(),
+            });
+            for name in &files {
+                line.unlink(Ino::ROOT, name).unwrap();
+            }
+            taking.join().unwrap()
+        });
+        settle(line);
+        let taken = snapshot.cut.roots.get(TableId(Table::Inodes as u8)).rows;
+        assert!(line.status().inodes >= taken, "{} are left of {taken} that {name} knows", line.status().inodes);
+    }
 }
 
 #[test]
@@ -542,6 +571,10 @@ fn check_after_power_loss(disk: &CrashDisk, seed: u64, what: &str) {
         let number = |name| if let FileName::Branch(number, _) = name { Some(number) } else { None };
         disk.list().unwrap().into_iter().filter_map(number).collect::<BTreeSet<u32>>()
     };
+    if seed % 2 == 1 {
+        // Branches that were open are recovered by this.
+        volume.collect(1.0, &|_| {}).unwrap();
+    }
     let registered = volume.branches().unwrap().into_iter().map(|(_, branch)| branch.number).collect();
     assert_eq!(numbers(&image), registered, "{what}: files of branches");
     let found = World::found(&volume);

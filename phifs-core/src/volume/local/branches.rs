@@ -239,8 +239,8 @@ impl LocalVolume {
 
     pub(super) fn open_line_of(&self, name: &str, branch: &Branch, progress: &dyn Fn(Progress)) -> Result<LocalVolume> {
         let ancestors = self.authors_in(&branch.base)?;
-        let known = self.state.read().known().clone();
-        let descent = Descent { name: name.into(), base: branch.base.context.clone(), ancestors, known };
+        let known = self.state.read().known();
+        let descent = Descent { name: name.into(), ancestors, known };
         let common = Common {
             env: self.env.clone(),
             store: self.store.clone(),

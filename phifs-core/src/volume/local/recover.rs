@@ -100,7 +100,6 @@ pub(super) struct Common {
 /// Where a branch comes from.
 pub(super) struct Descent {
     pub name: String,
-    pub base: VersionVector,
     /// Who made what the branch began with.
     pub ancestors: Vec<Author>,
     pub known: Known,
@@ -155,8 +154,8 @@ impl LocalVolume {
         }
         state.load_authors()?;
         let (branch, ancestors) = match descent {
-            Some(Descent { name, base, ancestors, known }) => {
-                state.branch_off(base, known);
+            Some(Descent { name, ancestors, known }) => {
+                state.follow(known);
                 (Some(name), ancestors)
             }
             None => (None, Vec::new()),

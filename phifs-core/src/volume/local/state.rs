@@ -48,8 +48,6 @@ pub struct State {
     inodes: u64,
     /// What others know. Whatever is in it may still be changed by them.
     known: Known,
-    /// What a branch began with, which the line that it came from knows as well.
-    base: VersionVector,
     /// A snapshot is being taken, and what is in it is not known yet: everything may be.
     pub is_being_cut: bool,
     /// Operations that are not in the oplog yet, oldest first.
@@ -107,7 +105,7 @@ impl State {
         let author_id = author.id();
         let inodes = meta.roots().get(TableId(Table::Inodes as u8)).rows;
         let (authors, unsealed) = (Authors::new(), VecDeque::new());
-        let (known, base) = (Known::default(), VersionVector::new());
+        let known = Known::default();
         Self {
             meta,
             context,
@@ -117,25 +115,25 @@ impl State {
             authors,
             inodes,
             known,
-            base,
             is_being_cut: false,
             unsealed,
             transactions: 0,
         }
     }
 
-    /// Makes it the state of a branch that began with `base`.
-    pub fn branch_off(&mut self, base: VersionVector, known: Known) {
-        (self.base, self.known) = (base, known);
+    /// What others know, as all lines of the store are told.
+    pub fn known(&self) -> Known {
+        self.known.clone()
     }
 
-    pub fn known(&self) -> &Known {
-        &self.known
+    /// Makes it the state of a line whose registry is elsewhere.
+    pub fn follow(&mut self, known: Known) {
+        self.known = known;
     }
 
     /// Whether somebody else knows this operation, or will.
     pub fn is_shared(&self, dot: Dot) -> bool {
-        self.is_being_cut || self.base.contains(dot) || self.known.read().contains(dot)
+        self.is_being_cut || self.known.read().contains(dot)
     }
 
     /// Learns from the registry what others have seen, and tells the other lines. Only the main line has one.
