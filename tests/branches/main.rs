@@ -58,6 +58,20 @@ impl Drop for Side {
     }
 }
 
+/// A node whose daemon takes requests.
+fn up(mode: DataMode) -> Node {
+    let mut node = Node::new(mode);
+    restart(&mut node);
+    node
+}
+
+#[track_caller]
+fn restart(node: &mut Node) {
+    node.start();
+    // The mount is there a moment before the control socket.
+    assert!(wait_until(LIMIT, || node.phifs(["status"]).success()));
+}
+
 #[track_caller]
 fn branch_off(node: &Node, branch: &str) {
     let snapshot = format!("base of {branch}");
@@ -75,7 +89,7 @@ fn sh(dir: &Path, script: &str) -> Ran {
 
 fn programs_work_on_both_sides_and_each_keeps_to_its_own(mode: DataMode) {
     needs_phifs!();
-    let mut node = Node::up(mode);
+    let mut node = up(mode);
     sh(
         node.dir(),
         "git init -q -b main repo; cd repo; git config user.name a; git config user.email a@b; \
@@ -111,7 +125,7 @@ fn programs_work_on_both_sides_and_each_keeps_to_its_own(mode: DataMode) {
         let log = sh(&repo, "git log --oneline").stdout_text();
         assert!(log.lines().count() == 7 && !log.contains(other), "{log}");
     }
-    sh(node.dir(), &format!("rsync -aH --delete repo/ '{}/repo/'", side.dir().display()));
+    sh(node.dir(), &format!("rsync -aHc --delete repo/ '{}/repo/'", side.dir().display()));
     assert_eq!(differences(), "", "after rsync");
     node.phifs(["gc"]).expect_success();
     assert_eq!(differences(), "", "after a collection");
@@ -144,7 +158,7 @@ fn synced(dir: &Path, name: &str, bytes: &[u8]) {
 #[test]
 fn killed_daemon_leaves_both_sides_with_all_that_was_synced() {
     needs_phifs!();
-    let mut node = Node::up(DataMode::Passthrough);
+    let mut node = up(DataMode::Passthrough);
     synced(node.dir(), "shared", &[1; 100_000]);
     branch_off(&node, "trial");
     let side = Side::of(&node, "trial");
@@ -153,7 +167,7 @@ fn killed_daemon_leaves_both_sides_with_all_that_was_synced() {
         synced(side.dir(), "own", &[round + 100; 50_000]);
         synced(side.dir(), "shared", &[round + 200; 10]);
         node.kill();
-        node.start();
+        restart(&mut node);
         assert!(!is_mounted(side.dir()), "the dead mount of the branch is cleared");
         let listed = json(node.phifs(["branch", "list", "--json"]));
         assert_eq!(listed[0]["mounts"].as_array().unwrap().len(), 0, "it is not mounted again by itself");
@@ -176,7 +190,7 @@ fn killed_daemon_leaves_both_sides_with_all_that_was_synced() {
 #[test]
 fn branch_can_be_mounted_again_and_deleted_as_soon_as_it_is_unmounted() {
     needs_phifs!();
-    let mut node = Node::up(DataMode::Auto);
+    let mut node = up(DataMode::Auto);
     branch_off(&node, "trial");
     let side = Side::of(&node, "trial");
     for round in 0..10 {
@@ -202,7 +216,7 @@ fn branch_can_be_mounted_again_and_deleted_as_soon_as_it_is_unmounted() {
 #[test]
 fn busy_branch_keeps_everything_up_unless_by_force() {
     needs_phifs!();
-    let mut node = Node::up(DataMode::Passthrough);
+    let mut node = up(DataMode::Passthrough);
     branch_off(&node, "trial");
     let side = Side::of(&node, "trial");
     synced(side.dir(), "kept", b"kept");
@@ -224,7 +238,7 @@ fn busy_branch_keeps_everything_up_unless_by_force() {
     assert!(!is_mounted(side.dir()) && !is_mounted(node.dir()));
     drop(open);
     node.kill();
-    node.start();
+    restart(&mut node);
     side.mount(&node, "trial").expect_success();
     assert_eq!(fs::read(side.dir().join("kept")).unwrap(), b"kept");
 }
@@ -232,7 +246,7 @@ fn busy_branch_keeps_everything_up_unless_by_force() {
 #[test]
 fn branch_in_use_outlives_the_mount_of_the_volume() {
     needs_phifs!();
-    let mut node = Node::up(DataMode::Passthrough);
+    let mut node = up(DataMode::Passthrough);
     branch_off(&node, "trial");
     let side = Side::of(&node, "trial");
     let open = File::create(side.dir().join("written")).unwrap();
@@ -245,7 +259,7 @@ fn branch_in_use_outlives_the_mount_of_the_volume() {
     side.unmount();
     assert!(wait_until(LIMIT, || !node.alive()), "nothing is mounted any more");
     node.kill();
-    node.start();
+    restart(&mut node);
     side.mount(&node, "trial").expect_success();
     assert_eq!(fs::read(side.dir().join("written")).unwrap(), b"still");
 }
@@ -253,7 +267,7 @@ fn branch_in_use_outlives_the_mount_of_the_volume() {
 #[test]
 fn names_and_places_that_do_not_fit_are_refused() {
     needs_phifs!();
-    let node = Node::up(DataMode::Auto);
+    let node = up(DataMode::Auto);
     branch_off(&node, "trial");
     let long = "x".repeat(300);
     for name in ["a/b", "a\nb", "", ".hidden", "..", &long] {
@@ -298,7 +312,7 @@ fn names_and_places_that_do_not_fit_are_refused() {
 #[test]
 fn snapshots_of_branches_and_space_of_deleted_ones() {
     needs_phifs!();
-    let mut node = Node::up(DataMode::Auto);
+    let mut node = up(DataMode::Auto);
     branch_off(&node, "trial");
     let side = Side::of(&node, "trial");
     sh(side.dir(), "head -c 30000000 /dev/urandom > big");

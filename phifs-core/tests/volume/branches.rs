@@ -199,6 +199,22 @@ fn files_that_a_branch_knows_are_not_forgotten_before_it_is() {
     assert_eq!((volume.status().inodes, side.status().inodes), (2, 2));
     drop(side);
     volume.close_branch("side").unwrap();
+    // What a snapshot of it knows goes with that, though the branch is closed.
+    let data_bytes = || volume.status().data_stored_bytes;
+    let before = data_bytes();
+    let side = volume.open_branch("side", &|_| {}).unwrap();
+    write(&side, b"long", &bytes(1, 1 << 20));
+    settle(&side);
+    volume.snapshot_branch("side", "with it", vec![]).unwrap();
+    side.unlink(Ino::ROOT, b"long").unwrap();
+    settle(&side);
+    drop(side);
+    volume.close_branch("side").unwrap();
+    volume.collect(1.0, &|_| {}).unwrap();
+    assert!(data_bytes() > before + (1 << 20));
+    volume.delete_snapshots(&["with it".into()]).unwrap();
+    volume.collect(1.0, &|_| {}).unwrap();
+    assert_eq!(data_bytes(), before);
     volume.delete_branch("side").unwrap();
     volume.collect(1.0, &|_| {}).unwrap();
     assert_eq!(volume.status().inodes, 1);

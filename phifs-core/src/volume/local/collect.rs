@@ -14,7 +14,7 @@ use crate::content::Content;
 use crate::content::manifest::{Part, visit_glyphs};
 use crate::id::{DirId, GlyphId, InodeId};
 use crate::merkle::{self, NodeSource};
-use crate::meta::{Roots, TableId};
+use crate::meta::{Frozen, Roots, TableId};
 use crate::namespace::derive::dot_of;
 use crate::namespace::plan;
 use crate::namespace::row::InodeRow;
@@ -107,10 +107,15 @@ impl LocalVolume {
             return Ok(Need::Line(line.clone()));
         }
         if let Some(checkpoint) = self.closed_branch(name, branch)? {
-            return Ok(Need::Roots(checkpoint.roots));
+            // Opening one takes room.
+            if !self.has_room() || !self.has_graves_to_close(&checkpoint.roots)? {
+                return Ok(Need::Roots(checkpoint.roots));
+            }
+        } else if !self.has_room() {
+            self.ballast.release(&*self.disk);
         }
         let line = self.open_line_of(name, branch, &|_| {})?;
-        if let Err(error) = line.shut_down() {
+        if let Err(error) = line.purge_graves().and_then(|()| line.shut_down()) {
             // The disk may be full. It stays as a crash would leave it, and what it needs is asked of it.
             tracing::warn!(%error, branch = name, "a branch could not be closed cleanly");
             return Ok(Need::Line(Arc::new(line)));
@@ -118,6 +123,19 @@ impl LocalVolume {
         let closed = self.closed_branch(name, branch)?;
         let closed = closed.ok_or_else(|| VolumeError::Internal(format!("the branch {name} does not stay closed")))?;
         Ok(Need::Roots(closed.roots))
+    }
+
+    /// Whether a closed branch has inodes without names that nobody else knows any more.
+    fn has_graves_to_close(&self, roots: &Roots) -> Result<bool> {
+        let branch = Frozen::new(self.nodes.clone(), roots.clone());
+        let known = self.state.read().known();
+        for (key, _) in branch.with_prefix(Table::Local, b"g")? {
+            let dot = dot_of(&key)?;
+            if !known.read().contains(dot) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The states that a line of changes needs. Where there is no room to write that of now, nobody else makes a
