@@ -10,6 +10,7 @@
 mod branches;
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use phifs_core::disk::Disk;
+use phifs_core::store::GlyphIndex;
 use phifs_fuse::{Mount, MountError, MountOptions};
 use rustix::process::Resource;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -26,7 +29,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use branches::BranchMounts;
 
 use crate::config::{Config, DataMode};
-use crate::control::{Handler, Progress, Request, Server};
+use crate::control::{Handed, Handler, Progress, Request, Server};
 use crate::engine::{Engine, Options};
 use crate::env::SystemEnv;
 use crate::failure::{Failure, Kind};
@@ -61,8 +64,11 @@ const FAILURE_REST: Duration = Duration::from_secs(1);
 
 /// Serves until told to stop, by request, by signal or by an unmount from outside. `ready` is called once, when the
 /// volume is mounted; when it fails, nobody waits for the volume any more, and it goes down again.
+///
+/// `from` is an exported snapshot that the volume is made of; there must be none then.
 pub fn serve(
     config: &Config,
+    from: Option<File>,
     progress: &mut dyn FnMut(Progress),
     ready: impl FnOnce(&Ready) -> std::io::Result<()>,
 ) -> Result<(), Failure> {
@@ -72,7 +78,8 @@ pub fn serve(
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
 
     let store = StoreDir::create(&config.store)?;
-    let (lock, engine) = open(config, &store, Role { name: "daemon", repair: false, rebuild_index: false }, progress)?;
+    let role = Role { name: "daemon", repair: false, rebuild_index: false };
+    let (lock, engine) = open(config, &store, role, from, progress)?;
     let engine = Arc::new(engine);
     look_at_host(&store);
     progress(Progress::step(format!("mounting on {}", show::path(&config.mount))));
@@ -152,11 +159,13 @@ pub struct Role {
     pub rebuild_index: bool,
 }
 
-/// Locks and opens a store. Drop the engine before the lock.
+/// Locks and opens a store, which is made of the exported snapshot `from` first if there is one. Drop the engine before
+/// the lock.
 pub fn open(
     config: &Config,
     store: &StoreDir,
     role: Role,
+    from: Option<File>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(StoreLock, Engine), Failure> {
     let lock = store.lock(role.name)?;
@@ -181,7 +190,12 @@ pub fn open(
         repair: role.repair,
         rebuild_index: role.rebuild_index,
     };
-    let engine = Engine::open(Arc::new(disk), Arc::new(index), Arc::new(SystemEnv), &seed, &options, progress)?;
+    let (disk, index): (Arc<dyn Disk>, Arc<dyn GlyphIndex>) = (Arc::new(disk), Arc::new(index));
+    if let Some(from) = from {
+        let from = Handed::new(from.into());
+        Engine::bootstrap(disk.clone(), index.clone(), &SystemEnv, &seed, &options, from, progress)?;
+    }
+    let engine = Engine::open(disk, index, Arc::new(SystemEnv), &seed, &options, progress)?;
     Ok((lock, engine))
 }
 
@@ -428,7 +442,16 @@ fn busy(mounts: &[MountPoint]) -> Failure {
 }
 
 impl Handler for Daemon {
-    fn handle(&self, request: Request, progress: &mut dyn FnMut(Progress)) -> Result<serde_json::Value, Failure> {
+    fn handle(
+        &self,
+        request: Request,
+        file: Option<OwnedFd>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<serde_json::Value, Failure> {
+        let file = || {
+            let missing = || Failure::new(Kind::Usage, "the request came without the file that it is about");
+            file.map(Handed::new).ok_or_else(missing)
+        };
         tracing::debug!(?request, "asked over the control socket");
         let json = |value: serde_json::Result<serde_json::Value>| value.map_err(Failure::plain);
         match request {
@@ -479,6 +502,16 @@ impl Handler for Daemon {
             Request::SnapshotPrune { rules, label, scheduled, dry_run } => {
                 let pruned = self.engine.prune_snapshots(&rules, label.as_deref(), scheduled, dry_run)?;
                 json(serde_json::to_value(pruned))
+            }
+            Request::SnapshotExport { name, since, resume } => {
+                let exported = self.engine.export_snapshot(&name, since.as_deref(), file()?, resume, progress)?;
+                json(serde_json::to_value(exported))
+            }
+            Request::SnapshotImport { name, trust } => {
+                json(serde_json::to_value(self.engine.import_snapshot(file()?, name, trust, progress)?))
+            }
+            Request::SnapshotVerify { name } => {
+                json(serde_json::to_value(self.engine.verify_snapshot(&name, progress)?))
             }
             Request::VolumeGet { name } => json(serde_json::to_value(self.engine.settings(name.as_deref())?)),
             Request::VolumeSet { name, value } => {

@@ -239,6 +239,46 @@ pub struct Pruned {
     pub kept_for: Vec<String>,
 }
 
+/// Answer to `snapshot export`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exported {
+    pub name: String,
+    pub id: String,
+    /// What the reader must have; absent for a full export.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub since: Option<String>,
+    pub glyphs: u64,
+    /// The length of the export.
+    pub bytes: u64,
+    /// As much of it was there from a try that was interrupted.
+    pub resumed_bytes: u64,
+}
+
+/// Answer to `snapshot import`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    pub name: String,
+    pub id: String,
+    /// It was known before; what was missing or damaged of it was stored again.
+    pub was_here: bool,
+    pub glyphs: u64,
+    /// Those of them that were not stored here, and their plain length.
+    pub new_glyphs: u64,
+    pub new_bytes: u64,
+}
+
+/// Answer to `snapshot verify`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    pub name: String,
+    pub id: String,
+    /// The same for all trees that look the same; absent where damage keeps it from being told.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tree_root: Option<String>,
+    #[serde(flatten)]
+    pub checked: Checked,
+}
+
 /// Answer to `gc`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {

@@ -24,9 +24,10 @@
 //! - No path is longer than a key has bits; levels and prefix lengths fit 16 bits because keys are bounded.
 //!
 //! `node` is the bytes of one node, `partition` the paging rule, `edit` makes nodes (`build`, `apply`), `read` looks
-//! rows up (`get`, `leaf`, `scan`), `diff` compares two maps, `walk` names all nodes or finds lost ones, `cache` keeps the
-//! validated ones.
+//! rows up (`get`, `leaf`, `scan`), `diff` compares two maps by rows and `added` by nodes, `walk` names all nodes or finds
+//! lost ones, `cache` keeps the validated ones.
 
+mod added;
 mod bits;
 mod cache;
 mod diff;
@@ -39,6 +40,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use added::{Added, added};
 pub use cache::NodeCache;
 pub use diff::{Difference, diff};
 pub use edit::{apply, build};

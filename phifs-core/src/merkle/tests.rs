@@ -493,6 +493,38 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn added_names_each_node_that_the_other_lacks_once_and_shows_each_leaf(shape in shapes(), batches in batches()) {
+        let nodes = Nodes::default();
+        let mut roots = vec![Root::EMPTY];
+        for batch in batches {
+            roots.push(nodes.apply(shape, roots.last().unwrap(), batch).0);
+        }
+        for (old, new) in roots.iter().flat_map(|old| roots.iter().map(move |new| (old, new))) {
+            let (mut named, mut leaves) = (Vec::new(), 0);
+            added::<StoreError>(&nodes, old, new, &mut |added| {
+                match added {
+                    Added::Node(id) => named.push(*id),
+                    Added::Leaf(leaf) => {
+                        assert!(leaf.is_leaf());
+                        leaves += 1;
+                    }
+                }
+                Ok(())
+            })
+            .unwrap();
+            let mut wanted: BTreeSet<_> = nodes.reachable(new).difference(&nodes.reachable(old)).copied().collect();
+            // A map that is a subtree of the other one still has its own topmost node named.
+            wanted.extend(new.id.filter(|_| old != new));
+            prop_assert_eq!(named.iter().copied().collect::<BTreeSet<_>>(), wanted);
+            prop_assert_eq!(leaves, named.iter().filter(|id| nodes.node(id).unwrap().is_leaf()).count());
+            let once: BTreeSet<_> = named.iter().collect();
+            prop_assert_eq!(once.len(), named.len());
+        }
+    }
+}
+
 #[test]
 fn diff_of_a_few_changes_loads_few_nodes() {
     let nodes = Counted::default();

@@ -114,7 +114,7 @@ fn each_glyph(glyphs: &dyn GlyphSource, content: Option<Content>, each: &mut dyn
     Ok(references)
 }
 
-fn store_error(error: ContentError) -> StoreError {
+pub(super) fn store_error(error: ContentError) -> StoreError {
     match error {
         ContentError::Store(error) => error,
         error => StoreError::Malformed {

@@ -10,11 +10,19 @@
 //! | `facts` | what a snapshot holds, counted along what changed since its parent |
 //! | `keep` | which of many to keep |
 //! | `tree` | the hash of what people see |
+//! | `reach` | every glyph that a snapshot needs beyond another one, in an order that follows from the two |
+//! | `stream` | the bytes of an export: a header, frames, checks, an end |
+//! | `transfer` | from a store to a stream, and from a stream to a store |
+//! | `rows` | what rows from elsewhere must be like |
 
 pub mod changes;
 pub mod facts;
 pub mod keep;
+pub mod reach;
 pub mod record;
+pub mod rows;
+pub mod stream;
+pub mod transfer;
 pub mod tree;
 
 pub use record::{Coherence, DeltaPhi, Kappa, Record, SealedRecord, Theta};

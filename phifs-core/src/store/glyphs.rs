@@ -106,13 +106,8 @@ impl GlyphSink for GlyphStore {
             return Err(StoreError::Malformed { what, source: DecodeError::NotCanonical("its length") });
         }
         let id = GlyphId::of(plain);
-        {
-            let _gate = self.gate.read();
-            self.pins.pin(kind, &id);
-            // A glyph whose place cannot be read is as good as absent: it is stored again.
-            if self.contains(kind, &id).unwrap_or(false) {
-                return Ok(id);
-            }
+        if self.pin_stored(kind, &id) {
+            return Ok(id);
         }
         let purpose = match kind {
             GlyphKind::Data => Purpose::Data,

@@ -2,7 +2,8 @@
 //!
 //! `record` is one glyph as it is stored, `pack` a file of records, `lane` the packs of one kind with what still waits
 //! in memory to be written, `glyphs` the store that the rest of the program sees, with `recover` (opening), `gc` and
-//! `scrub`. `index` finds data glyphs and can be lost; node glyphs, which are few, are found through a table in memory.
+//! `scrub`; `stored` carries glyphs from store to store as they are. `index` finds data glyphs and can be lost; node
+//! glyphs, which are few, are found through a table in memory.
 //!
 //! What always holds:
 //! - The packs are the truth. Every other structure can be rebuilt from them.
@@ -19,6 +20,7 @@ mod record;
 mod recover;
 mod room;
 mod scrub;
+mod stored;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +32,7 @@ pub use index::{GlyphIndex, IndexError, Location, MemIndex, Position};
 pub use record::GLYPH_BYTES_MAX;
 pub use recover::{DroppedTail, OpenReport, Progress, Stage};
 pub use scrub::{ScrubCursor, ScrubProgress};
+pub use stored::StoredGlyph;
 
 use crate::id::GlyphId;
 

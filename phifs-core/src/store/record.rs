@@ -69,6 +69,23 @@ impl GlyphKind {
     }
 }
 
+impl Codec {
+    pub fn tag(self) -> u8 {
+        match self {
+            Self::Raw => 0,
+            Self::Zstd => 1,
+        }
+    }
+
+    pub fn from_tag(tag: u8) -> Option<Self> {
+        match tag {
+            0 => Some(Self::Raw),
+            1 => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+
 /// The length of a record in its pack, padding included.
 pub(super) fn padded(stored_bytes: u32) -> u32 {
     (HEADER_BYTES as u32 + stored_bytes).next_multiple_of(ALIGN as u32)
@@ -79,10 +96,7 @@ impl Header {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);
         bytes[4] = self.kind.tag();
-        bytes[5] = match self.codec {
-            Codec::Raw => 0,
-            Codec::Zstd => 1,
-        };
+        bytes[5] = self.codec.tag();
         bytes[8..12].copy_from_slice(&self.plain_bytes.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.stored_bytes.to_le_bytes());
         bytes[16..48].copy_from_slice(&self.id.0);
@@ -103,11 +117,7 @@ impl Header {
         }
         let header = Self {
             kind: GlyphKind::from_tag(bytes[4])?,
-            codec: match bytes[5] {
-                0 => Codec::Raw,
-                1 => Codec::Zstd,
-                _ => return None,
-            },
+            codec: Codec::from_tag(bytes[5])?,
             plain_bytes: number(8),
             stored_bytes: number(12),
             id: GlyphId(bytes[16..48].try_into().ok()?),

@@ -14,5 +14,6 @@ mod semantics;
 mod snapshots;
 mod staging;
 mod threads;
+mod transfer;
 mod unheard;
 mod versions;

@@ -41,8 +41,8 @@ impl Fsck {
                 // The answer is printed; changes of state are for the log of a daemon.
                 let log_level = if config.log_level == LogLevel::Info { LogLevel::Error } else { config.log_level };
                 telemetry::start(&Config { log_level, ..config.clone() });
-                let (lock, engine) =
-                    daemon::open(&config, &store, daemon::Role { name: "fsck", repair, rebuild_index }, &mut progress)?;
+                let role = daemon::Role { name: "fsck", repair, rebuild_index };
+                let (lock, engine) = daemon::open(&config, &store, role, None, &mut progress)?;
                 let checked = engine.fsck(false, repair, &mut progress);
                 let closed = engine.shutdown(&mut progress);
                 drop(engine);
@@ -66,7 +66,7 @@ pub(super) fn finish(context: &Context, checked: &Checked) -> Result<(), Failure
     }
 }
 
-fn describe(checked: &Checked) -> String {
+pub(super) fn describe(checked: &Checked) -> String {
     let mut text = String::new();
     for problem in &checked.problems {
         let repaired = if problem.repaired { " (repaired)" } else { "" };

@@ -18,6 +18,7 @@ mod status;
 mod up;
 mod volume;
 
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -95,6 +96,13 @@ impl Context {
     fn ask<T: serde::de::DeserializeOwned>(&self, request: &Request) -> Result<T, Failure> {
         let mut line = self.output.progress();
         Client::connect(&self.store()?)?.call(request, &mut |step: Progress| line.show(&step))
+    }
+
+    /// The same about a file that this process has open.
+    fn ask_with<T: serde::de::DeserializeOwned>(&self, request: &Request, file: BorrowedFd<'_>) -> Result<T, Failure> {
+        let mut line = self.output.progress();
+        let client = Client::connect(&self.store()?)?;
+        client.call_with(request, Some(file), &mut |step: Progress| line.show(&step))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::Context;
@@ -22,6 +22,7 @@ use crate::{daemon, telemetry};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  phifs up\n  phifs up --mount ~/phi --store ~/phi-store\n  \
     phifs up --suid --dev     To run a system from it\n  \
+    phifs up --store ~/copy --from monday.phi\n  \
     phifs up --foreground     For systemd and containers")]
 pub struct Up {
     /// Mount on this directory [default: /phi; env: PHIFS_MOUNT]
@@ -42,6 +43,9 @@ pub struct Up {
     /// Log as text or JSON [default: text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
+    /// Make the store out of this full export of a snapshot; `-` is standard input. There must be no volume in it yet
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    from: Option<PathBuf>,
     /// Stay in the foreground and log to standard error
     #[arg(long)]
     foreground: bool,
@@ -60,6 +64,10 @@ impl Up {
         if let Ok(client) = Client::connect(&store)
             && let Ok(status) = client.call::<Status>(&Request::Status, &mut |_| {})
         {
+            if self.from.is_some() {
+                let message = format!("the store {} holds a volume, and serves it", show::path(store.path()));
+                return Err(Failure::new(Kind::InUse, message).hint("name an empty directory with --store DIR"));
+            }
             return already_up(context, &status, &Name::of_path(&config.mount));
         }
         if self.foreground {
@@ -71,15 +79,24 @@ impl Up {
                     last = step.doing;
                 }
             };
-            return daemon::serve(&config, &mut progress, |ready| {
+            return daemon::serve(&config, self.open_from()?, &mut progress, |ready| {
                 context.output.result(ready, describe);
                 telemetry::tell_service_manager("READY=1");
                 Ok(())
             });
         }
-        let ready = start(context, &store)?;
+        let ready = start(context, &store, self.from.as_deref() == Some(Path::new("-")))?;
         context.output.result(&ready, describe);
         Ok(())
+    }
+
+    fn open_from(&self) -> Result<Option<fs::File>, Failure> {
+        let Some(path) = &self.from else { return Ok(None) };
+        let opened = match path.as_os_str().as_encoded_bytes() {
+            b"-" => rustix::io::dup(rustix::stdio::stdin()).map(fs::File::from).map_err(io::Error::from),
+            _ => fs::File::open(path),
+        };
+        opened.map(Some).map_err(|error| Failure::plain(format!("cannot read {}: {error}", show::path(path))))
     }
 
     fn settings(&self) -> Settings {
@@ -100,11 +117,12 @@ impl Up {
         let mut told = false;
         let result = context.config(self.settings()).and_then(|config| {
             telemetry::start(&config);
+            let from = self.open_from()?;
             // A daemon that stands in a directory would keep its filesystem from being unmounted.
             std::env::set_current_dir("/").map_err(Failure::plain)?;
             // A parent that has gone is noticed when the volume is ready.
             let mut progress = |step| drop(control::write_progress(io::stdout(), step));
-            daemon::serve(&config, &mut progress, |ready| {
+            daemon::serve(&config, from, &mut progress, |ready| {
                 control::write_result(io::stdout(), Ok(serde_json::to_value(ready)?))?;
                 told = true;
                 // The parent has its answer; nothing that prints later may find a closed pipe.
@@ -133,7 +151,8 @@ fn already_up(context: &Context, status: &Status, wanted: &Name) -> Result<(), F
     Ok(())
 }
 
-fn start(context: &Context, store: &StoreDir) -> Result<Ready, Failure> {
+/// `with_input`: the daemon reads what comes to our standard input.
+fn start(context: &Context, store: &StoreDir, with_input: bool) -> Result<Ready, Failure> {
     let log_path = store.log_file();
     let unlogged = |error| Failure::plain(format!("cannot open the log file {}: {error}", show::path(&log_path)));
     let mut log = telemetry::open_log(&log_path).map_err(unlogged)?;
@@ -141,7 +160,8 @@ fn start(context: &Context, store: &StoreDir) -> Result<Ready, Failure> {
     let unstarted = |error| Failure::plain(format!("cannot start the daemon: {error}"));
     let mut command = Command::new(std::env::current_exe().map_err(unstarted)?);
     command.args(std::env::args_os().skip(1)).arg("--background");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    let input = if with_input { Stdio::inherit() } else { Stdio::null() };
+    command.stdin(input).stdout(Stdio::piped()).stderr(log);
     let mut child = command.spawn().map_err(unstarted)?;
 
     let broken = |_| {

@@ -1,6 +1,7 @@
 //! The side of the control socket that asks.
 
-use std::io::{self, Write as _};
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::answer::read_answer;
-use super::{Progress, Request, encode, with_short_path};
+use super::{Progress, Request, descriptor, encode, with_short_path};
 use crate::failure::{Failure, Kind};
 use crate::show;
 use crate::store_dir::StoreDir;
@@ -45,6 +46,16 @@ impl Client {
         request: &Request,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<T, Failure> {
+        self.call_with(request, None, progress)
+    }
+
+    /// The same for a request about a file: the daemon gets a copy of its descriptor.
+    pub fn call_with<T: DeserializeOwned>(
+        self,
+        request: &Request,
+        file: Option<BorrowedFd<'_>>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<T, Failure> {
         let broken = |error: io::Error| {
             let what = match error.kind() {
                 io::ErrorKind::WouldBlock => format!("has not answered for {} seconds", ANSWER_TIME_MAX.as_secs()),
@@ -55,7 +66,7 @@ impl Client {
         };
         let limit = (!request.is_long()).then_some(ANSWER_TIME_MAX);
         self.stream.set_read_timeout(limit).map_err(broken)?;
-        (&self.stream).write_all(&encode("request", request)).map_err(broken)?;
+        descriptor::send(&self.stream, &encode("request", request), file).map_err(broken)?;
         read_answer(&self.stream, progress, broken)
     }
 }

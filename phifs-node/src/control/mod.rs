@@ -6,11 +6,14 @@
 //! <- {"phifs":1,"reply":{"done":{..}}}                                            or {"failed":{..}}, then the end
 //! ```
 //!
+//! A request that names no file but needs one comes with its descriptor (SCM_RIGHTS), opened by the user who asks.
+//!
 //! One connection carries one request. Every line begins with the version; a line of another version is refused before
 //! anything else in it is looked at. The socket belongs to the store's owner, and the peer's user id is checked as well.
 
 mod answer;
 mod client;
+mod descriptor;
 mod server;
 
 use std::io;
@@ -22,6 +25,7 @@ use crate::show::Name;
 
 pub use answer::{read_answer, write_progress, write_result};
 pub use client::Client;
+pub use descriptor::Handed;
 pub use server::{Handler, Server};
 
 pub const VERSION: u32 = 1;
@@ -74,6 +78,14 @@ pub enum Request {
     /// Forgets the snapshots that no rule keeps: of all, of those with a label, of those taken by the schedule. Answered
     /// with a list of `report::Pruned`.
     SnapshotPrune { rules: String, label: Option<String>, scheduled: bool, dry_run: bool },
+    /// Writes a snapshot, or what it has beyond `since`, to the descriptor that comes along; `resume` goes on with what
+    /// is in that file. Answered with `report::Exported`.
+    SnapshotExport { name: String, since: Option<String>, resume: bool },
+    /// Takes a snapshot from the descriptor that comes along. `trust` is the beginning of the key of a node that is known
+    /// from now on, if it has signed. Answered with `report::Imported`.
+    SnapshotImport { name: Option<String>, trust: Option<String> },
+    /// Reads everything that a snapshot names. Answered with `report::Verified`.
+    SnapshotVerify { name: String },
     /// Answered with a list of `report::SettingValue`.
     VolumeGet { name: Option<String> },
     /// Answered with a list of `report::SettingValue`.
@@ -99,6 +111,7 @@ impl Request {
             Self::Gc | Self::Scrub | Self::Fsck { .. } | Self::Down { .. } => true,
             Self::BranchList => false,
             Self::SnapshotClone { .. } | Self::BranchMount { .. } | Self::BranchDelete { .. } => true,
+            Self::SnapshotExport { .. } | Self::SnapshotImport { .. } | Self::SnapshotVerify { .. } => true,
             Self::SnapshotDiff { .. } | Self::SnapshotRestore { .. } => true,
             Self::SnapshotPrune { .. } | Self::VolumeGet { .. } | Self::VolumeSet { .. } => false,
             Self::SnapshotCreate { .. } | Self::SnapshotShow { .. } | Self::Versions { .. } => true,

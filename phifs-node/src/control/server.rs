@@ -3,7 +3,8 @@
 //! Each connection has a thread, at most `CONNECTIONS_MAX` of them. A peer can cost one thread for `REQUEST_TIME_MAX`
 //! and one line of memory, no more; a panic while answering becomes a failure for the one who asked.
 
-use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,18 +15,24 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::answer::{write_progress, write_result};
-use super::{LineError, Progress, Request, decode, with_short_path};
+use super::{LineError, Progress, Request, decode, descriptor, with_short_path};
 use crate::failure::{Failure, Kind};
 
 const CONNECTIONS_MAX: usize = 32;
-const REQUEST_BYTES_MAX: u64 = 64 << 10;
+const REQUEST_BYTES_MAX: usize = 64 << 10;
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
 const ENDING_TIME_MAX: Duration = Duration::from_secs(2);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Answers one request; called from many threads at once.
 pub trait Handler: Send + Sync + 'static {
-    fn handle(&self, request: Request, progress: &mut dyn FnMut(Progress)) -> Result<serde_json::Value, Failure>;
+    /// `file` came along with the request.
+    fn handle(
+        &self,
+        request: Request,
+        file: Option<OwnedFd>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<serde_json::Value, Failure>;
 }
 
 /// Listens until dropped, which waits a moment for answers under way.
@@ -124,9 +131,8 @@ fn serve(stream: &UnixStream, full: bool, handler: &dyn Handler) -> io::Result<(
     if full {
         return failed(Failure::new(Kind::InUse, "too many control connections").hint("wait, then ask again"));
     }
-    let mut line = Vec::new();
-    BufReader::new(stream).take(REQUEST_BYTES_MAX).read_until(b'\n', &mut line)?;
-    if line.len() as u64 == REQUEST_BYTES_MAX {
+    let (line, file) = descriptor::receive_line(stream, REQUEST_BYTES_MAX)?;
+    if line.len() == REQUEST_BYTES_MAX {
         return failed(Failure::plain(format!("the request is longer than {REQUEST_BYTES_MAX} bytes")));
     }
     let request: Request = match decode("request", &line) {
@@ -148,24 +154,36 @@ fn serve(stream: &UnixStream, full: bool, handler: &dyn Handler) -> io::Result<(
             let _ = write_progress(stream, step);
         }
     };
-    let answer = catch_unwind(AssertUnwindSafe(|| handler.handle(request, &mut progress)));
+    let answer = catch_unwind(AssertUnwindSafe(|| handler.handle(request, file, &mut progress)));
     let internal = || Failure::plain("internal error").hint("look into the log file, and report it");
     write_result(stream, answer.unwrap_or_else(|_| Err(internal())))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::io::{Read as _, Write as _};
+    use std::os::fd::AsFd as _;
 
-    use super::super::Client;
+    use super::super::{Client, Handed};
     use super::*;
     use crate::store_dir::StoreDir;
 
     struct Echo;
 
     impl Handler for Echo {
-        fn handle(&self, request: Request, progress: &mut dyn FnMut(Progress)) -> Result<serde_json::Value, Failure> {
+        fn handle(
+            &self,
+            request: Request,
+            file: Option<OwnedFd>,
+            progress: &mut dyn FnMut(Progress),
+        ) -> Result<serde_json::Value, Failure> {
             match request {
+                Request::SnapshotImport { .. } => {
+                    let mut text = String::new();
+                    let mut file = Handed::new(file.expect("it came along"));
+                    file.read_to_string(&mut text).unwrap();
+                    Ok(text.into())
+                }
                 Request::Gc => {
                     for doing in ["marking", "sweeping"] {
                         progress(Progress::step(doing));
@@ -194,6 +212,20 @@ mod tests {
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
         String::from_utf8(answer).unwrap()
+    }
+
+    #[test]
+    fn a_request_brings_the_file_that_it_is_about() {
+        let (_dir, store, _server) = served();
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let said = std::thread::spawn(move || {
+            let request = Request::SnapshotImport { name: None, trust: None };
+            Client::connect(&store).unwrap().call_with::<String>(&request, Some(reader.as_fd()), &mut |_| {})
+        });
+        // The pipe's end comes only once nobody else has a copy of this side.
+        writer.write_all(b"through the daemon").unwrap();
+        drop(writer);
+        assert_eq!(said.join().unwrap().unwrap(), "through the daemon");
     }
 
     #[test]

@@ -27,7 +27,7 @@ impl Engine {
         let progress = Mutex::new(progress);
         let volume = self.volume.open_branch(name, &|step| (progress.lock())(describe(step))).map_err(explain)?;
         report_opening(volume.opening());
-        Ok(Self { disk: self.disk.clone(), volume })
+        Ok(Self { disk: self.disk.clone(), volume, closing: Default::default() })
     }
 
     /// Nobody may use what `open_branch` gave any more.

@@ -4,11 +4,13 @@
 mod branches;
 mod settings;
 mod snapshots;
+mod transfer;
 mod versions;
 
 pub use snapshots::name_of;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -57,6 +59,8 @@ pub struct Options {
 pub struct Engine {
     disk: Arc<dyn Disk>,
     volume: Arc<LocalVolume>,
+    /// No more long work.
+    closing: AtomicBool,
 }
 
 impl Engine {
@@ -88,7 +92,7 @@ impl Engine {
         let volume =
             LocalVolume::open(disk.clone(), index, env, &seed.0, volume_options, &tell).map_err(explain_open)?;
         report_opening(volume.opening());
-        Ok(Self { disk, volume: Arc::new(volume) })
+        Ok(Self { disk, volume: Arc::new(volume), closing: AtomicBool::new(false) })
     }
 
     pub fn volume(&self) -> Arc<dyn Volume> {
@@ -225,6 +229,7 @@ impl Engine {
     }
 
     pub fn stop_publishers(&self) {
+        self.closing.store(true, Ordering::Release);
         self.volume.stop_publishers();
     }
 
@@ -289,6 +294,9 @@ fn explain_open(error: OpenError) -> Failure {
     let hint = match error {
         OpenError::Journal(JournalError::DamagedMiddle { .. } | JournalError::Gone { .. }) => {
             "`phifs fsck --repair` gives up what is damaged and what was done after it; make a copy of the store first"
+        }
+        OpenError::Unfinished => {
+            "phifs up --from FILE goes on with it; to begin anew, remove the directory of the store"
         }
         OpenError::Superblock(SuperblockError::Newer(_))
         | OpenError::Journal(JournalError::Malformed(NewerVersion { .. }))

@@ -1,9 +1,9 @@
 //! Giving space back.
 //!
 //! Live is what the roots name that are kept: both copies of the superblock of each line of changes, its tables as they
-//! are now, and every snapshot. What is stored from the beginning of a collection on is live as well, so nobody has to
-//! wait for it: the state of now is a checkpoint made after that beginning, and whatever comes later consists of that and
-//! of what is new.
+//! are now, every snapshot, and what an export or import under way reads. What is stored from the beginning of a
+//! collection on is live as well, so nobody has to wait for it: the state of now is a checkpoint made after that
+//! beginning, and whatever comes later consists of that and of what is new.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -81,6 +81,8 @@ impl LocalVolume {
         }
         // After the states of the lines: a snapshot that is not there yet is one of a state that comes later.
         states.extend(self.roots_in_registry()?);
+        // After the registry: whatever is in use was there when that began.
+        states.extend(self.in_use.all());
         let mut marking = Marking { volume: self, mark, pages: HashSet::new(), live: 0, inodes: 0, progress };
         for roots in &states {
             marking.keep_state(roots)?;

@@ -21,10 +21,11 @@ use crate::volume::{Result, VolumeError};
 use super::LocalVolume;
 use super::files::inline_bytes;
 use super::history;
-use super::state::State;
 
 /// Rows looked at under one hold of the state's lock.
 const BATCH: usize = 1024;
+/// No path is followed further.
+const DEPTH_MAX: usize = 1 << 20;
 
 /// A file of which bytes are lost. Reading these gives EIO, reading others does not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -239,7 +240,7 @@ impl LocalVolume {
                 if children.all().iter().any(about) {
                     let dir = DirId(dot_of(&key[..Dot::LEN.min(key.len())])?);
                     let name = key.get(Dot::LEN + 8..).unwrap_or_default();
-                    let parent = dirs.entry(dir).or_insert_with(|| named_dir(&self.state.read(), dir));
+                    let parent = dirs.entry(dir).or_insert_with(|| named_dir(&*self.state.read(), dir));
                     rows.paths.push([parent.as_slice(), b"/", name].concat());
                 }
             }
@@ -285,34 +286,39 @@ impl LocalVolume {
 
     /// A path from the root to the inode, one of them if it has several names.
     pub fn path_of(&self, id: InodeId) -> Result<Vec<u8>> {
-        let state = self.state.read();
-        let dir = DirId(id.0);
-        if state.dir(dir)?.is_some() {
-            let path = path_of_dir(&state, dir)?;
-            return Ok(if path.is_empty() { b"/".to_vec() } else { path });
-        }
-        let link = crate::namespace::derive::links_of(&*state, id)?.into_iter().next();
-        let row = link.map(|link| state.link(link)).transpose()?.flatten();
-        let Some(place) = row.as_ref().and_then(|row| row.place()) else {
-            return Ok(format!("(unlinked inode {})", id.0).into_bytes());
-        };
-        Ok([&path_of_dir(&state, place.parent)?, b"/".as_slice(), &place.name].concat())
+        path_in(&*self.state.read(), id)
     }
 }
 
+/// A path from the root to an inode of any state.
+pub(super) fn path_in<T: Tables>(tables: &T, id: InodeId) -> Result<Vec<u8>> {
+    let dir = DirId(id.0);
+    if tables.dir(dir)?.is_some() {
+        let path = path_of_dir(tables, dir)?;
+        return Ok(if path.is_empty() { b"/".to_vec() } else { path });
+    }
+    let link = crate::namespace::derive::links_of(tables, id)?.into_iter().next();
+    let row = link.map(|link| tables.link(link)).transpose()?.flatten();
+    let Some(place) = row.as_ref().and_then(|row| row.place()) else {
+        return Ok(format!("(unlinked inode {})", id.0).into_bytes());
+    };
+    Ok([&path_of_dir(tables, place.parent)?, b"/".as_slice(), &place.name].concat())
+}
+
 /// Empty for the root.
-fn path_of_dir(state: &State, mut dir: DirId) -> Result<Vec<u8>> {
+fn path_of_dir<T: Tables>(tables: &T, mut dir: DirId) -> Result<Vec<u8>> {
     let mut names = Vec::new();
     while dir != DirId::ROOT {
-        let row = state.dir(dir)?.ok_or(VolumeError::Stale)?;
+        // A snapshot from elsewhere may have a cycle.
+        let row = tables.dir(dir)?.filter(|_| names.len() < DEPTH_MAX).ok_or(VolumeError::Stale)?;
         names.push(row.name);
         dir = row.parent;
     }
     Ok(names.iter().rev().flat_map(|name| [b"/", name.as_slice()].concat()).collect())
 }
 
-fn named_dir(state: &State, dir: DirId) -> Vec<u8> {
-    path_of_dir(state, dir).unwrap_or_else(|_| format!("(directory {})", dir.0).into_bytes())
+pub(super) fn named_dir<T: Tables>(tables: &T, dir: DirId) -> Vec<u8> {
+    path_of_dir(tables, dir).unwrap_or_else(|_| format!("(directory {})", dir.0).into_bytes())
 }
 
 fn gaps_of(broken: &[Gaps], table: Table) -> &[Gap] {

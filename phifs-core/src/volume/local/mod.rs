@@ -15,6 +15,9 @@
 //! | `snapshots` | named snapshots: taken, sealed, deleted |
 //! | `settings` | what is set for the volume |
 //! | `restore` | putting back what a snapshot holds |
+//! | `transfer` | snapshots that go out and come in as a stream |
+//! | `bootstrap` | a new store out of such a stream |
+//! | `verify` | whether all of a snapshot is there and sound |
 //! | `check`, `lost` | scrub and fsck; which files a lost glyph takes with it |
 //! | `ballast` | room for making room on a full disk |
 //! | `history` | superseded versions of files |
@@ -51,6 +54,7 @@ use crate::volume::{
 mod acl;
 mod attrs;
 mod ballast;
+mod bootstrap;
 mod branches;
 mod cached;
 mod check;
@@ -70,7 +74,9 @@ mod settings;
 mod snapshots;
 mod staged;
 mod state;
+mod transfer;
 mod upkeep;
+mod verify;
 
 pub use branches::BranchError;
 pub use check::{CheckReport, Problem};
@@ -81,7 +87,9 @@ pub use recover::{OpenError, Opening, Progress};
 pub use restore::Restored;
 pub use settings::SettingError;
 pub use snapshots::{SnapshotError, candidates};
+pub use transfer::{Exported, ImportOptions, Imported, OutFile, Sink, Tell, TransferError};
 pub use upkeep::{RecentOp, Status};
+pub use verify::Verification;
 
 use ballast::Ballast;
 use branches::Branches;
@@ -90,6 +98,7 @@ use files::{FileCell, OpenFile};
 use reserved::Reserved;
 use staged::StagingPool;
 use state::State;
+use transfer::InUse;
 use upkeep::{Cache, Checkpoints};
 
 /// What may differ from one volume to the next.
@@ -186,6 +195,8 @@ pub struct LocalVolume {
     housekeeping: Mutex<()>,
     /// The last checkpoint; held while the next one is made.
     checkpoint: Mutex<Checkpoints>,
+    /// States that exports and imports read.
+    in_use: InUse,
     state: RwLock<State>,
     files: Mutex<HashMap<InodeId, Arc<FileCell>>>,
     handles: RwLock<HashMap<u64, Arc<OpenFile>>>,

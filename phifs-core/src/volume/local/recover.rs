@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::causal::VersionVector;
@@ -41,8 +42,13 @@ use super::files::FileCell;
 use super::records::{Base, Delta, Records, Staged, base_inode, delta_number, delta_prefix};
 use super::staged::{MEMORY_BYTES_MAX, Place, Staging, StagingPool};
 use super::state::{Known, RECORD_TRANSACTION, State, local_key};
+use super::transfer::InUse;
 use super::upkeep::{Cache, Checkpoint, Checkpoints, Counters};
 use super::{LocalVolume, Options, TABLES, names};
+
+/// What the superblock holds instead of a checkpoint while a store is made out of an export. It begins with a version that
+/// no checkpoint has.
+pub(super) const UNFINISHED: [u8; 11] = *b"\0unfinished";
 
 /// The journal keeps what two checkpoints cover, and grows while one is made. (One MiB each.)
 const JOURNAL_SEGMENTS_MAX: u32 = 128;
@@ -59,6 +65,9 @@ pub enum OpenError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// A store that is being made out of an export; that was interrupted.
+    #[error("the store is not finished: it was being made out of an exported snapshot")]
+    Unfinished,
     #[error("the disk failed while {doing}: {source}")]
     Disk { doing: &'static str, source: std::io::Error },
 }
@@ -230,6 +239,7 @@ impl LocalVolume {
             superblock: Mutex::new(superblock),
             sealing: Mutex::new(()),
             sealing_snapshots: Mutex::new(()),
+            in_use: InUse::default(),
             seal_wanted: Mutex::new(true),
             seal_asked: Condvar::new(),
             housekeeping: Mutex::new(()),
@@ -428,25 +438,15 @@ fn open_superblock(
     key: &NodeKey,
     opened: &mut Opening,
 ) -> Result<(Superblock, Checkpoint), OpenError> {
-    let names = disk.list().map_err(|source| OpenError::Disk { doing: "listing the store", source })?;
-    let others = names.iter().any(|name| *name != FileName::Superblock);
-    match Superblock::open(disk) {
-        Ok((superblock, payload)) => {
-            let checkpoint = Checkpoint::decode(&mut Reader::new(&payload))
-                .map_err(|source| StoreError::Malformed { what: "the superblock".into(), source })?;
-            return Ok((superblock, checkpoint));
+    if let Some((superblock, payload)) = find_superblock(disk)? {
+        if payload[..] == UNFINISHED {
+            return Err(OpenError::Unfinished);
         }
-        Err(SuperblockError::Missing) if !others => {}
-        // The making of the store was interrupted before anything else was in it.
-        Err(SuperblockError::Damaged(..)) if !others => {
-            disk.remove(FileName::Superblock)
-                .map_err(|source| OpenError::Disk { doing: "removing a half-made superblock", source })?;
-        }
-        Err(e) => return Err(e.into()),
+        let checkpoint = Checkpoint::decode(&mut Reader::new(&payload))
+            .map_err(|source| StoreError::Malformed { what: "the superblock".into(), source })?;
+        return Ok((superblock, checkpoint));
     }
     opened.created = true;
-    let mut store_id = [0; 16];
-    store_id.copy_from_slice(&env.random()[..16]);
     let checkpoint = Checkpoint {
         context: VersionVector::new(),
         hlc: Hlc::default(),
@@ -455,8 +455,31 @@ fn open_superblock(
         lsn: Lsn::default(),
         roots: Roots::default(),
     };
-    let superblock = Superblock::create(disk, StoreId(store_id), &checkpoint.encode())?;
+    let superblock = Superblock::create(disk, new_store_id(env), &checkpoint.encode())?;
     Ok((superblock, checkpoint))
+}
+
+/// The superblock of the store; nothing if the disk is empty.
+pub(super) fn find_superblock(disk: &dyn Disk) -> Result<Option<(Superblock, Bytes)>, OpenError> {
+    let names = disk.list().map_err(|source| OpenError::Disk { doing: "listing the store", source })?;
+    let others = names.iter().any(|name| *name != FileName::Superblock);
+    match Superblock::open(disk) {
+        Ok(found) => Ok(Some(found)),
+        Err(SuperblockError::Missing) if !others => Ok(None),
+        // The making of the store was interrupted before anything else was in it.
+        Err(SuperblockError::Damaged(..)) if !others => {
+            disk.remove(FileName::Superblock)
+                .map_err(|source| OpenError::Disk { doing: "removing a half-made superblock", source })?;
+            Ok(None)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+pub(super) fn new_store_id(env: &dyn Env) -> StoreId {
+    let mut store_id = [0; 16];
+    store_id.copy_from_slice(&env.random()[..16]);
+    StoreId(store_id)
 }
 
 pub(super) fn new_author(env: &dyn Env, key: &NodeKey) -> Author {

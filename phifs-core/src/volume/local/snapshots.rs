@@ -349,7 +349,7 @@ impl LocalVolume {
     }
 
     /// To be called after each change of the list of snapshots: tells those who have something to do with it.
-    fn snapshots_changed(&self) {
+    pub(super) fn snapshots_changed(&self) {
         self.leave_deleted_snapshots();
         *self.seal_wanted.lock() = true;
         self.seal_asked.notify_all();

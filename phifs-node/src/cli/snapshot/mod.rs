@@ -4,10 +4,13 @@ mod clone;
 mod create;
 mod delete;
 mod diff;
+mod export;
+mod import;
 mod list;
 mod prune;
 mod restore;
 mod show;
+mod verify;
 
 use clap::Subcommand;
 
@@ -38,6 +41,9 @@ enum Command {
     Restore(restore::Restore),
     Prune(prune::Prune),
     Delete(delete::Delete),
+    Export(export::Export),
+    Import(import::Import),
+    Verify(verify::Verify),
 }
 
 impl Snapshot {
@@ -51,6 +57,9 @@ impl Snapshot {
             Command::Restore(command) => command.run(context),
             Command::Prune(command) => command.run(context),
             Command::Delete(command) => command.run(context),
+            Command::Export(command) => command.run(context),
+            Command::Import(command) => command.run(context),
+            Command::Verify(command) => command.run(context),
         }
     }
 }

@@ -1,0 +1,120 @@
+//! Glyphs as they lie in packs, to be carried from one store to another without compressing them anew.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::glyphs::GlyphStore;
+use super::record::{self, Codec, GLYPH_BYTES_MAX, Header, Record};
+use super::room::Purpose;
+use super::{GlyphKind, GlyphSource, StoreError};
+use crate::codec::DecodeError;
+use crate::id::GlyphId;
+
+/// A glyph in the form in which it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredGlyph {
+    header: Header,
+    bytes: Bytes,
+}
+
+impl StoredGlyph {
+    /// Bytes that somebody calls this glyph. `kind` and `codec` are as `tags` gives them.
+    ///
+    /// # Errors
+    /// There are no such glyphs. Whether it is the one of this id only `plain` finds out.
+    pub fn new(
+        (kind, codec): (u8, u8),
+        id: GlyphId,
+        plain_bytes: u32,
+        bytes: Bytes,
+    ) -> Result<Self, DecodeError> {
+        let unknown = |what, value| DecodeError::Unknown { what, value: u64::from(value) };
+        let kind = GlyphKind::from_tag(kind).ok_or(unknown("the kind of a glyph", kind))?;
+        let codec = Codec::from_tag(codec).ok_or(unknown("the codec of a glyph", codec))?;
+        Self::check_lengths(plain_bytes, bytes.len() as u64)?;
+        let (stored_bytes, stored_crc) = (bytes.len() as u32, crc32c::crc32c(&bytes));
+        Ok(Self { header: Header { kind, codec, plain_bytes, stored_bytes, id, stored_crc }, bytes })
+    }
+
+    /// Checks what a header claims before anything is read or reserved for it.
+    pub fn check_lengths(plain_bytes: u32, stored_bytes: u64) -> Result<(), DecodeError> {
+        let is_sane = plain_bytes as usize <= GLYPH_BYTES_MAX && stored_bytes <= u64::from(plain_bytes);
+        if is_sane { Ok(()) } else { Err(DecodeError::NotCanonical("the length of a glyph")) }
+    }
+
+    pub fn kind(&self) -> GlyphKind {
+        self.header.kind
+    }
+
+    pub fn id(&self) -> GlyphId {
+        self.header.id
+    }
+
+    /// Kind and codec as numbers.
+    pub fn tags(&self) -> (u8, u8) {
+        (self.header.kind.tag(), self.header.codec.tag())
+    }
+
+    pub fn plain_bytes(&self) -> u32 {
+        self.header.plain_bytes
+    }
+
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The plain bytes, or `None` if they do not hash to the id.
+    pub fn plain(&self) -> Option<Bytes> {
+        self.header.plain(self.bytes.clone())
+    }
+}
+
+impl GlyphStore {
+    /// Reads a glyph as it is stored. Its plain bytes were verified.
+    pub fn read_stored(&self, kind: GlyphKind, id: &GlyphId) -> Result<StoredGlyph, StoreError> {
+        if self.lane(kind).quarantined(id).is_none()
+            && let Some((location, pack)) = self.locate(kind, id)
+            && let Ok((header, bytes)) = self.stored(&pack, location, id)
+        {
+            let glyph = StoredGlyph { header, bytes: bytes.into() };
+            if glyph.plain().is_some() {
+                return Ok(glyph);
+            }
+        }
+        // Another copy, or a good reason why there is none.
+        let plain = self.read(kind, id)?;
+        let Record { header, stored } = record::encode(kind, *id, &plain, self.data_level.load(Ordering::Relaxed));
+        Ok(StoredGlyph { header, bytes: stored.into_owned().into() })
+    }
+
+    /// Stores a glyph as it is, unless it is there. Says whether it was new.
+    ///
+    /// # Errors
+    /// `Malformed` if the bytes are not those of the id.
+    pub fn write_stored(&self, glyph: &StoredGlyph) -> Result<bool, StoreError> {
+        self.shared.check_writable()?;
+        let StoredGlyph { header, bytes } = glyph;
+        let (kind, id) = (header.kind, header.id);
+        if glyph.plain().is_none() {
+            let source = DecodeError::NotCanonical("the bytes of a glyph");
+            return Err(StoreError::Malformed { what: format!("glyph {id}"), source });
+        }
+        if self.pin_stored(kind, &id) {
+            return Ok(false);
+        }
+        let lane = self.lane(kind);
+        let record = Record { header: *header, stored: bytes[..].into() };
+        // Nodes leave the reserve alone here, too: nobody needs them to get out of a full disk.
+        lane.append(&self.shared, &record, Purpose::Data, lane.place(&id))?;
+        Ok(true)
+    }
+
+    /// Whether a glyph is there. If it is, it is treated from now on as if it had just been put.
+    pub(super) fn pin_stored(&self, kind: GlyphKind, id: &GlyphId) -> bool {
+        let _gate = self.gate.read();
+        self.pins.pin(kind, id);
+        // A glyph whose place cannot be read is as good as absent: it is stored again.
+        self.contains(kind, id).unwrap_or(false)
+    }
+}

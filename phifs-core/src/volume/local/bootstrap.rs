@@ -1,0 +1,145 @@
+//! A new store out of an exported snapshot: its live state is that of the snapshot, which is there as well.
+//!
+//! Until everything is in it, the superblock says that the store is not finished. Such a store does not open; it can be
+//! gone on with, from the same export or another one, and what was stored by then is found.
+
+use std::io::{BufReader, Read};
+use std::sync::Arc;
+
+use crate::disk::Disk;
+use crate::id::{DirId, InodeId};
+use crate::identity::NodeKey;
+use crate::merkle::NodeCache;
+use crate::meta::superblock::Superblock;
+use crate::meta::{Frozen, Lsn, Meta};
+use crate::namespace::derive;
+use crate::namespace::row::InodeRow;
+use crate::namespace::tables::{Rows as _, TablesMut as _, malformed};
+use crate::namespace::{Table, view};
+use crate::registry::{Entry, Key};
+use crate::snapshot::Record;
+use crate::snapshot::stream::{Header, Reader};
+use crate::snapshot::transfer;
+use crate::store::{GlyphIndex, GlyphKind, GlyphSink as _, GlyphStore, StoreError, StoreOptions};
+use crate::time::Env;
+
+use super::recover::{OpenError, UNFINISHED, find_superblock, new_author, new_store_id};
+use super::snapshots::head_key;
+use super::state::{State, local_key};
+use super::transfer::{Imported, Result, Tell, TransferError, entries, go_on};
+use super::upkeep::Checkpoint;
+use super::{LocalVolume, Options, TABLES};
+
+/// How far ahead of this machine's clock a snapshot may be.
+const AHEAD_SECS_MAX: u64 = 60;
+
+impl LocalVolume {
+    /// Makes a store on an empty disk out of a full export, ready to be opened.
+    pub fn bootstrap(
+        disk: Arc<dyn Disk>,
+        index: Arc<dyn GlyphIndex>,
+        env: &dyn Env,
+        key_seed: &[u8; 32],
+        options: &Options,
+        input: impl Read,
+        progress: Tell<'_>,
+    ) -> Result<Imported> {
+        let key = NodeKey::from_seed(key_seed);
+        let found = find_superblock(&*disk)?;
+        if found.as_ref().is_some_and(|(_, payload)| payload[..] != UNFINISHED) {
+            return Err(TransferError::HasVolume);
+        }
+        let (Header { sealed, base }, mut reader) = Reader::open(BufReader::with_capacity(1 << 20, input))?;
+        if let Some(base) = base {
+            return Err(TransferError::MissingBase(base));
+        }
+        let record = &sealed.record;
+        let ahead_secs = (record.theta.hlc.millis().saturating_sub(env.now().millis())) / 1000;
+        if ahead_secs > AHEAD_SECS_MAX {
+            return Err(TransferError::ClockAhead(ahead_secs));
+        }
+        let mut superblock = match found {
+            Some((superblock, _)) => superblock,
+            None => Superblock::create(&*disk, new_store_id(env), &UNFINISHED).map_err(OpenError::from)?,
+        };
+
+        let store_options =
+            StoreOptions { reserve_bytes: options.reserve_bytes, ..StoreOptions::new(superblock.store().0) };
+        let (store, _) = GlyphStore::open(disk, index, &store_options, &|_| {})?;
+        let store = Arc::new(store);
+        let nodes = Arc::new(NodeCache::new(store.clone(), options.node_cache_bytes));
+        let after = Frozen::new(nodes.clone(), record.roots.clone());
+        let received = transfer::import(&store, record, None, &after, &mut reader, &mut |bytes| go_on(progress, bytes))?;
+        check_derived(&after)?;
+
+        let meta = Meta::open(nodes, &TABLES, record.roots.clone())
+            .map_err(|source| StoreError::Malformed { what: "the record of the snapshot".into(), source })?;
+        let author = new_author(env, &key);
+        let mut state = State::new(meta, record.context.clone(), record.theta.hlc, author);
+        settle_in(&mut state, record)?;
+        let name = record.label.clone();
+        // As if the exporter had said so at that moment: nothing that is said of them later is older.
+        let by = record.author.id();
+        let mut known = entries(&name, &sealed);
+        known.push((Key::Volume, Some(record.volume.to_vec())));
+        known.push((Key::Node(record.author.node), Some(Vec::new())));
+        for (key, value) in known {
+            let entry = Entry { hlc: record.theta.hlc, author: by, value };
+            state.put(Table::Registry, &key.encode(), &entry.encode());
+        }
+        state.put(Table::Local, &head_key(None), &sealed.id().0);
+
+        let job = state.meta.freeze().expect("there are changes");
+        let done = job.run(&mut |node| store.write(GlyphKind::Node, node)).map_err(StoreError::from)?;
+        store.sync()?;
+        store.flush_index();
+        let checkpoint = Checkpoint {
+            context: record.context.clone(),
+            hlc: record.theta.hlc,
+            author,
+            clean: true,
+            lsn: Lsn::default(),
+            roots: done.roots().clone(),
+        };
+        // In both copies: one that still said otherwise could be what is found after damage.
+        for _ in 0..2 {
+            superblock.write(&checkpoint.encode()).map_err(OpenError::from)?;
+        }
+        Ok(Imported { name, id: sealed.id(), was_here: false, received })
+    }
+}
+
+/// Names and directories follow from the rest, or the live state would contradict itself.
+fn check_derived(tables: &Frozen) -> std::result::Result<(), StoreError> {
+    let differences = derive::differences(&derive::kept(tables)?, &derive::recompute(tables)?);
+    match differences.first() {
+        None => Ok(()),
+        Some(row) => {
+            let source = crate::codec::DecodeError::NotCanonical("a derived row");
+            Err(StoreError::Malformed { what: format!("the snapshot at {row}"), source })
+        }
+    }
+}
+
+/// Local rows of a volume that begins with this state: its authors, our own included, and the inodes that have no names
+/// (somebody had them open, or a snapshot knows them) for the collection to look at.
+fn settle_in(state: &mut State, record: &Record) -> std::result::Result<(), StoreError> {
+    let mut met = state.meet(&record.authors);
+    met.extend(state.become_author(state.author));
+    for (key, value) in met {
+        state.put(Table::Local, &key, &value.unwrap_or_default());
+    }
+    let mut nameless = Vec::new();
+    for (key, row) in state.with_prefix(Table::Inodes, &[])? {
+        let id = InodeId(derive::dot_of(&key)?);
+        let row = InodeRow::decode(id.0, &row).map_err(|e| malformed("inode", &key, e))?;
+        let is_dir_shown = state.dir(DirId(id.0))?.is_some_and(|row| row.shown);
+        if !is_dir_shown && view::nlink(&*state, id, row.kind())? == 0 {
+            nameless.push(key);
+        }
+    }
+    for key in nameless {
+        state.put(Table::Local, &local_key(b'g', &key), &[]);
+    }
+    Ok(())
+}
