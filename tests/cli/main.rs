@@ -3,6 +3,7 @@
 mod disks;
 mod hosts;
 mod privileges;
+mod transfer;
 mod user;
 
 use std::ffi::OsStr;

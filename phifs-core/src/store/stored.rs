@@ -23,12 +23,7 @@ impl StoredGlyph {
     ///
     /// # Errors
     /// There are no such glyphs. Whether it is the one of this id only `plain` finds out.
-    pub fn new(
-        (kind, codec): (u8, u8),
-        id: GlyphId,
-        plain_bytes: u32,
-        bytes: Bytes,
-    ) -> Result<Self, DecodeError> {
+    pub fn new((kind, codec): (u8, u8), id: GlyphId, plain_bytes: u32, bytes: Bytes) -> Result<Self, DecodeError> {
         let unknown = |what, value| DecodeError::Unknown { what, value: u64::from(value) };
         let kind = GlyphKind::from_tag(kind).ok_or(unknown("the kind of a glyph", kind))?;
         let codec = Codec::from_tag(codec).ok_or(unknown("the codec of a glyph", codec))?;

@@ -69,7 +69,8 @@ impl LocalVolume {
         let store = Arc::new(store);
         let nodes = Arc::new(NodeCache::new(store.clone(), options.node_cache_bytes));
         let after = Frozen::new(nodes.clone(), record.roots.clone());
-        let received = transfer::import(&store, record, None, &after, &mut reader, &mut |bytes| go_on(progress, bytes))?;
+        let received =
+            transfer::import(&store, record, None, &after, &mut reader, &mut |bytes| go_on(progress, bytes))?;
         check_derived(&after)?;
 
         let meta = Meta::open(nodes, &TABLES, record.roots.clone())

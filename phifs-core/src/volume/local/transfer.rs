@@ -223,12 +223,7 @@ impl LocalVolume {
     /// # Errors
     /// The volume is as before, but for glyphs that nothing names and the next collection takes. Until then, another try
     /// finds them here.
-    pub fn import_snapshot(
-        &self,
-        input: impl Read,
-        options: &ImportOptions,
-        progress: Tell<'_>,
-    ) -> Result<Imported> {
+    pub fn import_snapshot(&self, input: impl Read, options: &ImportOptions, progress: Tell<'_>) -> Result<Imported> {
         let (header, mut reader) = Reader::open(BufReader::with_capacity(BUFFER_BYTES, input))?;
         let Header { sealed, base } = &header;
         let (record, id) = (&sealed.record, sealed.id());
@@ -333,10 +328,7 @@ pub(super) fn entries(name: &str, sealed: &SealedRecord) -> Vec<(Key, Option<Vec
     let Record { roots, context, theta, .. } = record;
     let cut = Cut { roots: roots.clone(), context: context.clone(), hlc: theta.hlc, time: theta.time };
     let snapshot = NamedSnapshot { cut, id: Some(sealed.id()), scheduled: false, labels: Vec::new() };
-    vec![
-        (Key::Record(sealed.id()), Some(sealed.encode())),
-        (Key::Snapshot(name.into()), Some(snapshot.encode())),
-    ]
+    vec![(Key::Record(sealed.id()), Some(sealed.encode())), (Key::Snapshot(name.into()), Some(snapshot.encode()))]
 }
 
 fn sealed_entry(state: &State, id: S8Id) -> Result<Option<SealedRecord>> {

@@ -13,10 +13,10 @@ use crate::content::reader::ContentReader;
 use crate::id::{DirId, Dot, GlyphId, InodeId, S8Id};
 use crate::merkle::{self, Gap, MapError, Node, NodeSource};
 use crate::meta::{Frozen, TableId};
+use crate::namespace::Table;
 use crate::namespace::derive::{self, Child, Children, dot_of};
 use crate::namespace::row::InodeRow;
 use crate::namespace::tables::{DERIVED, REPLICATED, Rows, malformed};
-use crate::namespace::Table;
 use crate::snapshot::{rows, tree};
 use crate::store::{GlyphKind, GlyphSource, GlyphStore, StoreError};
 use crate::volume::Result as VolumeResult;
@@ -68,15 +68,8 @@ impl LocalVolume {
             REPLICATED.into_iter().chain(DERIVED).map(survey).filter(|gaps| !gaps.gaps.is_empty()).collect();
         let (nodes, node_bytes) = (on_disk.nodes.into_inner(), on_disk.bytes.into_inner());
 
-        let mut check = Check {
-            volume: self,
-            tables,
-            broken,
-            glyphs: nodes,
-            bytes: node_bytes,
-            problems: Vec::new(),
-            progress,
-        };
+        let mut check =
+            Check { volume: self, tables, broken, glyphs: nodes, bytes: node_bytes, problems: Vec::new(), progress };
         check.lost_rows()?;
         check.bytes_of_files()?;
         let mut tree_root = None;
@@ -93,12 +86,8 @@ impl LocalVolume {
                 tree_root = Some(tree::tree_root(&check.tables)?);
             }
         }
-        let report = CheckReport {
-            glyphs: check.glyphs,
-            bytes: check.bytes,
-            problems: check.problems,
-            unused: Vec::new(),
-        };
+        let report =
+            CheckReport { glyphs: check.glyphs, bytes: check.bytes, problems: check.problems, unused: Vec::new() };
         Ok(Verification { name, id: sealed.id(), tree_root, report })
     }
 

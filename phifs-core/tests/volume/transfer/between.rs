@@ -77,6 +77,12 @@ fn increments_carry_what_changed_and_go_back_and_forth() {
     }
     old.volume.import_snapshot(&answer[..], &trusting(&digits), &GO_ON).unwrap();
     assert_eq!(old.verified("third"), new.verified("third"));
+    // Its author was never seen here, and a branch can begin with it all the same.
+    old.volume.clone_snapshot("third", "theirs").unwrap();
+    let branch = old.volume.open_branch("theirs", &|_| {}).unwrap();
+    assert_eq!(read_tree(&branch).unwrap(), read_tree(&new.volume).unwrap());
+    drop(branch);
+    old.volume.close_branch("theirs").unwrap();
     new.write(Ino::ROOT, b"inline", b"said again");
     new.snapshot("fourth");
     old.import(&new.export("fourth", Some("third"))).expect("the node is known from now on");
@@ -86,7 +92,7 @@ fn increments_carry_what_changed_and_go_back_and_forth() {
     }
     let (old, new) = (old.crashed(), new.crashed());
     for name in ["first", "second", "third", "fourth"] {
-    assert_eq!(old.verified(name), new.verified(name));
+        assert_eq!(old.verified(name), new.verified(name));
     }
 }
 
@@ -185,4 +191,3 @@ fn damage_is_found_with_its_paths_and_an_import_mends_it() {
     assert!(mended.was_here && mended.received.new_glyphs == 1, "{mended:?}");
     assert_eq!(new.verified("second"), old.verified("second"));
 }
-

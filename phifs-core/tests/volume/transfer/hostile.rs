@@ -132,7 +132,6 @@ fn records_that_claim_too_much_or_too_little_are_refused() {
     assert!(matches!(refused, Err(TransferError::ClockAhead(_))));
 }
 
-
 /// Whatever it is, it is refused or taken; if taken, the volume can be used. Says which.
 fn survives(stream: &[u8]) -> bool {
     let (disk, env) = (MemDisk::new(), TestEnv::new(80));

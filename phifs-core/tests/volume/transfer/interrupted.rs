@@ -253,4 +253,3 @@ fn power_loss_at_any_change_of_a_beginning_leaves_a_store_that_can_be_gone_on_wi
         }
     }
 }
-

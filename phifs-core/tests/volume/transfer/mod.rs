@@ -175,4 +175,3 @@ fn forge(stream: &[u8], change: impl FnOnce(&mut Header, &mut Vec<StoredGlyph>))
     glyphs.iter().for_each(|glyph| writer.put(glyph).unwrap());
     writer.finish().unwrap()
 }
-
