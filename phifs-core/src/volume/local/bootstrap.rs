@@ -4,6 +4,7 @@
 //! gone on with, from the same export or another one, and what was stored by then is found.
 
 use std::io::{BufReader, Read};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::disk::Disk;
@@ -15,8 +16,8 @@ use crate::meta::{Frozen, Lsn, Meta};
 use crate::namespace::derive;
 use crate::namespace::row::InodeRow;
 use crate::namespace::tables::{Rows as _, TablesMut as _, malformed};
-use crate::namespace::{Table, view};
-use crate::registry::{Entry, Key};
+use crate::namespace::{Table, Tables as _, view};
+use crate::registry::{Entry, Key, check_name};
 use crate::snapshot::Record;
 use crate::snapshot::stream::{Header, Reader};
 use crate::snapshot::transfer;
@@ -24,7 +25,7 @@ use crate::store::{GlyphIndex, GlyphKind, GlyphSink as _, GlyphStore, StoreError
 use crate::time::Env;
 
 use super::recover::{OpenError, UNFINISHED, find_superblock, new_author, new_store_id};
-use super::snapshots::head_key;
+use super::snapshots::{SnapshotError, head_key};
 use super::state::{State, local_key};
 use super::transfer::{Imported, Result, Tell, TransferError, entries, go_on};
 use super::upkeep::Checkpoint;
@@ -54,6 +55,8 @@ impl LocalVolume {
             return Err(TransferError::MissingBase(base));
         }
         let record = &sealed.record;
+        let name = record.label.clone();
+        check_name(&name).map_err(|why| SnapshotError::BadName(name.clone(), why))?;
         let ahead_secs = (record.theta.hlc.millis().saturating_sub(env.now().millis())) / 1000;
         if ahead_secs > AHEAD_SECS_MAX {
             return Err(TransferError::ClockAhead(ahead_secs));
@@ -78,7 +81,6 @@ impl LocalVolume {
         let author = new_author(env, &key);
         let mut state = State::new(meta, record.context.clone(), record.theta.hlc, author);
         settle_in(&mut state, record)?;
-        let name = record.label.clone();
         // As if the exporter had said so at that moment: nothing that is said of them later is older.
         let by = record.author.id();
         let mut known = entries(&name, &sealed);
@@ -131,16 +133,25 @@ fn settle_in(state: &mut State, record: &Record) -> std::result::Result<(), Stor
         state.put(Table::Local, &key, &value.unwrap_or_default());
     }
     let mut nameless = Vec::new();
-    for (key, row) in state.with_prefix(Table::Inodes, &[])? {
-        let id = InodeId(derive::dot_of(&key)?);
-        let row = InodeRow::decode(id.0, &row).map_err(|e| malformed("inode", &key, e))?;
-        let is_dir_shown = state.dir(DirId(id.0))?.is_some_and(|row| row.shown);
-        if !is_dir_shown && view::nlink(&*state, id, row.kind())? == 0 {
-            nameless.push(key);
+    let mut outcome = Ok(());
+    state.scan(Table::Inodes, &[], &mut |key, row| {
+        match has_name(state, key, row) {
+            Ok(true) => {}
+            Ok(false) => nameless.push(key.to_vec()),
+            Err(error) => outcome = Err(error),
         }
-    }
+        if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    outcome?;
     for key in nameless {
         state.put(Table::Local, &local_key(b'g', &key), &[]);
     }
     Ok(())
+}
+
+fn has_name(state: &State, key: &[u8], row: &[u8]) -> std::result::Result<bool, StoreError> {
+    let id = InodeId(derive::dot_of(key)?);
+    let row = InodeRow::decode(id.0, row).map_err(|e| malformed("inode", key, e))?;
+    let is_dir_shown = state.dir(DirId(id.0))?.is_some_and(|row| row.shown);
+    Ok(is_dir_shown || view::nlink(state, id, row.kind())? > 0)
 }

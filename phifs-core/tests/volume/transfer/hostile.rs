@@ -11,9 +11,9 @@ use phifs_core::merkle::{self, NodeCache, Root, Shape};
 use phifs_core::meta::{Frozen, TableId};
 use phifs_core::snapshot::stream::{Frame, Header, Reader, StreamError, Writer};
 use phifs_core::snapshot::{Record, SealedRecord, transfer};
-use phifs_core::store::{GlyphKind, GlyphSink as _, GlyphStore, MemIndex, StoreOptions};
+use phifs_core::store::{GlyphKind, GlyphSink as _, GlyphStore, MemIndex, StoreOptions, StoredGlyph};
 use phifs_core::time::Hlc;
-use phifs_core::volume::local::{OpenError, TransferError};
+use phifs_core::volume::local::{OpenError, SnapshotError, TransferError};
 use proptest::prelude::*;
 
 use super::golden::FULL;
@@ -77,6 +77,18 @@ fn frames_that_are_moved_left_out_or_added_are_refused() {
     };
     assert!(count > 12, "{count}");
     for at in 0..count - 1 {
+        // Bytes that are not those of the name that they carry.
+        refused(&forge(&increment, |_, glyphs| {
+            let (glyph, other) = (&glyphs[at], &glyphs[at + 1]);
+            let bytes = other.bytes().clone();
+            glyphs[at] = StoredGlyph::new(other.tags(), glyph.id(), other.plain_bytes(), bytes).unwrap();
+        }));
+        refused(&forge(&increment, |_, glyphs| {
+            let glyph = &glyphs[at];
+            let mut bytes = glyph.bytes().to_vec();
+            *bytes.last_mut().unwrap() ^= 1;
+            glyphs[at] = StoredGlyph::new(glyph.tags(), glyph.id(), glyph.plain_bytes(), bytes.into()).unwrap();
+        }));
         refused(&forge(&increment, |_, glyphs| glyphs.swap(at, at + 1)));
         refused(&forge(&increment, |_, glyphs| drop(glyphs.remove(at))));
         refused(&forge(&increment, |_, glyphs| glyphs.insert(at, others[at % others.len()].clone())));
@@ -126,6 +138,10 @@ fn records_that_claim_too_much_or_too_little_are_refused() {
     assert!(matches!(new.import(&wrong), Err(TransferError::Stream(_))));
     assert_eq!(state_of(&new.volume), before);
 
+    let misnamed = resign(0, &|record| record.label = "a/b".into());
+    let misnamed = forge(&misnamed, |header, _| header.base = None);
+    let refused = bootstrap(Arc::new(MemDisk::new()), &TestEnv::new(6), &KEYS[1], &misnamed);
+    assert!(matches!(refused, Err(TransferError::Snapshot(SnapshotError::BadName(..)))));
     let far = resign(0, &|record| record.theta.hlc = Hlc(u64::MAX));
     let far = forge(&far, |header, _| header.base = None);
     let refused = bootstrap(Arc::new(MemDisk::new()), &TestEnv::new(6), &KEYS[1], &far);

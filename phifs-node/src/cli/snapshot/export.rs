@@ -18,8 +18,8 @@ use crate::show;
 #[derive(clap::Args)]
 #[command(
     after_help = "With --since, only what the other snapshot has not: whoever imports it must have that one. The file is \
-    written as FILE.partial and gets its name when it is durable; an export that was interrupted goes on where it was. \
-    The same snapshots give the same bytes.\n\nExamples:\n  phifs snapshot export monday monday.phi\n  \
+    written as FILE.partial and gets its name when it is durable, in place of an older FILE; an export that was \
+    interrupted goes on where it was.\n\nExamples:\n  phifs snapshot export monday monday.phi\n  \
     phifs snapshot export tuesday tuesday.phi --since monday\n  \
     phifs snapshot export tuesday - --since monday | ssh backup phifs snapshot import -\n  \
     phifs up --store /srv/copy --mount /mnt/copy --from monday.phi"

@@ -1,13 +1,13 @@
 //! `phifs snapshot import`
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use super::Context;
 use crate::control::Request;
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::report::Imported;
 use crate::show;
 
@@ -36,7 +36,12 @@ impl Import {
     pub fn run(self, context: &Context) -> Result<(), Failure> {
         let request = Request::SnapshotImport { name: self.name, trust: self.trust };
         let imported: Imported = if self.file == Path::new("-") {
-            context.ask_with(&request, io::stdin().as_fd())?
+            let input = io::stdin();
+            if input.is_terminal() {
+                let failure = Failure::new(Kind::Usage, "an export does not come from a terminal");
+                return Err(failure.hint("name a file, or send it through a pipe"));
+            }
+            context.ask_with(&request, input.as_fd())?
         } else {
             let file = File::open(&self.file)
                 .map_err(|error| Failure::plain(format!("cannot read {}: {error}", show::path(&self.file))))?;
