@@ -7,11 +7,13 @@
 //! `workloads` runs the rows of `rows`, `resources` measures what they take, `systems` are the filesystems, `machine` asks the host, `table` prints.
 //! `tools/bench/run` builds all of it, makes the directory to work in and clears it away, however the run ends.
 
+mod lab;
 mod machine;
 mod population;
 mod resources;
 mod rows;
 mod sources;
+mod speeds;
 mod systems;
 mod table;
 mod workloads;
@@ -24,8 +26,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use clap::Parser;
 
+use lab::{Group, Lab};
 use machine::Disk;
-use resources::{GROUPS, Group, Lab};
+use resources::GROUPS;
 use rows::{Bench, ROWS, Row, Scale};
 use systems::{Host, JuiceFs, Phifs, System};
 use table::{Report, Workload};

@@ -1,33 +1,20 @@
 //! The second table: what phifs takes of the machine, and whether its speed depends on the number of files.
-//!
-//! Each group has volumes of its own. Sizes follow the scale, the limits do not: they hold at full size.
 
 mod scale;
 mod space;
 
-use std::path::Path;
 use std::process::Command;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use crate::machine::{self, Disk, Work};
+use crate::lab::{Group, Lab, MIB};
+use crate::machine::{self, Work};
 use crate::population::Population;
-use crate::rows::Bench;
 use crate::systems::{Phifs, System, succeed};
 use crate::table::{Figure, Limit, median_of};
 
-const MIB: f64 = (1 << 20) as f64;
 const MANY_FILES: usize = 1_000_000;
-
-pub struct Group {
-    pub name: &'static str,
-    pub what: &'static str,
-    /// Room it needs on the disk at full size.
-    pub disk_mib: usize,
-    pub run: fn(&Lab) -> Result<Vec<Figure>>,
-}
 
 pub const GROUPS: &[Group] = &[
     Group { name: "memory-empty", what: "resident memory of an empty volume", disk_mib: 256, run: memory_empty },
@@ -57,35 +44,6 @@ pub const GROUPS: &[Group] = &[
         run: scale::speed_by_count,
     },
 ];
-
-/// Where a group works.
-pub struct Lab<'a> {
-    pub bench: &'a Bench,
-    pub disk: Rc<Disk>,
-    pub program: &'a Path,
-    pub home: &'a Path,
-    pub repeat: usize,
-    pub rest: Duration,
-}
-
-impl Lab<'_> {
-    /// A phifs with a store of its own.
-    fn phifs(&self, name: &str) -> Result<Phifs> {
-        Phifs::start(self.program, &self.home.join(name), Rc::clone(&self.disk))
-    }
-
-    /// What is measured.
-    pub fn describe(&self) -> Result<String> {
-        self.phifs("described")?.describe()
-    }
-
-    pub fn run(&self, group: &Group) -> Result<Vec<Figure>> {
-        let bytes = self.bench.scale.bytes(group.disk_mib) as u64;
-        self.disk.ensure_free(bytes, group.name)?;
-        eprintln!("{}: {}", group.name, group.what);
-        (group.run)(self).context(group.name)
-    }
-}
 
 fn memory_empty(lab: &Lab) -> Result<Vec<Figure>> {
     let phifs = lab.phifs("memory-empty")?;

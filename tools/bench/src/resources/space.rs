@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::Result;
 
-use super::{Lab, MIB};
+use crate::lab::{Lab, MIB};
 use crate::machine;
 use crate::rows::write_incompressible;
 use crate::systems::System;
