@@ -166,6 +166,17 @@ pub fn disk_usage(path: &Path) -> Result<u64> {
     bytes.with_context(|| format!("du {}: {}", path.display(), String::from_utf8_lossy(&output.stderr)))
 }
 
+/// Length of all files below a directory.
+pub fn file_bytes(dir: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        sum += if metadata.is_dir() { file_bytes(&entry.path())? } else { metadata.len() };
+    }
+    Ok(sum)
+}
+
 /// How much of the files below a directory the page cache holds; nothing without fincore(1).
 pub fn cached_bytes(dir: &Path) -> Option<u64> {
     let script = r#"find "$0" -type f -size +0 -print0 | xargs -0 -r fincore --bytes --noheadings --output RES"#;

@@ -4,7 +4,8 @@
 //! runs on the host's filesystem, on a phifs that keeps its store there, and on JuiceFS on the same disk, in turns,
 //! with a rest before each; what counts is the ratio of the medians, and the spread is printed beside it.
 //!
-//! `workloads` runs the rows of `rows`, `resources` measures what they take, `systems` are the filesystems, `machine` asks the host, `table` prints.
+//! `workloads` runs the rows of `rows`; `resources` and `snapshots` measure what it takes to keep files and what it
+//! takes to keep their past; `systems` are the filesystems, `machine` asks the host, `table` prints.
 //! `tools/bench/run` builds all of it, makes the directory to work in and clears it away, however the run ends.
 
 mod lab;
@@ -12,6 +13,7 @@ mod machine;
 mod population;
 mod resources;
 mod rows;
+mod snapshots;
 mod sources;
 mod speeds;
 mod systems;
@@ -28,24 +30,23 @@ use clap::Parser;
 
 use lab::{Group, Lab};
 use machine::Disk;
-use resources::GROUPS;
 use rows::{Bench, ROWS, Row, Scale};
 use systems::{Host, JuiceFs, Phifs, System};
 use table::{Report, Workload};
 use workloads::Workloads;
 
-/// Measure phifs against the filesystem of the host and against JuiceFS
+/// Measure phifs against the filesystem of the host and against JuiceFS, its snapshots beside restic, borg and btrfs
 #[derive(Parser)]
 #[command(
     name = "phifs-bench",
     after_help = "Examples:\n  tools/bench/run\n  tools/bench/run --quick --only create,unlink\n  \
-    tools/bench/run --list\n\nBENCH_DIR is where to work (default: /var/tmp), PHIFS_BIN the phifs to measure."
+    tools/bench/run --table snapshots --scale 0.05\n  tools/bench/run --list\n\nBENCH_DIR is where to work (default: /var/tmp), PHIFS_BIN the phifs to measure."
 )]
 struct Arguments {
     /// Measure these rows only, by name
     #[arg(long, value_delimiter = ',', value_name = "ROW,..")]
     only: Vec<String>,
-    /// Print this table only [default: both; quick: workloads]
+    /// Print this table only [default: all; quick: workloads]
     #[arg(long, value_name = "TABLE")]
     table: Option<Table>,
     /// Finish in two or three minutes: a tenth of the size, no rests, no JuiceFS, workloads only
@@ -86,7 +87,12 @@ enum Table {
     Workloads,
     /// Memory, disk space, starts, and speed with very many files
     Resources,
+    /// Snapshots and exports: time, space, those who write meanwhile
+    Snapshots,
 }
+
+/// The tables that are made of groups.
+const GROUPED: [(Table, &[Group]); 2] = [(Table::Resources, resources::GROUPS), (Table::Snapshots, snapshots::GROUPS)];
 
 impl Arguments {
     fn scale(&self) -> Scale {
@@ -127,13 +133,14 @@ fn run(arguments: &Arguments) -> Result<()> {
         for row in ROWS {
             println!("{:<18} {}", row.name, row.what);
         }
-        for group in GROUPS {
+        for group in GROUPED.iter().flat_map(|(_, groups)| *groups) {
             println!("{:<18} {}", group.name, group.what);
         }
         return Ok(());
     }
     ensure!(arguments.scale().0 > 0.0 && arguments.repeat() > 0, "--scale and --repeat must be positive");
-    let names: Vec<&str> = ROWS.iter().map(|row| row.name).chain(GROUPS.iter().map(|group| group.name)).collect();
+    let groups = GROUPED.iter().flat_map(|(_, groups)| *groups);
+    let names: Vec<&str> = ROWS.iter().map(|row| row.name).chain(groups.map(|group| group.name)).collect();
     let unknown: Vec<&String> = arguments.only.iter().filter(|name| !names.contains(&name.as_str())).collect();
     ensure!(unknown.is_empty(), "no such rows: {unknown:?}; --list lists them");
     ensure!(arguments.home.is_absolute(), "start it as tools/bench/run, which makes a directory to work in");
@@ -161,6 +168,7 @@ fn measure(arguments: &Arguments) -> Result<Report> {
         without_juicefs: None,
         workloads: Vec::new(),
         resources: Vec::new(),
+        snapshots: Vec::new(),
     };
     let lab = Lab {
         bench: &bench,
@@ -175,9 +183,11 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     if !rows.is_empty() {
         measure_rows(arguments, &rows, &bench, &disk, &mut report)?;
     }
-    let groups: Vec<&Group> = GROUPS.iter().filter(|group| arguments.wants(Table::Resources, group.name)).collect();
-    for group in groups {
-        report.resources.extend(lab.run(group)?);
+    for (table, groups) in GROUPED {
+        let figures = if table == Table::Resources { &mut report.resources } else { &mut report.snapshots };
+        for group in groups.iter().filter(|group| arguments.wants(table, group.name)) {
+            figures.extend(lab.run(group)?);
+        }
     }
     Ok(report)
 }

@@ -26,6 +26,11 @@ impl Population {
         self.dir.join(format!("d{}/f{n}", n % DIRECTORIES))
     }
 
+    /// The files of one of the directories.
+    pub fn of_directory(&self, nth: usize) -> impl Iterator<Item = usize> {
+        (nth..self.count).step_by(DIRECTORIES)
+    }
+
     /// Makes these files, each of a length in the range and none like another.
     pub fn make(&self, which: Range<usize>, lengths: Range<usize>) -> Result<()> {
         for n in 0..DIRECTORIES {

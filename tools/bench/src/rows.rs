@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use crate::sources::Sources;
 
-pub use data::write_incompressible;
+pub use data::{noise, write_incompressible};
 
 /// Multiplies sizes and counts, so that a quick look takes a minute.
 #[derive(Clone, Copy)]

@@ -55,6 +55,43 @@ impl Sources {
     }
 }
 
+/// Makes the next version of such a tree out of it, the same of each copy: some lines change in some files, and a few
+/// files come, move and go, until about so many bytes are written. Tells how many.
+pub fn next_version(tree: &Path, version: u64, bytes: usize) -> Result<usize> {
+    let mut paths = Vec::new();
+    collect(tree, &mut |path| paths.push(path))?;
+    paths.sort();
+    let mut rng = fastrand::Rng::with_seed(version);
+    let mut written = 0;
+    while written < bytes {
+        let nth = rng.usize(..paths.len());
+        let path = tree.join(paths.swap_remove(nth));
+        let kind = rng.u8(..10);
+        let beside = |what: &str| path.with_extension(format!("{what}{version}"));
+        match kind {
+            0 => fs::remove_file(&path)?,
+            1 => fs::rename(&path, beside("moved"))?,
+            _ => {
+                let text = edited(&fs::read(&path)?, &mut rng);
+                fs::write(if kind == 2 { beside("new") } else { path.clone() }, &text)?;
+                written += text.len();
+            }
+        }
+        ensure!(!paths.is_empty(), "{bytes} bytes are more than {} has", tree.display());
+    }
+    Ok(written)
+}
+
+/// A text with one line in twenty another one.
+fn edited(text: &[u8], rng: &mut fastrand::Rng) -> Vec<u8> {
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    let lines = lines.map(|line| match rng.u8(..20) {
+        0 => format!("    let edited_{:016x} = {};\n", rng.u64(..), rng.u16(..)).into_bytes(),
+        _ => line.to_owned(),
+    });
+    lines.flatten().collect()
+}
+
 /// Calls `each` with every source file below `top`, by its path from there.
 fn collect(top: &Path, each: &mut dyn FnMut(PathBuf)) -> Result<()> {
     let mut below = vec![PathBuf::new()];
@@ -86,6 +123,15 @@ fn turned(text: &[u8], by: usize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn edited_lines_are_few_and_the_same_for_the_same_seed() {
+        let text = b"line\n".repeat(1000);
+        let edit = || edited(&text, &mut fastrand::Rng::with_seed(4));
+        let kept = edit().split(|byte| *byte == b'\n').filter(|line| *line == b"line").count();
+        assert!((900..990).contains(&kept), "{kept} of 1000 lines are left");
+        assert_eq!(edit(), edit());
+    }
 
     #[test]
     fn turned_lines_are_all_there_from_another_start() {

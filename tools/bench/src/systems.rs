@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -83,4 +83,11 @@ pub fn succeed(command: &mut Command) -> Result<Vec<u8>> {
     let said = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
     ensure!(output.status.success(), "{command:?} failed with {}: {}", output.status, said());
     Ok(output.stdout)
+}
+
+/// The same, and how long it took.
+pub fn timed(command: &mut Command) -> Result<(Duration, Vec<u8>)> {
+    let start = Instant::now();
+    let said = succeed(command)?;
+    Ok((start.elapsed(), said))
 }

@@ -23,6 +23,7 @@ pub struct Report {
     pub without_juicefs: Option<String>,
     pub workloads: Vec<Workload>,
     pub resources: Vec<Figure>,
+    pub snapshots: Vec<Figure>,
 }
 
 /// How far a figure has come.
@@ -168,14 +169,20 @@ impl Workload {
     }
 }
 
-/// A figure of the second table.
+/// A figure of the second or third table.
 #[derive(Serialize)]
 pub struct Figure {
     pub what: String,
     pub value: f64,
     pub unit: &'static str,
-    pub limit: Limit,
-    pub met: bool,
+    /// What it must keep to; without one it stands beside another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goal: Option<Limit>,
+    /// Whether it keeps to its limit, or reaches the goal, where one of them is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mark: Option<Mark>,
     /// How the value came about.
     pub detail: String,
 }
@@ -187,24 +194,71 @@ pub enum Limit {
     AtLeast(f64),
 }
 
-impl Figure {
-    pub fn new(what: impl Into<String>, value: f64, unit: &'static str, limit: Limit, detail: String) -> Figure {
-        let met = match limit {
+impl Limit {
+    fn holds(self, value: f64) -> bool {
+        match self {
             Limit::AtMost(most) => value <= most,
             Limit::AtLeast(least) => value >= least,
+        }
+    }
+
+    fn bound(self) -> f64 {
+        match self {
+            Limit::AtMost(bound) | Limit::AtLeast(bound) => bound,
+        }
+    }
+
+    fn direction(self) -> &'static str {
+        match self {
+            Limit::AtMost(_) => "at most",
+            Limit::AtLeast(_) => "at least",
+        }
+    }
+}
+
+impl Figure {
+    pub fn new(what: impl Into<String>, value: f64, unit: &'static str, limit: Limit, detail: String) -> Figure {
+        let mut figure = Figure::unlimited(what, value, unit, detail);
+        figure.limit = Some(limit);
+        figure.marked()
+    }
+
+    /// A value of which nothing is asked.
+    pub fn unlimited(what: impl Into<String>, value: f64, unit: &'static str, detail: String) -> Figure {
+        Figure { what: what.into(), value, unit, limit: None, goal: None, mark: None, detail }
+    }
+
+    /// The same with what is wished for.
+    pub fn goal(mut self, goal: Limit) -> Figure {
+        self.goal = Some(goal);
+        self.marked()
+    }
+
+    fn marked(mut self) -> Figure {
+        let holds = |limit: Option<Limit>| limit.map(|limit| limit.holds(self.value));
+        self.mark = match (holds(self.limit), holds(self.goal)) {
+            (Some(false), _) => Some(Mark::Missed),
+            (_, Some(true)) => Some(Mark::Goal),
+            (Some(true), _) => Some(Mark::Met),
+            // A goal that is not reached is no failure.
+            (None, _) => None,
         };
-        Figure { what: what.into(), value, unit, limit, met, detail }
+        self
     }
 
     fn line(&self) -> String {
-        let limit = match self.limit {
-            Limit::AtMost(most) => format!("at most {most}"),
-            Limit::AtLeast(least) => format!("at least {least}"),
-        };
-        let mark = if self.met { "met" } else { "**missed**" };
         let decimals = if self.value.abs() < 10.0 { 3 } else { 1 };
         let unit = if self.unit.is_empty() { String::new() } else { format!(" {}", self.unit) };
-        format!("| {} | {:.decimals$}{unit} | {limit}{unit} {mark} | {} |", self.what, self.value, self.detail)
+        let limit = match (self.limit, self.goal) {
+            (None, None) => String::new(),
+            (Some(limit), None) => format!("{} {}{unit}", limit.direction(), limit.bound()),
+            (None, Some(goal)) => format!("{} - / {}{unit}", goal.direction(), goal.bound()),
+            (Some(limit), Some(goal)) => {
+                format!("{} {} / {}{unit}", limit.direction(), limit.bound(), goal.bound())
+            }
+        };
+        let mark = self.mark.map_or_else(String::new, |mark| format!(" {}", mark.text()));
+        format!("| {} | {:.decimals$}{unit} | {limit}{mark} | {} |", self.what, self.value, self.detail)
     }
 }
 
@@ -221,9 +275,11 @@ impl Report {
         if !self.workloads.is_empty() {
             self.workload_tables(&mut out);
         }
-        if !self.resources.is_empty() {
-            out.push_str("| resource | value | limit | how |\n| --- | --- | --- | --- |\n");
-            lines(&mut out, self.resources.iter().map(Figure::line));
+        for (title, figures) in [("resource", &self.resources), ("snapshots", &self.snapshots)] {
+            if !figures.is_empty() {
+                let _ = writeln!(out, "| {title} | value | limit / goal | how |\n| --- | --- | --- | --- |");
+                lines(&mut out, figures.iter().map(Figure::line));
+            }
         }
         out
     }
@@ -316,7 +372,21 @@ mod tests {
     #[test]
     fn marks_say_whether_floor_and_goal_are_reached() {
         assert_eq!([0.4, 0.5, 0.8].map(|value| Mark::of(value, 0.5, 0.8)), [Mark::Missed, Mark::Met, Mark::Goal]);
-        assert!(Figure::new("", 2.0, "s", Limit::AtMost(2.0), String::new()).met);
-        assert!(!Figure::new("", 0.7, "", Limit::AtLeast(0.8), String::new()).met);
+        let figure = |value, limit| Figure::new("", value, "", limit, String::new());
+        assert_eq!(figure(2.0, Limit::AtMost(2.0)).mark, Some(Mark::Met));
+        assert_eq!(figure(0.7, Limit::AtLeast(0.8)).mark, Some(Mark::Missed));
+    }
+
+    #[test]
+    fn a_goal_counts_only_beside_a_limit_that_is_kept_or_where_there_is_none() {
+        let figure = |value, limit| Figure::new("", value, "", Limit::AtMost(limit), String::new());
+        let goal = Limit::AtMost(1.0);
+        assert_eq!(figure(1.0, 5.0).goal(goal).mark, Some(Mark::Goal));
+        assert_eq!(figure(2.0, 5.0).goal(goal).mark, Some(Mark::Met));
+        assert_eq!(figure(6.0, 5.0).goal(goal).mark, Some(Mark::Missed));
+        let unlimited = |value| Figure::unlimited("", value, "s", String::new()).goal(goal);
+        assert_eq!([unlimited(0.5).mark, unlimited(1.5).mark], [Some(Mark::Goal), None]);
+        assert_eq!(unlimited(0.5).line(), "|  | 0.500 s | at most - / 1 s goal |  |");
+        assert_eq!(figure(2.0, 5.0).goal(goal).line(), "|  | 2.000 | at most 5 / 1 met |  |");
     }
 }

@@ -17,7 +17,7 @@ pub const JOBS: usize = 8;
 const SYNCED_EACH: usize = 400;
 
 /// Bytes that neither compress nor repeat, made faster than a disk takes them.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     fastrand::Rng::with_seed(seed).fill(&mut bytes);
     bytes

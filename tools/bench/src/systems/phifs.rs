@@ -5,11 +5,11 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal};
 use serde::Deserialize;
 
-use super::{Requests, System, succeed};
+use super::{Requests, System, succeed, timed};
 use crate::machine::{self, Disk};
 use crate::table::COPIES_MAX;
 
@@ -42,6 +42,18 @@ struct Volume {
     journal_bytes: u64,
     #[serde(default)]
     checkpoint_pending: bool,
+}
+
+/// The part of `phifs df --json` that is used here.
+#[derive(Deserialize)]
+struct Space {
+    parts: Vec<Part>,
+}
+
+#[derive(Deserialize)]
+struct Part {
+    what: String,
+    bytes: u64,
 }
 
 impl Phifs {
@@ -105,6 +117,61 @@ impl Phifs {
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// How long it takes to start the command, whatever it does then.
+    pub fn startup(&self) -> Result<Duration> {
+        timed(Command::new(&self.program).arg("--version")).map(|(took, _)| took)
+    }
+
+    pub fn snapshot(&self, name: &str) -> Result<Duration> {
+        timed(&mut self.command(&["snapshot", "create", name])).map(|(took, _)| took)
+    }
+
+    /// What changed between two snapshots, as lines.
+    pub fn diff(&self, from: &str, to: &str) -> Result<(Duration, String)> {
+        let (took, said) = timed(&mut self.command(&["snapshot", "diff", from, to]))?;
+        Ok((took, String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    /// Where a snapshot can be looked at.
+    pub fn browse(&self, name: &str) -> PathBuf {
+        self.mount.join(".phi/snapshots").join(name)
+    }
+
+    /// Fails early, with the reason, when it is too old for what will be measured.
+    pub fn ensure_browses(&self) -> Result<()> {
+        self.snapshot("first")?;
+        let dir = self.browse("first");
+        std::fs::read_dir(&dir).map(drop).with_context(|| {
+            format!("{} cannot show snapshots as directories: {}", self.program.display(), dir.display())
+        })
+    }
+
+    pub fn ensure_exports(&self) -> Result<()> {
+        succeed(&mut self.command(&["snapshot", "export", "--help"]))
+            .with_context(|| format!("{} has no `snapshot export`", self.program.display()))
+            .map(drop)
+    }
+
+    /// Everything of a snapshot, or what a holder of `since` lacks.
+    pub fn export(&self, name: &str, file: &Path, since: Option<&str>) -> Result<Duration> {
+        let mut command = self.command(&["snapshot", "export", name]);
+        command.arg(file);
+        if let Some(since) = since {
+            command.args(["--since", since]);
+        }
+        timed(&mut command).map(|(took, _)| took)
+    }
+
+    /// Space in packs that is in use: contents of files, names and attributes.
+    pub fn packed_bytes(&self) -> Result<u64> {
+        let json = succeed(&mut self.command(&["df", "--json"]))?;
+        let space: Space = serde_json::from_slice(&json).context("cannot understand `phifs df --json`")?;
+        let packed = |part: &&Part| ["data", "metadata"].contains(&part.what.as_str());
+        let (parts, bytes) = space.parts.iter().filter(packed).fold((0, 0), |(n, sum), part| (n + 1, sum + part.bytes));
+        ensure!(parts == 2, "`phifs df --json` names no data or no metadata");
+        Ok(bytes)
     }
 
     fn is_busy(&self) -> Result<bool> {
