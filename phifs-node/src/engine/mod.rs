@@ -147,8 +147,13 @@ impl Engine {
         let (data, metadata) = (status.data_stored_bytes, status.node_stored_bytes);
         let part = |what: &str, bytes, why: &str| UsagePart { what: what.into(), bytes, why: why.into() };
         let mut parts = vec![
-            part("data", data, "bytes of files, compressed and shared; `phifs gc` frees what no file needs"),
-            part("metadata", metadata, "names and attributes; `phifs gc` frees what was superseded"),
+            part(
+                "data",
+                data,
+                "bytes of files, of their older versions and of snapshots, compressed and shared; `phifs gc` frees what \
+                 none of them needs",
+            ),
+            part("metadata", metadata, "names and attributes, also of snapshots; `phifs gc` frees what was superseded"),
             part(
                 "packs ahead",
                 packs.saturating_sub(data + metadata),
