@@ -93,11 +93,11 @@ impl<'a> Known<'a> {
             }
             if next.contains(wanted) {
                 self.enter(next.summary.level)?;
-            } else if next.key < wanted.key {
-                self.skip();
-            } else {
-                // It lies behind, or within: then it may be one of the children.
+            } else if wanted.contains(&next) || next.key > wanted.key {
+                // It may be one of the children, or have some of them; or it lies behind.
                 return Ok(false);
+            } else {
+                self.skip();
             }
         }
         Ok(false)

@@ -10,8 +10,8 @@ pub const FULL: &[u8] = include_bytes!("../golden/export-v1-full.phi");
 /// And what changed after it.
 const INCREMENT: &[u8] = include_bytes!("../golden/export-v1-increment.phi");
 
-const FIRST_TREE: &str = "d62b4d41d7eefbaf5c5368ce5e83a7a847ba0cd40b88d96857666c3e58120287";
-const SECOND_TREE: &str = "f782a5a9133690bf8cc9ae642d422ae931b77e46aca8462174f0886d575f8881";
+const FIRST_TREE: &str = "6e97f401d902e751c302dadae07eeef6980475acd3d5cc95da13661a6eee6bb1";
+const SECOND_TREE: &str = "99dcc1d0633c33b9d7563fa86283c144740cb869fc59271927f7ca87e24b10d4";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
