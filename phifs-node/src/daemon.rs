@@ -559,14 +559,17 @@ impl Background {
         let mut threads = vec![
             repeat("tick", Box::new(|engine| engine.tick().map(|()| TICK)))?,
             repeat("checkpoint", Box::new(checkpoint))?,
-            repeat("schedule", Box::new(|engine| engine.snapshot_by_schedule().map(|()| SCHEDULE_LOOK)))?,
         ];
+        if !engine.is_branch() {
+            let schedule: Work = Box::new(|engine| engine.snapshot_by_schedule().map(|()| SCHEDULE_LOOK));
+            threads.push(repeat("schedule", schedule)?);
+            let sealer = engine.clone();
+            threads.push(spawn("seal", move || keep_on("sealing snapshots", || sealer.run_sealer()))?);
+        }
         for _ in 0..PUBLISHERS {
             let engine = engine.clone();
             threads.push(spawn("publish", move || keep_on("publishing", || engine.run_publisher()))?);
         }
-        let sealer = engine.clone();
-        threads.push(spawn("seal", move || keep_on("sealing snapshots", || sealer.run_sealer()))?);
         Ok(Self { engine: engine.clone(), ending, threads: Mutex::new(threads) })
     }
 

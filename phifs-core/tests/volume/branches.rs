@@ -280,6 +280,39 @@ fn snapshots_of_a_branch_follow_its_own_line() {
 }
 
 #[test]
+fn snapshots_can_be_browsed_and_settings_hold_in_a_branch() {
+    let (_, _, volume) = new_volume();
+    write(&volume, b"old", b"of both");
+    settle(&volume);
+    volume.create_snapshot("base", vec![], false).unwrap();
+    let side = branch(&volume, "base", "side");
+    volume.change_setting("versions.keep", Some("3")).unwrap();
+    assert_eq!(side.settings().versions_keep, 3);
+    write(&volume, b"new", b"of the volume alone");
+    settle(&volume);
+    volume.create_snapshot("later", vec![], false).unwrap();
+    let look = |name: &[u8], file: &[u8]| {
+        let phi = side.lookup(&CALLER, Ino::ROOT, b".phi")?;
+        let snapshots = side.lookup(&CALLER, phi.ino, b"snapshots")?;
+        let snapshot = side.lookup(&CALLER, snapshots.ino, name)?;
+        let file = side.lookup(&CALLER, snapshot.ino, file)?;
+        let opened = side.open(&CALLER, file.ino, &READ)?;
+        let bytes = side.read(file.ino, opened.handle, 0, 100)?;
+        side.release(file.ino, opened.handle);
+        Ok::<_, VolumeError>(bytes)
+    };
+    assert_eq!(look(b"base", b"old").unwrap(), b"of both");
+    assert_eq!(look(b"later", b"new").unwrap(), b"of the volume alone");
+    let phi = side.lookup(&CALLER, Ino::ROOT, b".phi").unwrap();
+    let snapshots = side.lookup(&CALLER, phi.ino, b"snapshots").unwrap();
+    let entered = side.lookup(&CALLER, snapshots.ino, b"later").unwrap();
+    volume.delete_snapshots(&["later".into()]).unwrap();
+    assert!(matches!(look(b"later", b"new"), Err(VolumeError::NotFound)));
+    let inside = side.lookup(&CALLER, entered.ino, b"new");
+    assert!(matches!(inside, Err(VolumeError::NotFound | VolumeError::Stale)), "{inside:?}");
+}
+
+#[test]
 fn names_of_branches_are_checked_and_each_is_opened_once() {
     let (_, _, volume) = new_volume();
     volume.create_snapshot("base", vec![], false).unwrap();
@@ -609,7 +642,7 @@ fn check_after_power_loss(disk: &CrashDisk, seed: u64, what: &str) {
 fn power_loss_at_any_sync_leaves_each_line_as_it_was_before_or_after_the_step() {
     let probe = CrashDisk::healthy();
     live(&probe);
-    let step = if std::env::var_os("PHIFS_LONG").is_some() { 1 } else { 13 };
+    let step = if std::env::var_os("PHIFS_LONG").is_some() { 1 } else { 61 };
     assert!(probe.syncs() > 100);
     for sync in 0..probe.syncs() {
         check_after_power_loss(&CrashDisk::dies_at_sync(sync), sync, &format!("sync {sync}"));

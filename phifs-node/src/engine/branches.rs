@@ -15,6 +15,11 @@ impl Engine {
         Ok(report(branch, &made))
     }
 
+    /// Whether this is one of the branches: then what concerns all lines is for others to do.
+    pub fn is_branch(&self) -> bool {
+        self.volume.branch().is_some()
+    }
+
     /// All branches by name; where they are mounted is for others to say.
     pub fn branches(&self) -> Result<Vec<Branch>, Failure> {
         let branches = self.volume.branches().map_err(explain)?;

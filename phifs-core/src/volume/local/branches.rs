@@ -10,7 +10,7 @@
 //! - A branch is opened once at a time, by whoever holds its slot; a collection holds the slots of those that are open.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -73,11 +73,24 @@ pub(super) struct Branches {
     /// Held by whoever makes or deletes a branch, or needs all there are.
     making: Mutex<()>,
     slots: Mutex<BTreeMap<u32, Arc<Slot>>>,
+    /// Those that were opened and may still be there, so that they can be told without waiting for a slot.
+    opened: Mutex<Vec<Weak<LocalVolume>>>,
 }
 
 impl Branches {
     pub fn slot(&self, number: u32) -> Arc<Slot> {
         self.slots.lock().entry(number).or_default().clone()
+    }
+
+    fn note(&self, volume: &Arc<LocalVolume>) {
+        let mut opened = self.opened.lock();
+        opened.retain(|line| line.strong_count() > 0);
+        opened.push(Arc::downgrade(volume));
+    }
+
+    /// The branches that somebody may look at.
+    pub fn opened(&self) -> Vec<Arc<LocalVolume>> {
+        self.opened.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Keeps branches from being made and deleted.
@@ -87,6 +100,11 @@ impl Branches {
 }
 
 impl LocalVolume {
+    /// The name of the branch that this is; none for the main line.
+    pub fn branch(&self) -> Option<&str> {
+        self.branch.as_deref()
+    }
+
     /// Makes a branch that begins as this snapshot.
     pub fn clone_snapshot(&self, snapshot: &str, name: &str) -> Result<Branch> {
         check_name(name).map_err(|why| BranchError::BadName(name.into(), why))?;
@@ -172,6 +190,7 @@ impl LocalVolume {
             return Err(BranchError::InUse(name.into()));
         }
         let volume = Arc::new(self.open_line_of(name, &branch, progress)?);
+        self.branches.note(&volume);
         *open = Some(volume.clone());
         Ok(volume)
     }
@@ -239,8 +258,7 @@ impl LocalVolume {
 
     pub(super) fn open_line_of(&self, name: &str, branch: &Branch, progress: &dyn Fn(Progress)) -> Result<LocalVolume> {
         let ancestors = self.authors_in(&branch.base)?;
-        let known = self.state.read().known();
-        let descent = Descent { name: name.into(), ancestors, known };
+        let descent = Descent { name: name.into(), ancestors, registry: self.state.clone() };
         let common = Common {
             env: self.env.clone(),
             store: self.store.clone(),
@@ -248,6 +266,7 @@ impl LocalVolume {
             store_id: self.store_id,
             key: self.key.clone(),
             ballast: self.ballast.clone(),
+            settings: self.settings.clone(),
         };
         let disk = Arc::new(BranchDisk::new(self.disk.clone(), branch.number));
         let opened = open_superblock(&*disk).and_then(|start| {

@@ -197,7 +197,9 @@ pub struct LocalVolume {
     checkpoint: Mutex<Checkpoints>,
     /// States that exports and imports read.
     in_use: InUse,
-    state: RwLock<State>,
+    state: Arc<RwLock<State>>,
+    /// The state of the main line, which alone has a registry.
+    registry: Arc<RwLock<State>>,
     files: Mutex<HashMap<InodeId, Arc<FileCell>>>,
     handles: RwLock<HashMap<u64, Arc<OpenFile>>>,
     next_handle: AtomicU64,
@@ -229,7 +231,7 @@ pub struct LocalVolume {
     stopping: AtomicBool,
     invalidate: RwLock<Option<Arc<dyn Invalidate>>>,
     /// What holds for the volume: the defaults of this machine, and what is set in the registry.
-    settings: RwLock<Settings>,
+    settings: Arc<RwLock<Settings>>,
     counters: upkeep::Counters,
 }
 

@@ -32,6 +32,7 @@ use crate::namespace::row::Owner;
 use crate::namespace::tables::{Rows, Table, malformed};
 use crate::namespace::view::{self, Stat};
 use crate::oplog::{self, Oplog, OplogError};
+use crate::settings::Settings;
 use crate::store::{self, GlyphIndex, GlyphStore, StoreError, StoreOptions};
 use crate::time::{Env, Hlc};
 use crate::volume::VolumeError;
@@ -41,7 +42,7 @@ use super::branches::Branches;
 use super::files::FileCell;
 use super::records::{Base, Delta, Records, Staged, base_inode, delta_number, delta_prefix};
 use super::staged::{MEMORY_BYTES_MAX, Place, Staging, StagingPool};
-use super::state::{Known, RECORD_TRANSACTION, State, local_key};
+use super::state::{RECORD_TRANSACTION, State, local_key};
 use super::transfer::InUse;
 use super::upkeep::{Cache, Checkpoint, Checkpoints, Counters};
 use super::{LocalVolume, Options, TABLES, names};
@@ -104,6 +105,7 @@ pub(super) struct Common {
     pub store_id: StoreId,
     pub key: Arc<NodeKey>,
     pub ballast: Arc<Ballast>,
+    pub settings: Arc<RwLock<Settings>>,
 }
 
 /// Where a branch comes from.
@@ -111,7 +113,7 @@ pub(super) struct Descent {
     pub name: String,
     /// Who made what the branch began with.
     pub ancestors: Vec<Author>,
-    pub known: Known,
+    pub registry: Arc<RwLock<State>>,
 }
 
 impl LocalVolume {
@@ -134,8 +136,9 @@ impl LocalVolume {
         let store = Arc::new(store);
         opened.store = report;
         let nodes = Arc::new(NodeCache::new(store.clone(), options.node_cache_bytes));
-        let common = Common { env, store, nodes, store_id, key, ballast: Arc::default() };
+        let common = Common { env, store, nodes, store_id, key, ballast: Arc::default(), settings: Arc::default() };
         let volume = Self::open_line(common, None, disk, (superblock, checkpoint), opened, options, progress)?;
+        volume.load_settings()?;
         volume.remove_unregistered_branches()?;
         Ok(volume)
     }
@@ -150,7 +153,7 @@ impl LocalVolume {
         options: Options,
         progress: &dyn Fn(Progress),
     ) -> Result<Self, OpenError> {
-        let Common { env, store, nodes, store_id, key, ballast } = common;
+        let Common { env, store, nodes, store_id, key, ballast, settings } = common;
         opened.clean = checkpoint.clean;
         let meta = Meta::open(nodes.clone(), &TABLES, checkpoint.roots.clone())
             .map_err(|source| StoreError::Malformed { what: "the superblock".into(), source })?;
@@ -162,12 +165,12 @@ impl LocalVolume {
             state.begin();
         }
         state.load_authors()?;
-        let (branch, ancestors) = match descent {
-            Some(Descent { name, ancestors, known }) => {
-                state.follow(known);
-                (Some(name), ancestors)
+        let (branch, ancestors, registry) = match descent {
+            Some(Descent { name, ancestors, registry }) => {
+                state.follow(registry.read().known());
+                (Some(name), ancestors, Some(registry))
             }
-            None => (None, Vec::new()),
+            None => (None, Vec::new(), None),
         };
         let mut replayed = 0;
         let journal = {
@@ -204,7 +207,7 @@ impl LocalVolume {
             superblock.write(&in_use)?;
         }
         let mut author = checkpoint.author;
-        if !checkpoint.clean || opened.created {
+        if !checkpoint.clean || opened.created || state.is_known_to_have_done_more(author.id()) {
             author = new_author(&*env, &key);
         }
         let now = env.now();
@@ -221,6 +224,7 @@ impl LocalVolume {
 
         let next_staging = next_staging_number(&*disk, &state)?;
         let checkpoint_lsn = checkpoint.lsn;
+        let state = Arc::new(RwLock::new(state));
         let volume = Self {
             staging: StagingPool::new(disk.clone(), next_staging, options.memory_bytes),
             staging_cache: Cache::default(),
@@ -245,7 +249,8 @@ impl LocalVolume {
             housekeeping: Mutex::new(()),
             // Saying that the store is in use has just made both copies alike.
             checkpoint: Mutex::new(Checkpoints { previous_roots: checkpoint.roots.clone(), last: checkpoint }),
-            state: RwLock::new(state),
+            registry: registry.unwrap_or_else(|| state.clone()),
+            state,
             files: Mutex::new(HashMap::new()),
             handles: RwLock::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
@@ -263,10 +268,9 @@ impl LocalVolume {
             ballast,
             stopping: AtomicBool::new(false),
             invalidate: RwLock::new(None),
-            settings: RwLock::default(),
+            settings,
             counters: Counters { checkpoint_lsn: AtomicU64::new(checkpoint_lsn.0), ..Counters::default() },
         };
-        volume.load_settings()?;
         opened.recovered_files = volume.recover_files(progress)?;
         volume.forget_orphans()?;
         volume.commit_journal()?;

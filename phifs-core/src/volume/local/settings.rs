@@ -23,7 +23,7 @@ impl LocalVolume {
 
     /// Whether the volume has a value of its own for this setting.
     pub fn is_set(&self, name: &str) -> Result<bool> {
-        Ok(self.state.read().entry(&Key::Setting(name.into()))?.is_some())
+        Ok(self.registry.read().entry(&Key::Setting(name.into()))?.is_some())
     }
 
     /// Sets a value for the volume, durably; `None` makes it the default again.

@@ -190,7 +190,7 @@ impl LocalVolume {
 
     /// All named snapshots, in the order in which they were taken.
     pub fn snapshots(&self) -> Result<Vec<(String, NamedSnapshot)>> {
-        let mut snapshots = self.state.read().snapshots()?;
+        let mut snapshots = self.registry.read().snapshots()?;
         snapshots.sort_by_key(|(_, snapshot)| snapshot.cut.hlc);
         Ok(snapshots)
     }
@@ -199,7 +199,7 @@ impl LocalVolume {
     pub fn find_snapshot(&self, name: &str) -> Result<(String, NamedSnapshot)> {
         /// Shorter beginnings are more likely mistyped names.
         const PREFIX_MIN: usize = 6;
-        let state = self.state.read();
+        let state = self.registry.read();
         if let Some(snapshot) = state.snapshot(name)? {
             return Ok((name.into(), snapshot));
         }
@@ -241,7 +241,7 @@ impl LocalVolume {
     }
 
     pub fn sealed_record(&self, id: S8Id) -> Result<Option<SealedRecord>> {
-        let Some(bytes) = self.state.read().entry(&Key::Record(id))? else { return Ok(None) };
+        let Some(bytes) = self.registry.read().entry(&Key::Record(id))? else { return Ok(None) };
         let sealed = SealedRecord::decode(&bytes).map_err(|error| VolumeError::Internal(error.to_string()))?;
         Ok(Some(sealed))
     }
@@ -351,6 +351,7 @@ impl LocalVolume {
     /// To be called after each change of the list of snapshots: tells those who have something to do with it.
     pub(super) fn snapshots_changed(&self) {
         self.leave_deleted_snapshots();
+        self.branches.opened().iter().for_each(|branch| branch.leave_deleted_snapshots());
         *self.seal_wanted.lock() = true;
         self.seal_asked.notify_all();
     }

@@ -50,6 +50,7 @@ pub struct State {
     known: Known,
     /// A snapshot is being taken, and what is in it is not known yet: everything may be.
     pub is_being_cut: bool,
+    is_branch: bool,
     /// Operations that are not in the oplog yet, oldest first.
     pub unsealed: VecDeque<Unsealed>,
     transactions: u64,
@@ -116,6 +117,7 @@ impl State {
             inodes,
             known,
             is_being_cut: false,
+            is_branch: false,
             unsealed,
             transactions: 0,
         }
@@ -126,14 +128,20 @@ impl State {
         self.known.clone()
     }
 
-    /// Makes it the state of a line whose registry is elsewhere.
+    /// Makes it the state of a branch: the registry is with the main line, which says what others know.
     pub fn follow(&mut self, known: Known) {
-        self.known = known;
+        (self.known, self.is_branch) = (known, true);
     }
 
     /// Whether somebody else knows this operation, or will.
     pub fn is_shared(&self, dot: Dot) -> bool {
         self.is_being_cut || self.known.read().contains(dot)
+    }
+
+    /// Whether snapshots have operations of an author that are not known here: then this is an old copy, and what it does
+    /// next as this author was done before, elsewhere.
+    pub fn is_known_to_have_done_more(&self, author: AuthorId) -> bool {
+        self.known.read().get(author) > self.context.get(author)
     }
 
     /// Learns from the registry what others have seen, and tells the other lines. Only the main line has one.
@@ -280,6 +288,7 @@ impl State {
     /// The same, with the rows that were read for the draft.
     pub fn commit_with(&mut self, draft: Draft, rows: Rows, journal: &Journal) -> Result<Lsn, StoreError> {
         let Draft { dot, hlc, time, effects, local, registry } = draft;
+        assert!(registry.is_empty() || !self.is_branch, "the registry is with the main line");
         let op = (!effects.is_empty()).then_some(Op { dot, hlc, time, effects });
         let entry = |(key, value): (Key, _)| (key.encode(), Entry { hlc, author: dot.author, value });
         let registry: Vec<_> = registry.into_iter().map(entry).collect();

@@ -11,7 +11,6 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::causal::VersionVector;
 use crate::id::S8Id;
 use crate::identity::NodePublicKey;
 use crate::meta::{Frozen, Roots};
@@ -306,7 +305,8 @@ impl LocalVolume {
             }
             // Branches may be made of it.
             let mut local = state.meet(&sealed.record.authors);
-            if knows_more_of_us(&state, &sealed.record.context) {
+            let author = state.author_id();
+            if sealed.record.context.get(author) > state.context.get(author) {
                 // This store is an old copy of itself. What it does next was done by this author before, elsewhere.
                 local.extend(state.become_author(new_author(&*self.env, &self.key)));
             }
@@ -317,7 +317,20 @@ impl LocalVolume {
             state.commit(draft, &self.journal).map_err(VolumeError::from)?;
         }
         self.commit_journal()?;
+        for branch in self.branches.opened() {
+            branch.change_author_if_known_better()?;
+        }
         self.snapshots_changed();
+        Ok(())
+    }
+
+    /// The same for a branch.
+    fn change_author_if_known_better(&self) -> Result<()> {
+        let mut state = self.state.write();
+        if state.is_known_to_have_done_more(state.author_id()) {
+            let changes = state.become_author(new_author(&*self.env, &self.key));
+            state.commit_local(changes, self.env.now(), &self.journal).map_err(VolumeError::from)?;
+        }
         Ok(())
     }
 }
@@ -341,9 +354,4 @@ fn sealed_entry(state: &State, id: S8Id) -> Result<Option<SealedRecord>> {
 fn check_parent(record: &Record, id: S8Id, parent: &Record) -> Result<()> {
     let holds = record.context.covers(&parent.context) && record.volume == parent.volume;
     if holds { Ok(()) } else { Err(TransferError::BadParent(id)) }
-}
-
-/// Whether somebody has seen operations of our author that we have not made.
-fn knows_more_of_us(state: &State, context: &VersionVector) -> bool {
-    context.get(state.author_id()) > state.context.get(state.author_id())
 }

@@ -8,7 +8,7 @@ use phifs_core::volume::local::{ImportOptions, SnapshotError, TransferError};
 use phifs_core::volume::{Ino, RenameMode, Volume};
 
 use super::{GO_ON, KEYS, Site, bootstrap, noise, open, ready};
-use crate::harness::{CALLER, TestEnv, read_tree};
+use crate::harness::{CALLER, NODE, TestEnv, read_tree};
 
 #[test]
 fn a_new_store_out_of_an_export_looks_as_the_old_one_and_goes_its_own_way() {
@@ -166,6 +166,32 @@ fn a_store_that_is_an_old_copy_of_itself_goes_on_as_another_author() {
     two.snapshot("other");
     assert_eq!(two.verified("late"), one.verified("late"));
 }
+
+#[test]
+fn so_does_a_branch_of_an_old_copy_open_or_not() {
+    let site = Site::new(0);
+    site.snapshot("base");
+    site.volume.clone_snapshot("base", "side").unwrap();
+    site.volume.shut_down().unwrap();
+    let copy = |number| {
+        let (disk, env) = (site.disk.snapshot(), TestEnv::new(number));
+        Site { volume: open(Arc::new(disk.clone()), &env, &KEYS[0]).unwrap(), disk, env, key: KEYS[0] }
+    };
+    let (one, two) = (copy(6), copy(7));
+    let [side, other] = [&one, &two].map(|copy| copy.volume.open_branch("side", &|_| {}).unwrap());
+    let author = side.status().author;
+    assert_eq!(author, other.status().author, "this test needs two with one author");
+    side.make(&CALLER, Ino::ROOT, b"x", &NODE).unwrap();
+    one.volume.snapshot_branch("side", "late", vec![]).unwrap();
+    let stream = one.export("late", None);
+    two.import(&stream).unwrap();
+    assert_ne!(other.status().author, author, "it is open");
+    let three = copy(8);
+    three.import(&stream).unwrap();
+    let other = three.volume.open_branch("side", &|_| {}).unwrap();
+    assert_ne!(other.status().author, author, "it was not open");
+}
+
 #[test]
 fn damage_is_found_with_its_paths_and_an_import_mends_it() {
     let (old, new, _, increment) = ready();

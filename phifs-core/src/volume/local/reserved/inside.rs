@@ -85,7 +85,7 @@ impl LocalVolume {
     /// The directory through which a snapshot is entered from a directory of the volume.
     pub(super) fn enter_snapshot(&self, dir: DirId, name: &[u8]) -> Result<Attr> {
         let name = std::str::from_utf8(name).map_err(|_| VolumeError::NotFound)?;
-        let cut_now = || Ok::<_, StoreError>(self.state.read().snapshot(name)?.map(|snapshot| snapshot.cut));
+        let cut_now = || Ok::<_, StoreError>(self.registry.read().snapshot(name)?.map(|snapshot| snapshot.cut));
         let cut = cut_now()?.ok_or(VolumeError::NotFound)?;
         let tables = self.frozen(&cut);
         let (row, nlink) = match looked_at(&tables, dir) {
@@ -94,8 +94,8 @@ impl LocalVolume {
             found => found?,
         };
         // Held until the number is known: whoever deletes the snapshot looks for those who are in it after that.
-        let state = self.state.read();
-        if state.snapshot(name)?.is_none_or(|snapshot| snapshot.cut != cut) {
+        let registry = self.registry.read();
+        if registry.snapshot(name)?.is_none_or(|snapshot| snapshot.cut != cut) {
             return Err(VolumeError::NotFound);
         }
         let make = || View::new(name.to_owned(), cut.clone(), dir, tables);

@@ -198,7 +198,7 @@ impl LocalVolume {
                 (VERSIONS_NAME.to_vec(), Listed::Node(Node::Versions(dir))),
             ],
             Node::Snapshots(dir) => {
-                let entries = self.state.read().entries(crate::registry::Key::SNAPSHOTS)?;
+                let entries = self.registry.read().entries(crate::registry::Key::SNAPSHOTS)?;
                 entries.into_iter().map(|(name, _)| (name, Listed::Snapshot(dir))).collect()
             }
             Node::VersionsOf(link) => self.versions_in(link)?,
@@ -351,7 +351,7 @@ impl LocalVolume {
     /// After a change of the registry: whoever is in a snapshot that was deleted finds nothing more there.
     pub(super) fn leave_deleted_snapshots(&self) {
         for (id, view) in self.reserved.nodes.views() {
-            let now = self.state.read().snapshot(&view.name);
+            let now = self.registry.read().snapshot(&view.name);
             // What cannot be told now is no reason to turn anybody out.
             let is_there = now.map_or(true, |now| now.is_some_and(|now| now.cut == view.cut));
             if is_there || !view.mark_gone() {
