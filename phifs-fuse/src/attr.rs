@@ -5,12 +5,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
 use phifs_core::time::Timestamp;
 use phifs_core::volume::{
-    Allocate, Attr, FileKind, Ino, NewKind, OpenHow, RenameMode, Result, Seek, SetTime, VolumeError, XattrMode,
+    Allocate, Attr, FileKind, Ino, Lasts, NewKind, OpenHow, RenameMode, Result, Seek, SetTime, VolumeError, XattrMode,
 };
 use rustix::fs::{OFlags, RawMode};
 
 /// How long the kernel may keep names and attributes: as good as forever, because every change is pushed.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// How long the kernel may keep a list that is always there: nobody is told of a change of its mode, but whoever reaches
+/// it has just passed the directory that it is about.
+const A_WHILE: Duration = Duration::from_secs(1);
 
 /// The directory that resolves everywhere and is listed nowhere.
 const PHI_DIRECTORY: &[u8] = b".phi";
@@ -23,12 +27,16 @@ const IO_BLOCK_BYTES: u32 = 4096;
 
 /// How long the kernel may keep the attributes of this inode, and a name that leads to it.
 pub(crate) fn ttl_of(ino: Ino) -> Duration {
-    if ino.is_volatile() { Duration::ZERO } else { FOREVER }
+    match ino.lasts() {
+        Lasts::Moment => Duration::ZERO,
+        Lasts::Itself => A_WHILE,
+        Lasts::Ever => FOREVER,
+    }
 }
 
 /// How long the kernel may keep the fact that there is no such name.
 pub(crate) fn negative_ttl(parent: Ino, name: &[u8]) -> Duration {
-    if parent.is_volatile() || name == PHI_DIRECTORY { Duration::ZERO } else { FOREVER }
+    if parent.lasts() != Lasts::Ever || name == PHI_DIRECTORY { Duration::ZERO } else { FOREVER }
 }
 
 /// What the kernel wants in an entry that says "there is nothing by that name".
@@ -234,11 +242,11 @@ mod tests {
 
     #[test]
     fn of_phi_only_what_lasts_is_cached() {
-        let (volatile, lasting) = (Ino::new_virtual(9, false), Ino::new_virtual(9, true));
-        assert_eq!(ttl_of(volatile), Duration::ZERO);
-        assert_eq!(negative_ttl(volatile, b"x"), Duration::ZERO);
-        assert_eq!(ttl_of(lasting), FOREVER);
-        assert_eq!(negative_ttl(lasting, b"x"), FOREVER);
+        let [moment, itself, ever] =
+            [Lasts::Moment, Lasts::Itself, Lasts::Ever].map(|lasts| Ino::new_virtual(9, lasts));
+        assert_eq!([moment, itself, ever].map(ttl_of), [Duration::ZERO, A_WHILE, FOREVER]);
+        let negative = [moment, itself, ever].map(|parent| negative_ttl(parent, b"x"));
+        assert_eq!(negative, [Duration::ZERO, Duration::ZERO, FOREVER]);
         assert_eq!(negative_ttl(Ino::ROOT, b".phi"), Duration::ZERO);
         assert_eq!(negative_ttl(Ino::ROOT, b"x"), FOREVER);
         assert_eq!(ttl_of(Ino(0xf_fffe << 44)), FOREVER);

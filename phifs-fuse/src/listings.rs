@@ -13,7 +13,7 @@ use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use phifs_core::volume::Ino;
+use phifs_core::volume::{Ino, Lasts};
 
 /// After this, whoever got entries is taken to have taken them in.
 const TAKEN_IN_AFTER: Duration = Duration::from_secs(2);
@@ -65,7 +65,7 @@ impl Listings {
     /// dropped before that.
     pub(crate) fn is_suspect_at_end(&self, dir: Ino) -> bool {
         // Nobody tells when such a list changes.
-        if dir.is_volatile() {
+        if dir.lasts() != Lasts::Ever {
             return true;
         }
         let mut listings = self.0.lock();
@@ -115,10 +115,11 @@ mod tests {
     #[test]
     fn lists_that_change_by_themselves_are_never_kept() {
         let listings = Listings::default();
-        let list = Ino::new_virtual(7, false);
-        listings.begin(list);
-        assert!(listings.is_suspect_at_end(list));
-        assert!(!listings.is_suspect_at_end(Ino::new_virtual(7, true)));
+        for list in [Lasts::Moment, Lasts::Itself].map(|lasts| Ino::new_virtual(7, lasts)) {
+            listings.begin(list);
+            assert!(listings.is_suspect_at_end(list));
+        }
+        assert!(!listings.is_suspect_at_end(Ino::new_virtual(7, Lasts::Ever)));
     }
 
     #[test]

@@ -17,28 +17,45 @@ impl Ino {
     pub const ROOT: Self = Self(1);
     /// The author index of inodes that exist only as long as somebody looks at them: those below `.phi`.
     const VIRTUAL: u64 = 0xf_ffff << 44;
-    const LASTING: u64 = 1 << 43;
-    const VIRTUAL_BITS: u64 = Self::LASTING - 1;
+    /// Behind it, how long such an inode lasts; the rest is its number.
+    const LASTS: u64 = 0b11 << 42;
+    const NUMBER: u64 = (1 << 42) - 1;
 
-    /// One that no table knows. `lasting`: it is for ever what it is now.
-    pub fn new_virtual(n: u64, lasting: bool) -> Self {
-        Self(Self::VIRTUAL | if lasting { Self::LASTING } else { 0 } | n & Self::VIRTUAL_BITS)
+    /// One that no table knows.
+    pub fn new_virtual(n: u64, lasts: Lasts) -> Self {
+        Self(Self::VIRTUAL | (lasts as u64) << 42 | n & Self::NUMBER)
     }
 
     /// The next one of its kind.
     #[must_use]
     pub fn virtual_after(self) -> Self {
-        Self::new_virtual((self.0 & Self::VIRTUAL_BITS).wrapping_add(1), self.0 & Self::LASTING != 0)
+        Self(self.0 & !Self::NUMBER | self.0.wrapping_add(1) & Self::NUMBER)
     }
 
     pub fn is_virtual(self) -> bool {
         self.0 & Self::VIRTUAL == Self::VIRTUAL
     }
 
-    /// Whether what it shows is made at the moment of asking, so that the kernel must not keep it.
-    pub fn is_volatile(self) -> bool {
-        self.is_virtual() && self.0 & Self::LASTING == 0
+    /// How long the kernel may keep what it knows of it; every change of what is in the tables it is told.
+    pub fn lasts(self) -> Lasts {
+        match (self.0 & Self::LASTS) >> 42 {
+            _ if !self.is_virtual() => Lasts::Ever,
+            0 => Lasts::Moment,
+            1 => Lasts::Itself,
+            _ => Lasts::Ever,
+        }
     }
+}
+
+/// How long a virtual inode, and the name that leads to it, are what they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lasts {
+    /// It may be gone at any moment, and so may what it shows.
+    Moment = 0,
+    /// It stays as long as what it is in, but what it shows may change at any moment.
+    Itself = 1,
+    /// Nothing of it ever changes.
+    Ever = 2,
 }
 
 /// Names an open file or directory.

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use crate::id::{AuthorId, DirId, Dot, InodeId, LinkId};
 use crate::registry::Cut;
-use crate::volume::{Ino, Result, VolumeError};
+use crate::volume::{Ino, Lasts, Result, VolumeError};
 
 use super::inside::View;
 
@@ -43,10 +43,12 @@ pub enum Node {
 pub struct ViewId(pub u32);
 
 impl Node {
-    /// Whether it is for ever what it is now.
-    fn is_lasting(self) -> bool {
-        // A name of a snapshot, and of a version, goes at some time.
-        matches!(self, Self::Inside { .. })
+    fn lasts(self) -> Lasts {
+        match self {
+            Self::Phi(_) | Self::Snapshots(_) | Self::Versions(_) => Lasts::Itself,
+            Self::Status | Self::Top { .. } | Self::VersionsOf(_) | Self::Version { .. } => Lasts::Moment,
+            Self::Inside { .. } => Lasts::Ever,
+        }
     }
 
     fn view(self) -> Option<ViewId> {
@@ -252,7 +254,7 @@ impl Table {
 
 fn hashed(node: Node, packed: Packed) -> u64 {
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(packed);
-    Ino::new_virtual(hash, node.is_lasting()).0
+    Ino::new_virtual(hash, node.lasts()).0
 }
 
 #[cfg(test)]
@@ -306,7 +308,7 @@ mod tests {
         for _ in 0..2 {
             let numbers = all.map(|node| nodes.number(node).unwrap());
             for (node, ino) in all.into_iter().zip(numbers) {
-                assert!(ino.is_volatile());
+                assert!(ino.is_virtual() && ino.lasts() != Lasts::Ever);
                 assert_eq!(nodes.get(ino).unwrap(), node);
                 assert_eq!(nodes.number(node).unwrap(), ino);
             }
@@ -323,7 +325,8 @@ mod tests {
         assert_eq!(enter(&nodes, "s", &cut(1), DirId::ROOT), (top, view));
         assert_ne!(enter(&nodes, "s", &cut(1), DirId(dot(1, 7))).1, view, "entered elsewhere");
         let inside = nodes.number(Node::Inside { view, inode: InodeId(dot(1, 9)) }).unwrap();
-        assert!(inside.is_virtual() && !inside.is_volatile() && top.is_volatile());
+        assert!(inside.is_virtual());
+        assert_eq!((inside.lasts(), top.lasts()), (Lasts::Ever, Lasts::Moment));
         let mut within = nodes.within(view);
         within.sort_unstable();
         let mut wanted = [top, inside];
