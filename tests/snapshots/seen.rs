@@ -28,8 +28,9 @@ pub struct Seen {
 
 impl Seen {
     /// What a copy has as well.
-    pub fn what(&self) -> (u32, (u32, u32), (i64, i64), u64, &Option<PathBuf>, &BTreeMap<Vec<u8>, u64>) {
-        (self.mode, self.owner, self.mtime, self.rdev, &self.target, &self.xattrs)
+    pub fn copied(&self) -> Seen {
+        let size = if self.bytes.is_some() { self.size } else { 0 };
+        Seen { size, blocks: 0, nlink: 0, ctime: (0, 0), ..self.clone() }
     }
 }
 
