@@ -218,11 +218,11 @@ fn snapshots_are_listed_and_gone_at_once() {
                 }
             }
         }
+        assert_eq!(held_names(), there, "round {round}, by a descriptor");
         for list in &lists {
             assert_eq!(names(list), there, "round {round}");
             assert!(there.iter().all(|name| list.join(name).is_dir()));
         }
-        assert_eq!(held_names(), there, "round {round}, by a descriptor");
     }
     assert!(!names(node.dir()).contains(".phi"));
 }
