@@ -23,9 +23,10 @@
 //! | `history` | superseded versions of files |
 //! | `reserved` | `.phi` |
 //!
-//! Locks, in the order in which they are taken: housekeeping, checkpoint, a file's gate, the state, a file's data, and
-//! the small ones that are held for a moment (the map of files, handles, queues). One exception: the last user of a file
-//! looks at its data under the lock of the map, which is safe as nobody waits for the map with a file's data in hand.
+//! Locks, in the order in which they are taken: housekeeping, the making of branches, a branch's slot, checkpoint, a
+//! file's gate, the state (of a branch, then of the main line), a file's data, and the small ones that are held for a
+//! moment (the map of files, handles, queues). One exception: the last user of a file looks at its data under the lock of
+//! the map, which is safe as nobody waits for the map with a file's data in hand.
 //! Nobody waits for the disk under the state lock but for the reading of rows that are not cached.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
