@@ -373,8 +373,8 @@ impl Filesystem for Adapter {
         self.state.requests.count("readdir");
         let listed = guarded("readdir", Ino(ino.0), || {
             self.state.readdir(Ino(ino.0), after, &mut |entry| {
-                let name = OsStr::from_bytes(&entry.name);
-                !reply.add(INodeNo(entry.attr.ino.0), entry.next, file_type(entry.attr.kind), name)
+                let name = OsStr::from_bytes(entry.name);
+                !reply.add(INodeNo(entry.ino.0), entry.next, file_type(entry.kind), name)
             })
         });
         self.listed(ino, reply, listed);

@@ -12,7 +12,7 @@ use std::{ffi::OsStr, io, os::fd::BorrowedFd};
 
 use fuser::{BackingId, FopenFlags, Generation, INodeNo, ReplyDirectoryPlus};
 use phifs_core::volume::{
-    self, Attr, Caller, Handle, Ino, NewNode, OpenHow, Opened, Path, RenameMode, Result, SetAttr, Volume, VolumeError,
+    Attr, Caller, Handle, Ino, Named, NewNode, OpenHow, Opened, Path, RenameMode, Result, SetAttr, Volume, VolumeError,
 };
 
 use crate::answer::{Entry, Opening, XattrAnswer};
@@ -253,47 +253,53 @@ impl State {
         Ok(())
     }
 
-    /// Whether there was anything left to list. See `Volume::readdir`.
-    pub(crate) fn readdir(&self, ino: Ino, after: u64, add: &mut dyn FnMut(&volume::Entry) -> bool) -> Result<bool> {
-        self.list(ino, after, &mut |entry| (add(entry), false))
+    /// Whether there was anything left to list. See `Volume::readdir_names`.
+    pub(crate) fn readdir(&self, ino: Ino, after: u64, add: &mut dyn FnMut(&Named<'_>) -> bool) -> Result<bool> {
+        self.list(ino, after, |shown| {
+            self.volume.readdir_names(ino, after, &mut |named| {
+                shown(named.ino, false);
+                add(named)
+            })
+        })
     }
 
     pub(crate) fn readdirplus(&self, ino: Ino, after: u64, reply: &mut ReplyDirectoryPlus) -> Result<bool> {
         let changes = self.changes();
-        self.list(ino, after, &mut |entry| {
-            let attr = &entry.attr;
-            let ttl = self.ttl_since(changes, ttl_of(attr.ino));
-            let name = OsStr::from_bytes(&entry.name);
-            let full = reply.add(INodeNo(attr.ino.0), entry.next, name, &ttl, &file_attr(attr), Generation(0));
-            // The kernel takes no reference for these two.
-            (!full, !full && entry.name != b"." && entry.name != b"..")
+        self.list(ino, after, |shown| {
+            self.volume.readdir(ino, after, &mut |entry| {
+                let attr = &entry.attr;
+                let ttl = self.ttl_since(changes, ttl_of(attr.ino));
+                let name = OsStr::from_bytes(&entry.name);
+                let full = reply.add(INodeNo(attr.ino.0), entry.next, name, &ttl, &file_attr(attr), Generation(0));
+                // The kernel takes no reference for these two.
+                shown(attr.ino, !full && entry.name != b"." && entry.name != b"..");
+                !full
+            })
         })
     }
 
-    /// `add` says whether there is room for more, and whether the kernel takes a reference to the entry.
-    fn list(&self, ino: Ino, after: u64, add: &mut dyn FnMut(&volume::Entry) -> (bool, bool)) -> Result<bool> {
+    /// `walk` tells of each entry that the volume showed whether the kernel takes a reference to it.
+    fn list(&self, ino: Ino, after: u64, walk: impl FnOnce(&mut dyn FnMut(Ino, bool)) -> Result<()>) -> Result<bool> {
         if after == 0 {
             self.listings.begin(ino);
         }
-        let (mut any, mut added, mut shown) = (false, Vec::new(), Vec::new());
+        let (mut any, mut taken, mut passed) = (false, Vec::new(), Vec::new());
         let gate = self.inodes.handing_out();
-        let listed = self.volume.readdir(ino, after, &mut |entry| {
+        let listed = walk(&mut |ino, is_taken| {
             any = true;
-            let (has_room, is_taken) = add(entry);
             if is_taken {
-                added.push(entry.attr.ino);
-            } else if entry.attr.ino.is_virtual() {
-                shown.push(entry.attr.ino);
+                taken.push(ino);
+            } else if ino.is_virtual() {
+                passed.push(ino);
             }
-            has_room
         });
         if listed.is_ok() {
-            added.into_iter().for_each(|ino| self.inodes.add(ino));
+            taken.into_iter().for_each(|ino| self.inodes.add(ino));
         } else {
             // The reply is an error, so the kernel hears of none.
-            shown.extend(added.into_iter().filter(|ino| ino.is_virtual()));
+            passed.extend(taken.into_iter().filter(|ino| ino.is_virtual()));
         }
-        shown.into_iter().for_each(|ino| self.inodes.pass(ino));
+        passed.into_iter().for_each(|ino| self.inodes.pass(ino));
         drop(gate);
         self.collect();
         listed.map(|()| any)

@@ -185,6 +185,14 @@ pub struct Entry {
     pub next: u64,
 }
 
+/// The same for somebody who asks for no attributes.
+pub struct Named<'a> {
+    pub name: &'a [u8],
+    pub ino: Ino,
+    pub kind: FileKind,
+    pub next: u64,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RenameMode {
     /// Replaces a target that is there.
@@ -378,6 +386,12 @@ pub trait Volume: Send + Sync + 'static {
     /// which then comes first next time. "." and ".." are included. Every virtual inode that was shown to `each` is
     /// to be forgotten at some time, also if the kernel did not hear of it.
     fn readdir(&self, ino: Ino, after: u64, each: &mut dyn FnMut(&Entry) -> bool) -> Result<()>;
+    /// As `readdir`, without the attributes, which may take long to find.
+    fn readdir_names(&self, ino: Ino, after: u64, each: &mut dyn FnMut(&Named<'_>) -> bool) -> Result<()> {
+        self.readdir(ino, after, &mut |Entry { name, attr, next }| {
+            each(&Named { name, ino: attr.ino, kind: attr.kind, next: *next })
+        })
+    }
 
     fn statfs(&self) -> Result<StatFs>;
     fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>>;

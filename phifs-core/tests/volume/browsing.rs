@@ -48,10 +48,21 @@ impl Look {
                 seen.xattrs.insert(name, value);
             }
             match attr.kind {
-                FileKind::Directory => volume.readdir(ino, 2, &mut |found| {
-                    todo.push(([&path[..], b"/", &found.name].concat(), found.attr.ino));
-                    true
-                })?,
+                FileKind::Directory => {
+                    let mut listed = Vec::new();
+                    volume.readdir(ino, 0, &mut |found| {
+                        listed.push((found.name.clone(), found.attr.ino, found.attr.kind, found.next));
+                        true
+                    })?;
+                    let mut named = Vec::new();
+                    volume.readdir_names(ino, 0, &mut |found| {
+                        named.push((found.name.to_vec(), found.ino, found.kind, found.next));
+                        true
+                    })?;
+                    assert_eq!(named, listed, "with attributes and without");
+                    let below = listed.into_iter().skip(2);
+                    todo.extend(below.map(|(name, ino, ..)| ([&path[..], b"/", &name].concat(), ino)));
+                }
                 FileKind::Symlink => seen.target = volume.readlink(ino)?,
                 FileKind::File => seen.bytes = read(volume, ino)?,
                 _ => {}

@@ -48,7 +48,7 @@ use crate::snapshot::keep::KeepRules;
 use crate::store::GlyphStore;
 use crate::time::Env;
 use crate::volume::{
-    Allocate, Attr, Caller, Entry, Handle, Ino, Invalidate, NewNode, OpenHow, Opened, RenameMode, Result, Seek,
+    Allocate, Attr, Caller, Entry, Handle, Ino, Invalidate, Named, NewNode, OpenHow, Opened, RenameMode, Result, Seek,
     SetAttr, StatFs, Volume, VolumeError, XattrMode,
 };
 
@@ -455,6 +455,10 @@ impl Volume for LocalVolume {
 
     fn readdir(&self, ino: Ino, after: u64, each: &mut dyn FnMut(&Entry) -> bool) -> Result<()> {
         self.list(ino, after, each).inspect_err(|error| self.log_damage(error, ino, None))
+    }
+
+    fn readdir_names(&self, ino: Ino, after: u64, each: &mut dyn FnMut(&Named<'_>) -> bool) -> Result<()> {
+        self.list_names(ino, after, each).inspect_err(|error| self.log_damage(error, ino, None))
     }
 
     fn statfs(&self) -> Result<StatFs> {

@@ -9,7 +9,7 @@ use crate::namespace::row::{Birth, InodeRow, Mode, Owner};
 use crate::namespace::tables::{Rows, Table, Tables};
 use crate::namespace::view::{self, Listed, Stat};
 use crate::store::StoreError;
-use crate::volume::{Attr, Caller, Entry, FileKind, Ino, NewKind, NewNode, RenameMode, Result, VolumeError};
+use crate::volume::{Attr, Caller, Entry, FileKind, Ino, Named, NewKind, NewNode, RenameMode, Result, VolumeError};
 
 use super::LocalVolume;
 use super::acl::{self, Acl};
@@ -289,26 +289,46 @@ impl LocalVolume {
     }
 
     pub(super) fn list(&self, ino: Ino, after: u64, each: &mut dyn FnMut(&Entry) -> bool) -> Result<()> {
-        let mut after = after;
         if ino.is_virtual() {
             return self.reserved_list(ino, after, each);
         }
+        let attr = &mut |state: &State, child| {
+            let attr = self.attr_of_child(state, child);
+            attr.inspect_err(|error| tracing::error!(%error, "a listed inode cannot be read"))
+        };
+        let each = &mut |name: &[u8], attr, next| each(&Entry { name: name.to_vec(), attr, next });
+        self.list_as(ino, after, |attr| attr, attr, each)
+    }
+
+    pub(super) fn list_names(&self, ino: Ino, after: u64, each: &mut dyn FnMut(&Named<'_>) -> bool) -> Result<()> {
+        if ino.is_virtual() {
+            return self.reserved_list_names(ino, after, each);
+        }
+        let number = &mut |state: &State, child: Child| Ok((state.ino(child.inode()), child.kind()));
+        let each = &mut |name: &[u8], (ino, kind), next| each(&Named { name, ino, kind, next });
+        self.list_as(ino, after, |attr| (attr.ino, attr.kind), number, each)
+    }
+
+    /// Lists a directory, telling of each name what `look` finds, and of "." and ".." what `above` makes of them.
+    fn list_as<T>(
+        &self,
+        ino: Ino,
+        mut after: u64,
+        above: fn(Attr) -> T,
+        look: &mut dyn FnMut(&State, Child) -> Result<T>,
+        each: &mut dyn FnMut(&[u8], T, u64) -> bool,
+    ) -> Result<()> {
         let dir = {
             let state = self.state.read();
             let dir = DirId(state.inode_id(ino)?.0);
             let row = state.dir(dir)?.ok_or(VolumeError::Stale)?;
-            if after < SELF {
-                let entry = Entry { name: b".".to_vec(), attr: self.attr(&state, dir.inode())?, next: SELF };
-                if !each(&entry) {
-                    return Ok(());
+            for (name, dir, next) in [(&b"."[..], dir, SELF), (b"..", row.parent, ABOVE)] {
+                if after < next {
+                    if !each(name, above(self.attr(&state, dir.inode())?), next) {
+                        return Ok(());
+                    }
+                    after = next;
                 }
-            }
-            if after < ABOVE {
-                let entry = Entry { name: b"..".to_vec(), attr: self.attr(&state, row.parent.inode())?, next: ABOVE };
-                if !each(&entry) {
-                    return Ok(());
-                }
-                after = ABOVE;
             }
             dir
         };
@@ -316,11 +336,7 @@ impl LocalVolume {
             // The lock is taken for a batch only: a huge directory must not hold up everybody else.
             let state = self.state.read();
             let listed = view::list(&*state, dir, after + 1, BATCH)?;
-            let mut attr = |child| {
-                let attr = self.attr_of_child(&state, child);
-                attr.inspect_err(|error| tracing::error!(%error, "a listed inode cannot be read"))
-            };
-            if !pass_on(&listed, &mut after, &mut attr, each)? {
+            if !pass_on(&listed, &mut after, &mut |child| look(&state, child), each)? {
                 return Ok(());
             }
         }
@@ -333,17 +349,16 @@ pub(super) const ABOVE: u64 = 2;
 pub(super) const BATCH: usize = 256;
 
 /// Passes on a batch of names, and notes in `after` how far that went. Says whether there may be more, and room for it.
-pub(super) fn pass_on(
+pub(super) fn pass_on<T>(
     listed: &[Listed],
     after: &mut u64,
-    attr: &mut dyn FnMut(Child) -> Result<Attr>,
-    each: &mut dyn FnMut(&Entry) -> bool,
+    look: &mut dyn FnMut(Child) -> Result<T>,
+    each: &mut dyn FnMut(&[u8], T, u64) -> bool,
 ) -> Result<bool> {
     for (at, item) in listed.iter().enumerate() {
         // Names with one hash share a cookie: all but the last resume before it, so that none is skipped.
         let more = listed.get(at + 1).is_some_and(|next| next.hash == item.hash);
-        let next = item.hash - u64::from(more);
-        if !each(&Entry { name: item.name.clone(), attr: attr(item.child)?, next }) {
+        if !each(&item.name, look(item.child)?, item.hash - u64::from(more)) {
             return Ok(false);
         }
         *after = item.hash;

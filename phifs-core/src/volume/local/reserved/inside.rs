@@ -18,7 +18,7 @@ use crate::volume::local::LocalVolume;
 use crate::volume::local::attrs::attr_of_row;
 use crate::volume::local::files::inline_bytes;
 use crate::volume::local::names::{ABOVE, BATCH, SELF, pass_on};
-use crate::volume::{Attr, Entry, FileKind, Ino, Result, VolumeError};
+use crate::volume::{Attr, Entry, FileKind, Ino, Named, Result, VolumeError};
 
 use super::nodes::{Node, ViewId};
 
@@ -139,16 +139,44 @@ impl LocalVolume {
         after: u64,
         each: &mut dyn FnMut(&Entry) -> bool,
     ) -> Result<()> {
-        let (view, mut after) = (self.reserved.nodes.view(id)?, after);
-        view.look(|tables| {
+        let attr = &mut |tables: &Frozen, child| self.attr_of_child_inside(id, tables, child);
+        let each = &mut |name: &[u8], attr, next| each(&Entry { name: name.to_vec(), attr, next });
+        self.list_inside_as(id, inode, after, |attr| attr, attr, each)
+    }
+
+    /// Reads no inode but those of "." and "..".
+    pub(super) fn list_names_inside(
+        &self,
+        id: ViewId,
+        inode: InodeId,
+        after: u64,
+        each: &mut dyn FnMut(&Named<'_>) -> bool,
+    ) -> Result<()> {
+        let number = &mut |_: &Frozen, child: Child| {
+            let ino = self.reserved.nodes.number(Node::Inside { view: id, inode: child.inode() })?;
+            Ok((ino, child.kind()))
+        };
+        let each = &mut |name: &[u8], (ino, kind), next| each(&Named { name, ino, kind, next });
+        self.list_inside_as(id, inode, after, |attr| (attr.ino, attr.kind), number, each)
+    }
+
+    fn list_inside_as<T>(
+        &self,
+        id: ViewId,
+        inode: InodeId,
+        mut after: u64,
+        above: fn(Attr) -> T,
+        look: &mut dyn FnMut(&Frozen, Child) -> Result<T>,
+        each: &mut dyn FnMut(&[u8], T, u64) -> bool,
+    ) -> Result<()> {
+        self.reserved.nodes.view(id)?.look(|tables| {
             let dir = DirId(inode.0);
             if tables.dir(dir)?.is_none() {
                 return Err(VolumeError::NotDirectory);
             }
             for (name, next) in [(&b"."[..], SELF), (b"..", ABOVE)] {
                 if after < next {
-                    let attr = self.lookup_inside(id, inode, name)?;
-                    if !each(&Entry { name: name.to_vec(), attr, next }) {
+                    if !each(name, above(self.lookup_inside(id, inode, name)?), next) {
                         return Ok(());
                     }
                     after = next;
@@ -156,8 +184,7 @@ impl LocalVolume {
             }
             loop {
                 let listed = view::list(tables, dir, after + 1, BATCH)?;
-                let attr = &mut |child| self.attr_of_child_inside(id, tables, child);
-                if !pass_on(&listed, &mut after, attr, each)? {
+                if !pass_on(&listed, &mut after, &mut |child| look(tables, child), each)? {
                     return Ok(());
                 }
             }

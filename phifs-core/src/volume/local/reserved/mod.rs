@@ -26,7 +26,9 @@ use crate::namespace::derive::name_hash;
 use crate::namespace::row::Mode;
 use crate::namespace::tables::Rows;
 use crate::namespace::view::Stat;
-use crate::volume::{Attr, Entry, FileKind, Handle, Ino, OpenHow, Opened, Path, Result, Seek, Volume, VolumeError};
+use crate::volume::{
+    Attr, Entry, FileKind, Handle, Ino, Named, OpenHow, Opened, Path, Result, Seek, Volume, VolumeError,
+};
 
 use super::LocalVolume;
 use super::acl;
@@ -222,6 +224,21 @@ impl LocalVolume {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn reserved_list_names(
+        &self,
+        ino: Ino,
+        after: u64,
+        each: &mut dyn FnMut(&Named<'_>) -> bool,
+    ) -> Result<()> {
+        match self.reserved.nodes.get(ino)? {
+            Node::Top { view, dir } => self.list_names_inside(view, dir.inode(), after, each),
+            Node::Inside { view, inode } => self.list_names_inside(view, inode, after, each),
+            _ => self.reserved_list(ino, after, &mut |Entry { name, attr, next }| {
+                each(&Named { name, ino: attr.ino, kind: attr.kind, next: *next })
+            }),
+        }
     }
 
     /// Lists "." and "..". Says behind what to go on, if there is room for more.

@@ -64,8 +64,8 @@ impl LocalVolume {
                 }
                 Child::Dir(_) => Err(VolumeError::NotFound),
             };
-            pass_on(&listed, &mut after, attr, &mut |entry| {
-                has_room = each(entry);
+            pass_on(&listed, &mut after, attr, &mut |name, attr, next| {
+                has_room = each(&Entry { name: name.to_vec(), attr, next });
                 has_room
             })?;
             if !has_room {
