@@ -264,6 +264,28 @@ mod tests {
         }
     }
 
+    /// Registries are kept for years: how they are written must never change.
+    #[test]
+    fn version_1_is_what_it_was() {
+        let snapshot = snapshot();
+        let branch = Branch { number: 3, base: snapshot.cut.clone(), base_name: "before".into() };
+        let entry = Entry { hlc: Hlc(5), author: AuthorId([6; 16]), value: Some(snapshot.encode()) };
+        let keys = [
+            Key::Volume,
+            Key::Record(S8Id([7; 32])),
+            Key::Snapshot("s".into()),
+            Key::Branch("b".into()),
+            Key::Setting("x".into()),
+            Key::Node(NodePublicKey([8; 32])),
+        ];
+        let keys: Vec<u8> = keys.iter().flat_map(Key::encode).collect();
+        let bytes = [snapshot.encode(), branch.encode(), entry.encode(), keys].concat();
+        assert_eq!(
+            blake3::hash(&bytes).to_hex().as_str(),
+            "69da1090dc714200a7f081d89d42d71bbba2f8b0f6ade5b82ec3db6c0934c0fa"
+        );
+    }
+
     #[test]
     fn values_round_trip() {
         let snapshot = snapshot();

@@ -451,9 +451,10 @@ mod tests {
     #[test]
     fn every_key_can_be_set_from_the_file_and_from_the_environment() {
         let text = "store='/s'\nmount='/m'\nallow_other=false\nsuid=true\ndev=true\ndata_mode='plain'\ncache_mib=0x10\n\
-            staging_cache_mib=0\npublish_interval_ms=50\nlog.format='json'\nlog.level='debug'";
+            staging_cache_mib=0\npublish_interval_ms=50\nsnapshot.every='15m'\nsnapshot.keep='last=2'\nlog.format='json'\n\
+            log.level='debug'";
         let from_file = file(text).unwrap();
-        let values = ["/s", "/m", "false", "true", "true", "plain", "16", "0", "50", "json", "debug"];
+        let values = ["/s", "/m", "false", "true", "true", "plain", "16", "0", "50", "15m", "last=2", "json", "debug"];
         let from_variables = Settings::from_variables(|name| {
             let index = KEYS.iter().position(|key| variable(key.name) == name)?;
             Some(values[index].to_owned())

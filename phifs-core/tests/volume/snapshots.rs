@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use phifs_core::disk::{CrashDisk, Disk, MemDisk, PowerLoss};
+use phifs_core::disk::{Access, CrashDisk, Disk, FaultDisk, MemDisk, PowerLoss};
 use phifs_core::id::{DirId, InodeId};
 use phifs_core::meta::Frozen;
 use phifs_core::namespace::derive::Child;
@@ -517,5 +517,54 @@ fn files_of_a_group_are_published_in_one_operation() {
         };
         let sizes: BTreeSet<usize> = ops.iter().map(|op| versions(op).len()).filter(|n| *n > 0).collect();
         assert_eq!(sizes, BTreeSet::from([if grouped { 2 } else { 1 }]), "grouped: {grouped}");
+    }
+}
+
+/// Whatever write or sync fails, a snapshot is there or not, and a restore did all or nothing.
+#[test]
+fn a_failing_disk_leaves_the_volume_as_before_or_done() {
+    const ENOSPC: i32 = 28;
+    for access in [Access::Write, Access::Sync] {
+        for skip in 0.. {
+            let fault = Arc::new(FaultDisk::new(Arc::new(MemDisk::new())));
+            let disk: Arc<dyn Disk> = fault.clone();
+            let volume = open(&disk, &TestEnv::new(1)).unwrap();
+            let dir = make(&volume, Ino::ROOT, b"d");
+            for n in 0..6u8 {
+                write(&volume, dir, &[b'a' + n], &vec![n; 3000 * n as usize + 1]);
+            }
+            let wanted = snap(&volume, "s");
+            for n in 0..4u8 {
+                write(&volume, dir, &[b'c' + n], &vec![n + 9; 20_000]);
+            }
+            volume.unlink(dir, b"a").unwrap();
+            let before = snap(&volume, "t");
+            let calls = fault.calls(access);
+            fault.fail_once(access, skip, ENOSPC);
+            let created = volume.create_snapshot("u", vec![], false);
+            let restored = volume.restore("s", None, false, &|_, _| {});
+            let met = fault.calls(access) > calls + skip;
+            fault.heal();
+            let what = format!("{access:?} {skip}: {created:?} {restored:?}");
+            assert_whole(&volume, &what);
+            assert!(created.is_err() || volume.find_snapshot("u").is_ok(), "{what}");
+            match volume.create_snapshot("now", vec![], false) {
+                Ok(now) => {
+                    let now = tree_root(&volume.frozen(&now.cut)).unwrap();
+                    assert_eq!(now, if restored.is_ok() { wanted } else { before }, "{what}");
+                }
+                // A failed sync of the journal makes the volume read-only until the next start.
+                Err(_) => assert!(created.is_err() || restored.is_err(), "{what}"),
+            }
+            drop(volume);
+            let volume = open(&disk, &TestEnv::new(2)).unwrap();
+            assert_whole(&volume, &what);
+            for (name, root) in [("s", wanted), ("t", before)] {
+                assert_eq!(tree_root(&frozen(&volume, name)).unwrap(), root, "{what}: {name}");
+            }
+            if !met {
+                break;
+            }
+        }
     }
 }

@@ -184,13 +184,17 @@ fn change(change: &changes::Change) -> Change {
 }
 
 pub(super) fn explain(error: SnapshotError) -> Failure {
+    if let SnapshotError::Halfway { before, .. } = &error {
+        let hint = format!("once the cause is gone: phifs snapshot restore {}", show::quote(before.as_bytes()));
+        return Failure::plain(&error).hint(hint);
+    }
     let (kind, hint) = match &error {
         SnapshotError::BadName(..) => (Kind::Usage, "take letters, digits, dashes and colons, at most 200 bytes"),
         SnapshotError::Exists(_) => (Kind::Failed, "choose another name, or delete that one first"),
         SnapshotError::NotFound(_) => (Kind::Failed, "phifs snapshot list shows what there is"),
         SnapshotError::NoPath(_) => (Kind::Failed, "paths are those of the volume; look into .phi/snapshots/NAME"),
         SnapshotError::Ambiguous(_) => (Kind::Failed, "give more of the id, or the name"),
-        SnapshotError::Volume(_) => return Failure::plain(error),
+        SnapshotError::Halfway { .. } | SnapshotError::Volume(_) => return Failure::plain(error),
     };
     Failure::new(kind, error).hint(hint)
 }

@@ -147,6 +147,17 @@ impl FileCell {
         }
     }
 
+    /// Whether somebody has it open for writing.
+    pub fn has_writers(&self) -> bool {
+        self.gate.lock().writers > 0
+    }
+
+    /// How long it is with what is not published, if there is such.
+    pub fn staged_bytes(&self) -> u64 {
+        let data = self.data.lock();
+        data.as_ref().and_then(|data| data.staging.as_ref()).map_or(0, |staging| staging.overlay.len_bytes())
+    }
+
     /// Whether it is written to or holds bytes that are not published. What the kernel wrote into a staging file by
     /// itself is noticed only after the close.
     pub fn is_unpublished(&self) -> bool {

@@ -79,18 +79,38 @@ impl LocalVolume {
         }
         self.check_room_for(told.len() as u64)?;
         let (before, now) = self.snapshot_before_restore()?;
+        let done = self.turn_into(&now, source, scope, progress).and_then(|()| Ok(self.commit_journal()?));
+        if let Err(source) = done {
+            tracing::error!(error = %source, before, "a restore failed; it is undone");
+            return Err(match self.undo(&now) {
+                Ok(()) => source,
+                Err(error) => {
+                    tracing::error!(%error, "a restore that failed could not be undone");
+                    SnapshotError::Halfway { before, source: Box::new(source) }
+                }
+            });
+        }
+        Ok(Restored { changes: told, before: Some(before) })
+    }
+
+    /// Makes operations that turn the state of now into another one.
+    fn turn_into(&self, now: &Cut, source: Frozen, scope: Within, progress: &dyn Fn(u64, u64)) -> Result<()> {
         let mut work = Restoring {
             volume: self,
-            now: self.frozen(&now),
+            now: self.frozen(now),
             source,
             scope,
             copies: HashMap::new(),
             displaced: HashMap::new(),
             copied: HashSet::new(),
         };
-        work.run(progress)?;
-        self.commit_journal()?;
-        Ok(Restored { changes: told, before: Some(before) })
+        work.run(progress)
+    }
+
+    fn undo(&self, before: &Cut) -> Result<()> {
+        let now = self.cut_now()?;
+        self.turn_into(&now, self.frozen(before), Within { path: None }, &|_, _| {})?;
+        Ok(self.commit_journal()?)
     }
 
     fn cut_now(&self) -> Result<Cut> {

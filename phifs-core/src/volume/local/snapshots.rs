@@ -34,6 +34,11 @@ use super::state::{State, local_key};
 
 /// A file that somebody stores to through a mapping may change again and again; then its last version counts.
 const PUBLISH_TRIES: usize = 3;
+/// Up to this length a file is published at once even if it is open for writing.
+const SHORT_BYTES_MAX: u64 = 4 << 20;
+/// How often, and how long each time, one snapshot waits for long files to be released.
+const RELEASE_LOOKS_MAX: u32 = 100;
+const RELEASE_LOOK: std::time::Duration = std::time::Duration::from_millis(2);
 
 /// While nothing changes it is looked this often whether something has.
 const SCHEDULE_LOOK_MILLIS: u64 = 10_000;
@@ -48,6 +53,8 @@ pub enum SnapshotError {
     NotFound(String),
     #[error("{0:?} is not in the snapshot")]
     NoPath(String),
+    #[error("the restore stopped half-way: {source}")]
+    Halfway { before: String, source: Box<SnapshotError> },
     #[error("{0:?} is the beginning of several ids of snapshots")]
     Ambiguous(String),
     #[error(transparent)]
@@ -156,13 +163,29 @@ impl LocalVolume {
         Ok(Some(now.saturating_add(every)))
     }
 
-    /// Publishes what was written to files that nobody has open any more.
+    /// Publishes what was written to files that nobody has open any more, and what can be read of the others.
+    ///
+    /// close(2) returns before the kernel tells of it. So a short file is published whether it seems open or not, and a
+    /// long one, which would take a while, gets a moment to be released; if somebody really goes on writing to it, its
+    /// last version counts.
     pub(super) fn publish_closed(&self) -> Result<()> {
         let cells: Vec<_> = self.files.lock().values().cloned().collect();
-        for cell in cells.iter().filter(|cell| !cell.is_open()) {
+        let mut patience = RELEASE_LOOKS_MAX;
+        for cell in cells {
+            while cell.has_writers() && cell.staged_bytes() > SHORT_BYTES_MAX && patience > 0 {
+                std::thread::sleep(RELEASE_LOOK);
+                patience -= 1;
+            }
+            if cell.has_writers() && cell.staged_bytes() > SHORT_BYTES_MAX {
+                continue;
+            }
+            let closure = if cell.has_writers() { Closure::IdleFlush } else { Closure::Close };
             for _ in 0..PUBLISH_TRIES {
-                if self.publish(cell, Closure::Close)? != Publication::Changing {
-                    break;
+                match self.publish(&cell, closure) {
+                    Ok(Publication::Changing) => {}
+                    // Its writer is told by fsync and close.
+                    Ok(_) | Err(VolumeError::LostWrite) => break,
+                    Err(error) => return Err(error.into()),
                 }
             }
         }
