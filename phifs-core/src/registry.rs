@@ -114,11 +114,19 @@ impl Entry {
 /// A state of a volume that was cut out and can be sealed at any time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
-    /// Of the replicated and the derived tables.
+    /// Of the replicated and the derived tables. Of a state whose maps are still to be made there are none: then it is
+    /// that of the journal at the place where this was written.
     pub roots: Roots,
     pub context: VersionVector,
     pub hlc: Hlc,
     pub time: Timestamp,
+}
+
+impl Cut {
+    /// Whether its maps are still to be made. (No state is without rows: there is a root directory.)
+    pub fn is_pending(&self) -> bool {
+        self.roots == Roots::default()
+    }
 }
 
 /// What a name of a snapshot stands for.

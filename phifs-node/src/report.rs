@@ -148,6 +148,14 @@ pub struct UsagePart {
     pub why: String,
 }
 
+/// Answer to `snapshot create`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    pub name: String,
+    /// When.
+    pub millis: u64,
+}
+
 /// A snapshot, for `snapshot`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {

@@ -56,6 +56,7 @@ impl Roots {
 }
 
 /// Frozen changes on their way into the maps. It holds no lock; reads and writes of `Meta` go on meanwhile.
+#[derive(Clone)]
 pub struct CheckpointJob {
     pub(super) source: Source,
     pub(super) specs: &'static [TableSpec],

@@ -179,6 +179,11 @@ impl Meta {
         self.active.iter().map(Memtable::len).sum()
     }
 
+    /// Whether a checkpoint is under way.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen.is_some()
+    }
+
     /// Whether there is surely no row in this table.
     pub fn is_empty(&self, table: TableId) -> bool {
         !self.is_changed(table) && self.roots.get(table).rows == 0

@@ -49,7 +49,7 @@ pub enum Request {
     Scrub,
     /// Answered with `report::Checked`.
     Fsck { rebuild_index: bool, repair: bool },
-    /// Takes a snapshot. Answered with `report::Snapshot`.
+    /// Takes a snapshot. Answered with `report::Taken`.
     SnapshotCreate {
         name: String,
         labels: Vec<String>,

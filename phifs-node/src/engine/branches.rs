@@ -7,7 +7,7 @@ use phifs_core::volume::local::BranchError;
 use super::{Engine, describe, explain_open, report_opening, snapshots};
 use crate::control::Progress;
 use crate::failure::{Failure, Kind};
-use crate::report::{Branch, Snapshot};
+use crate::report::{Branch, Taken};
 
 impl Engine {
     pub fn clone_snapshot(&self, snapshot: &str, branch: &str) -> Result<Branch, Failure> {
@@ -44,9 +44,9 @@ impl Engine {
         self.volume.delete_branch(name).map_err(explain)
     }
 
-    pub fn snapshot_branch(&self, branch: &str, name: &str, labels: Vec<String>) -> Result<Snapshot, Failure> {
+    pub fn snapshot_branch(&self, branch: &str, name: &str, labels: Vec<String>) -> Result<Taken, Failure> {
         let snapshot = self.volume.snapshot_branch(branch, name, labels).map_err(explain)?;
-        Ok(snapshots::report(name, &snapshot, None))
+        Ok(Taken { name: name.to_owned(), millis: snapshot.cut.time.millis() })
     }
 }
 

@@ -13,13 +13,13 @@ use super::{Engine, counted};
 use crate::control::Progress;
 use crate::failure::{Failure, Kind};
 use crate::hex;
-use crate::report::{Change, Pruned, Restored, Seal, Snapshot};
+use crate::report::{Change, Pruned, Restored, Seal, Snapshot, Taken};
 use crate::show::{self, Name};
 
 impl Engine {
-    pub fn create_snapshot(&self, name: &str, labels: Vec<String>) -> Result<Snapshot, Failure> {
-        let snapshot = self.volume.create_snapshot(name, labels, false).map_err(explain)?;
-        Ok(report(name, &snapshot, None))
+    pub fn create_snapshot(&self, name: &str, labels: Vec<String>) -> Result<Taken, Failure> {
+        let time = self.volume.take_snapshot(name, labels, false).map_err(explain)?;
+        Ok(Taken { name: name.to_owned(), millis: time.millis() })
     }
 
     /// All snapshots, the latest last.

@@ -194,6 +194,8 @@ pub struct LocalVolume {
     seal_asked: Condvar,
     /// Held by a collection, and by a check: what it has seen named must not be removed before it is read.
     housekeeping: Mutex<()>,
+    /// Whether a snapshot was taken whose maps are still to be made (`Checkpoints::pending`).
+    cut_pending: AtomicBool,
     /// The last checkpoint; held while the next one is made.
     checkpoint: Mutex<Checkpoints>,
     /// States that exports and imports read.

@@ -33,7 +33,8 @@ use crate::namespace::tables::{Rows, Table, malformed};
 use crate::namespace::view::{self, Stat};
 use crate::oplog::{self, Oplog, OplogError};
 use crate::settings::Settings;
-use crate::store::{self, GlyphIndex, GlyphStore, StoreError, StoreOptions};
+use crate::snapshot::record::roots_of_state;
+use crate::store::{self, GlyphIndex, GlyphKind, GlyphSink, GlyphStore, StoreError, StoreOptions};
 use crate::time::{Env, Hlc};
 use crate::volume::VolumeError;
 
@@ -174,6 +175,7 @@ impl LocalVolume {
         };
         let mut replayed = 0;
         let journal = {
+            let glyphs = store.clone();
             let store = store.clone();
             let journal_options = journal::Options {
                 store: store_id,
@@ -183,7 +185,9 @@ impl LocalVolume {
             };
             Journal::open(disk.clone(), journal_options, Box::new(move || store.sync()), &mut |lsn, kind, payload| {
                 if kind == RECORD_TRANSACTION {
-                    state.replay(lsn, payload)?;
+                    if let Some(name) = state.replay(lsn, payload)? {
+                        make_cut(&mut state, &glyphs, &name)?;
+                    }
                 }
                 replayed += 1;
                 if replayed % 4096 == 0 {
@@ -248,7 +252,12 @@ impl LocalVolume {
             seal_asked: Condvar::new(),
             housekeeping: Mutex::new(()),
             // Saying that the store is in use has just made both copies alike.
-            checkpoint: Mutex::new(Checkpoints { previous_roots: checkpoint.roots.clone(), last: checkpoint }),
+            cut_pending: AtomicBool::new(false),
+            checkpoint: Mutex::new(Checkpoints {
+                previous_roots: checkpoint.roots.clone(),
+                last: checkpoint,
+                pending: None,
+            }),
             registry: registry.unwrap_or_else(|| state.clone()),
             state,
             files: Mutex::new(HashMap::new()),
@@ -525,4 +534,15 @@ fn next_staging_number(disk: &dyn Disk, state: &State) -> Result<u64, OpenError>
         let source = crate::codec::DecodeError::NotCanonical("the number of a staging file");
         OpenError::Store(StoreError::Malformed { what: "a record about a dirty file".into(), source })
     })
+}
+
+/// Makes the maps of a snapshot that was taken at this place of the journal.
+fn make_cut(state: &mut State, glyphs: &GlyphStore, name: &str) -> Result<(), StoreError> {
+    if let Some(job) = state.meta.freeze() {
+        let done = job.run(&mut |plain| glyphs.write(GlyphKind::Node, plain))?;
+        drop(state.meta.install(done));
+    }
+    let Some(mut snapshot) = state.snapshot(name)? else { return Ok(()) };
+    snapshot.cut.roots = roots_of_state(state.meta.roots());
+    state.show_snapshot(name, &snapshot)
 }

@@ -26,11 +26,13 @@ use crate::snapshot::keep::Candidate;
 use crate::snapshot::record::{authors_of, roots_of_state};
 use crate::snapshot::{Coherence, DeltaPhi, Record, SealedRecord, Theta};
 use crate::store::{GlyphStore, StoreError};
+use crate::time::Timestamp;
 use crate::volume::VolumeError;
 
 use super::LocalVolume;
 use super::publication::Publication;
 use super::state::{State, local_key};
+use super::upkeep::{FrozenState, PendingCut};
 
 /// A file that somebody stores to through a mapping may change again and again; then its last version counts.
 const PUBLISH_TRIES: usize = 3;
@@ -72,7 +74,51 @@ pub type Result<T> = std::result::Result<T, SnapshotError>;
 impl LocalVolume {
     /// Takes a snapshot of everything that is done by now. It is durable when this returns.
     pub fn create_snapshot(&self, name: &str, labels: Vec<String>, scheduled: bool) -> Result<NamedSnapshot> {
-        self.snapshot_line(self, None, name, labels, scheduled)
+        self.take_snapshot(name, labels, scheduled)?;
+        Ok(self.find_snapshot(name)?.1)
+    }
+
+    /// The same, without waiting for its maps to be made: the journal has all that they are made of, and is durable. Whoever
+    /// looks at a snapshot waits for them, or makes them.
+    pub fn take_snapshot(&self, name: &str, labels: Vec<String>, scheduled: bool) -> Result<Timestamp> {
+        check_name(name).map_err(|why| SnapshotError::BadName(name.into(), why))?;
+        if self.state.read().snapshot(name)?.is_some() {
+            return Err(SnapshotError::Exists(name.into()));
+        }
+        self.publish_closed()?;
+        let time = {
+            let mut checkpoints = self.checkpoint.lock();
+            self.finish_cut(&mut checkpoints)?;
+            let is_unchanged = self.is_as_in(&checkpoints.last.roots);
+            let mut state = self.state.write();
+            if state.snapshot(name)?.is_some() {
+                return Err(SnapshotError::Exists(name.into()));
+            }
+            let time = self.env.now();
+            let mut draft = state.draft(time);
+            let last = &checkpoints.last;
+            let (cut, frozen) = if is_unchanged && state.context == last.context {
+                let roots = roots_of_state(&last.roots);
+                (Cut { roots, context: last.context.clone(), hlc: last.hlc, time }, None)
+            } else {
+                let frozen = self.freeze(&mut state, false);
+                let FrozenState { next, .. } = &frozen;
+                let cut = Cut { roots: Roots::default(), context: next.context.clone(), hlc: next.hlc, time };
+                (cut, Some(frozen))
+            };
+            let snapshot = NamedSnapshot { cut, id: None, scheduled, labels };
+            draft.registry.push((Key::Snapshot(name.into()), Some(snapshot.encode())));
+            if let Err(error) = state.commit(draft, &self.journal) {
+                state.meta.abandon();
+                return Err(error.into());
+            }
+            self.cut_pending.store(frozen.is_some(), Ordering::Release);
+            checkpoints.pending = frozen.map(|frozen| PendingCut { name: name.into(), frozen });
+            time
+        };
+        self.commit_journal()?;
+        self.snapshots_changed();
+        Ok(time)
     }
 
     /// Takes a snapshot of a line of changes: of this one, or of the branch with this number.
@@ -213,6 +259,7 @@ impl LocalVolume {
 
     /// All named snapshots, in the order in which they were taken.
     pub fn snapshots(&self) -> Result<Vec<(String, NamedSnapshot)>> {
+        self.settle_cuts()?;
         let mut snapshots = self.registry.read().snapshots()?;
         snapshots.sort_by_key(|(_, snapshot)| snapshot.cut.hlc);
         Ok(snapshots)
@@ -222,6 +269,7 @@ impl LocalVolume {
     pub fn find_snapshot(&self, name: &str) -> Result<(String, NamedSnapshot)> {
         /// Shorter beginnings are more likely mistyped names.
         const PREFIX_MIN: usize = 6;
+        self.settle_cuts()?;
         let state = self.registry.read();
         if let Some(snapshot) = state.snapshot(name)? {
             return Ok((name.into(), snapshot));
@@ -238,6 +286,16 @@ impl LocalVolume {
     /// Forgets these names, all or none. What only they hold goes with the next collection.
     pub fn delete_snapshots(&self, names: &[String]) -> Result<()> {
         {
+            let mut checkpoints = self.checkpoint.lock();
+            if let Err(error) = self.finish_cut(&mut checkpoints) {
+                // On a full disk it may be the one that is to go.
+                let is_named = |pending: &PendingCut| names.contains(&pending.name);
+                if checkpoints.pending.take_if(|pending| is_named(pending)).is_none() {
+                    return Err(error.into());
+                }
+                self.cut_pending.store(false, Ordering::Release);
+                self.state.write().meta.abandon();
+            }
             let mut state = self.state.write();
             let mut draft = state.draft(self.env.now());
             for name in names {

@@ -159,9 +159,14 @@ impl State {
 
     /// The value of an entry of the registry.
     pub fn entry(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.written_entry(key)?.and_then(|entry| entry.value))
+    }
+
+    /// The latest write of an entry of the registry.
+    pub fn written_entry(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
         let key = key.encode();
         let Some(bytes) = self.get(Table::Registry, &key)? else { return Ok(None) };
-        Ok(Entry::decode(&bytes).map_err(|e| malformed("registry", &key, e))?.value)
+        Entry::decode(&bytes).map(Some).map_err(|e| malformed("registry", &key, e))
     }
 
     /// All entries of a kind that are not removed: what follows the kind in their keys, and the value.
@@ -177,6 +182,16 @@ impl State {
     pub fn snapshot(&self, name: &str) -> Result<Option<NamedSnapshot>, StoreError> {
         let Some(value) = self.entry(&Key::Snapshot(name.into()))? else { return Ok(None) };
         Ok(Some(NamedSnapshot::decode(&value).map_err(|e| malformed("snapshot", name.as_bytes(), e))?))
+    }
+
+    /// Puts the maps of a snapshot into its entry, without a word in the journal: whoever replays that makes them again.
+    pub fn show_snapshot(&mut self, name: &str, snapshot: &NamedSnapshot) -> Result<(), StoreError> {
+        let key = Key::Snapshot(name.into());
+        if let Some(mut entry) = self.written_entry(&key)? {
+            entry.value = Some(snapshot.encode());
+            self.put(Table::Registry, &key.encode(), &entry.encode());
+        }
+        Ok(())
     }
 
     /// All named snapshots, in the order of their names.
@@ -321,8 +336,9 @@ impl State {
         self.commit(draft, journal)
     }
 
-    /// Applies a transaction found in the journal; one that the tables already contain changes nothing.
-    pub fn replay(&mut self, lsn: Lsn, payload: &[u8]) -> Result<(), StoreError> {
+    /// Applies a transaction found in the journal; one that the tables already contain changes nothing. Says if a snapshot
+    /// was taken at this place whose maps were still to be made.
+    pub fn replay(&mut self, lsn: Lsn, payload: &[u8]) -> Result<Option<String>, StoreError> {
         let record = |source| StoreError::Malformed { what: format!("journal record {}", lsn.0), source };
         let Transaction { dot, op: op_bytes, local, registry } = decode_transaction(payload).map_err(record)?;
         for (key, value) in local.iter().filter(|(key, _)| key.first() == Some(&b'a')) {
@@ -333,7 +349,7 @@ impl State {
         }
         let op = op_bytes.map(|bytes| Op::decode(dot, bytes)).transpose().map_err(record)?;
         if op.is_some() && self.context.contains(dot) {
-            return Ok(());
+            return Ok(None);
         }
         let rows = Scope::new(self).into_rows();
         let (rows, inodes) = self.rehearse(rows, op.as_ref(), &local, &registry)?;
@@ -346,7 +362,12 @@ impl State {
             self.hlc = self.hlc.max(op.hlc);
             self.unsealed.push_back(Unsealed { dot, hlc: op.hlc, bytes: Bytes::copy_from_slice(bytes) });
         }
-        Ok(())
+        let taken = |(key, entry): &(Vec<u8>, Entry)| {
+            let name = String::from_utf8(key.strip_prefix(&[Key::SNAPSHOTS])?.to_vec()).ok()?;
+            let snapshot = NamedSnapshot::decode(entry.value.as_ref()?).ok()?;
+            snapshot.cut.is_pending().then_some(name)
+        };
+        Ok(registry.iter().find_map(taken))
     }
 
     /// What a transaction writes, and how many inodes there are then.

@@ -13,9 +13,11 @@ use crate::codec::{self, DecodeError, Encode, Reader};
 use crate::id::{Dot, InodeId};
 use crate::identity::Author;
 use crate::meta::journal::JournalError;
-use crate::meta::{Lsn, Roots, TableId};
+use crate::meta::{CheckpointJob, Lsn, Roots, TableId};
 use crate::namespace::{Effect, Op, Table};
 use crate::oplog::{GroupBuilder, Head};
+use crate::registry::Key;
+use crate::snapshot::record::roots_of_state;
 use crate::store::{GlyphKind, GlyphSink, StoreError};
 use crate::time::{Hlc, Timestamp};
 use crate::volume::{Result, StatFs, VolumeError};
@@ -23,6 +25,7 @@ use crate::volume::{Result, StatFs, VolumeError};
 use super::LocalVolume;
 use super::ballast::BALLAST_BYTES;
 use super::names::NAME_BYTES_MAX;
+use super::state::State;
 
 /// Closed files are settled together, after this: many of them are removed or written again at once, and whoever closes
 /// many has use for the processor.
@@ -83,6 +86,21 @@ impl Checkpoint {
 pub struct Checkpoints {
     pub last: Checkpoint,
     pub previous_roots: Roots,
+    /// A snapshot that was promised and whose maps are still to be made.
+    pub pending: Option<PendingCut>,
+}
+
+/// The tables as they were when a snapshot was taken. They stay frozen until its maps are made, whatever fails.
+pub struct PendingCut {
+    pub name: String,
+    pub frozen: FrozenState,
+}
+
+/// All that a checkpoint needs, taken at one moment.
+pub struct FrozenState {
+    pub job: Option<CheckpointJob>,
+    pub next: Checkpoint,
+    inodes: u64,
 }
 
 #[derive(Default)]
@@ -368,37 +386,78 @@ impl LocalVolume {
 
     /// The same, by somebody who keeps others from making the next one.
     pub(super) fn make_checkpoint_after(&self, checkpoints: &mut Checkpoints, clean: bool) -> Result<()> {
-        let last = &mut checkpoints.last;
+        self.finish_cut(checkpoints)?;
         let _hold = self.store.hold();
-        let (job, mut next, inodes) = {
-            let mut state = self.state.write();
-            let job = state.meta.freeze();
-            let next = Checkpoint {
-                context: state.context.clone(),
-                hlc: state.hlc,
-                author: state.author,
-                clean,
-                lsn: self.journal.appended(),
-                // Not those of the last checkpoint: if its superblock failed, the tables are ahead of it.
-                roots: state.meta.roots().clone(),
-            };
-            (job, next, state.inodes())
+        let frozen = self.freeze(&mut self.state.write(), clean);
+        let written = self.write_checkpoint(checkpoints, frozen);
+        if written.is_err() {
+            // Unless the maps were made all the same.
+            self.state.write().meta.abandon();
+        }
+        written
+    }
+
+    /// Begins a checkpoint, in no time.
+    pub(super) fn freeze(&self, state: &mut State, clean: bool) -> FrozenState {
+        let job = state.meta.freeze();
+        let next = Checkpoint {
+            context: state.context.clone(),
+            hlc: state.hlc,
+            author: state.author,
+            clean,
+            lsn: self.journal.appended(),
+            // Not those of the last checkpoint: if its superblock failed, the tables are ahead of it.
+            roots: state.meta.roots().clone(),
         };
+        FrozenState { job, next, inodes: state.inodes() }
+    }
+
+    /// Makes the maps of the snapshot that was promised, if there is one, and enters their roots.
+    pub(super) fn finish_cut(&self, checkpoints: &mut Checkpoints) -> Result<()> {
+        let Some(PendingCut { name, frozen }) = &checkpoints.pending else { return Ok(()) };
+        let _hold = self.store.hold();
+        let name = name.clone();
+        let frozen = FrozenState { job: frozen.job.clone(), next: frozen.next.clone(), inodes: frozen.inodes };
+        let written = self.write_checkpoint(checkpoints, frozen);
+        let mut state = self.state.write();
+        if state.meta.is_frozen() {
+            // It is tried again; the rows stay where they are.
+            return written;
+        }
+        checkpoints.pending = None;
+        self.cut_pending.store(false, Ordering::Release);
+        let Some(mut snapshot) = state.snapshot(&name)?.filter(|snapshot| snapshot.cut.is_pending()) else {
+            return written;
+        };
+        snapshot.cut.roots = roots_of_state(state.meta.roots());
+        if written.is_err() {
+            // Nothing becomes durable any more, but the maps are right; the next start makes them again.
+            state.show_snapshot(&name, &snapshot)?;
+            return written;
+        }
+        let mut draft = state.draft(self.env.now());
+        draft.registry.push((Key::Snapshot(name), Some(snapshot.encode())));
+        state.commit(draft, &self.journal)?;
+        Ok(())
+    }
+
+    /// Makes sure that every snapshot that was taken has its maps.
+    pub(super) fn settle_cuts(&self) -> Result<()> {
+        // A checkpoint may take long, and is mostly none of the caller's business.
+        if self.cut_pending.load(Ordering::Acquire) { self.finish_cut(&mut self.checkpoint.lock()) } else { Ok(()) }
+    }
+
+    fn write_checkpoint(&self, checkpoints: &mut Checkpoints, frozen: FrozenState) -> Result<()> {
+        let last = &mut checkpoints.last;
+        let FrozenState { job, mut next, inodes } = frozen;
         let mut done = None;
         if let Some(job) = job {
             let mut sink = |plain: &[u8]| self.store.write(GlyphKind::Node, plain);
-            match job.run(&mut sink) {
-                Ok(result) => {
-                    next.roots = result.roots().clone();
-                    let stored = next.roots.get(TableId(Table::Inodes as u8)).rows;
-                    debug_assert_eq!(stored, inodes, "the number of inodes was kept right");
-                    done = Some(result);
-                }
-                Err(error) => {
-                    self.state.write().meta.abandon();
-                    return Err(StoreError::from(error).into());
-                }
-            }
+            let result = job.run(&mut sink).map_err(StoreError::from)?;
+            next.roots = result.roots().clone();
+            let stored = next.roots.get(TableId(Table::Inodes as u8)).rows;
+            debug_assert_eq!(stored, inodes, "the number of inodes was kept right");
+            done = Some(result);
         }
         // Glyphs, journal and oplog first: the superblock makes the journal up to here superfluous.
         let durable = self.make_durable(next.lsn).and_then(|()| {

@@ -31,7 +31,7 @@ impl Create {
     pub fn run(self, context: &Context) -> Result<(), Failure> {
         let name = self.name.unwrap_or_else(name_of_now);
         let request = Request::SnapshotCreate { name, labels: self.labels, branch: self.branch };
-        let snapshot: report::Snapshot = context.ask(&request)?;
+        let snapshot: report::Taken = context.ask(&request)?;
         context.output.result(&snapshot, |snapshot| snapshot.name.clone());
         Ok(())
     }

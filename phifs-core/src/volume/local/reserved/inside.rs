@@ -85,7 +85,11 @@ impl LocalVolume {
     /// The directory through which a snapshot is entered from a directory of the volume.
     pub(super) fn enter_snapshot(&self, dir: DirId, name: &[u8]) -> Result<Attr> {
         let name = std::str::from_utf8(name).map_err(|_| VolumeError::NotFound)?;
-        let cut_now = || Ok::<_, StoreError>(self.registry.read().snapshot(name)?.map(|snapshot| snapshot.cut));
+        self.settle_cuts()?;
+        let cut_now = || {
+            let cut = self.registry.read().snapshot(name)?.map(|snapshot| snapshot.cut);
+            Ok::<_, StoreError>(cut.filter(|cut| !cut.is_pending()))
+        };
         let cut = cut_now()?.ok_or(VolumeError::NotFound)?;
         let tables = self.frozen(&cut);
         let (row, nlink) = match looked_at(&tables, dir) {
