@@ -184,10 +184,10 @@ impl LocalVolume {
                 repair: if options.repair { Repair::DropAfterDamage } else { Repair::Refuse },
             };
             Journal::open(disk.clone(), journal_options, Box::new(move || store.sync()), &mut |lsn, kind, payload| {
-                if kind == RECORD_TRANSACTION {
-                    if let Some(name) = state.replay(lsn, payload)? {
-                        make_cut(&mut state, &glyphs, &name)?;
-                    }
+                if kind == RECORD_TRANSACTION
+                    && let Some(name) = state.replay(lsn, payload)?
+                {
+                    make_cut(&mut state, &glyphs, &name)?;
                 }
                 replayed += 1;
                 if replayed % 4096 == 0 {
