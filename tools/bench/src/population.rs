@@ -23,12 +23,14 @@ impl Population {
     }
 
     pub fn path(&self, n: usize) -> PathBuf {
-        self.dir.join(format!("d{}/f{n}", n % DIRECTORIES))
+        // Directory after directory, as programs make files; what comes later is spread over all of them.
+        let dir = if n < self.count { n * DIRECTORIES / self.count } else { n % DIRECTORIES };
+        self.dir.join(format!("d{dir}/f{n}"))
     }
 
     /// The files of one of the directories.
     pub fn of_directory(&self, nth: usize) -> impl Iterator<Item = usize> {
-        (nth..self.count).step_by(DIRECTORIES)
+        (nth * self.count).div_ceil(DIRECTORIES)..((nth + 1) * self.count).div_ceil(DIRECTORIES)
     }
 
     /// Makes these files, each of a length in the range and none like another.
