@@ -3,6 +3,7 @@
 mod disks;
 mod hosts;
 mod privileges;
+mod snapshots;
 mod transfer;
 mod user;
 
