@@ -118,6 +118,17 @@ impl<'a> Reader<'a> {
         Ok(*head)
     }
 
+    /// Reads the version of the format that `what` is written in, of which one is known.
+    pub fn format(&mut self, what: &'static str, known: u8) -> Result<()> {
+        match self.u8()? {
+            found if found == known => Ok(()),
+            found if found > known => {
+                Err(DecodeError::NewerVersion { what, found: u32::from(found), known: u32::from(known) })
+            }
+            found => Err(DecodeError::Unknown { what: "a format version", value: u64::from(found) }),
+        }
+    }
+
     pub fn u8(&mut self) -> Result<u8> {
         Ok(self.array::<1>()?[0])
     }

@@ -92,7 +92,7 @@ impl Entry {
 
     pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
         let mut reader = Reader::new(bytes);
-        check_version(&mut reader, "an entry of the registry", ENTRY_VERSION)?;
+        reader.format("an entry of the registry", ENTRY_VERSION)?;
         let hlc = Hlc(reader.u64()?);
         let author = AuthorId(reader.array()?);
         let is_there = flag(&mut reader)?;
@@ -154,7 +154,7 @@ impl NamedSnapshot {
 
     pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
         let mut reader = Reader::new(bytes);
-        check_version(&mut reader, "a named snapshot", SNAPSHOT_VERSION)?;
+        reader.format("a named snapshot", SNAPSHOT_VERSION)?;
         let cut = get_cut(&mut reader)?;
         let id = if flag(&mut reader)? { Some(S8Id(reader.array()?)) } else { None };
         let scheduled = flag(&mut reader)?;
@@ -186,7 +186,7 @@ impl Branch {
 
     pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
         let mut reader = Reader::new(bytes);
-        check_version(&mut reader, "a branch", BRANCH_VERSION)?;
+        reader.format("a branch", BRANCH_VERSION)?;
         let number = reader.varint_u32()?;
         let base = get_cut(&mut reader)?;
         let base_name = text(&mut reader)?;
@@ -209,16 +209,6 @@ fn get_cut(reader: &mut Reader<'_>) -> codec::Result<Cut> {
         hlc: reader.hlc()?,
         time: reader.time()?,
     })
-}
-
-pub(crate) fn check_version(reader: &mut Reader<'_>, what: &'static str, known: u8) -> codec::Result<()> {
-    match reader.u8()? {
-        found if found == known => Ok(()),
-        found if found > known => {
-            Err(DecodeError::NewerVersion { what, found: u32::from(found), known: u32::from(known) })
-        }
-        found => Err(DecodeError::Unknown { what, value: u64::from(found) }),
-    }
 }
 
 pub(crate) fn flag(reader: &mut Reader<'_>) -> codec::Result<bool> {

@@ -50,11 +50,10 @@ impl fmt::Display for Hlc {
     }
 }
 
-/// Milliseconds since 1970 as UTC, `2026-11-23 00:18:27.042`.
+/// Year, month and day of a day since 1970.
 ///
-/// Days to civil date: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
-pub fn utc(millis: u64) -> String {
-    let (days, in_day) = (millis / 86_400_000, millis % 86_400_000);
+/// Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
+pub fn date(days: u64) -> (u64, u64, u64) {
     let z = days + 719_468;
     let (era, day_of_era) = (z / 146_097, z % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
@@ -62,7 +61,13 @@ pub fn utc(millis: u64) -> String {
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
     let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+/// Milliseconds since 1970 as UTC, `2026-11-23 00:18:27.042`.
+pub fn utc(millis: u64) -> String {
+    let (days, in_day) = (millis / 86_400_000, millis % 86_400_000);
+    let (year, month, day) = date(days);
     let (secs, ms) = (in_day / 1000, in_day % 1000);
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}.{ms:03}", secs / 3600, secs / 60 % 60, secs % 60)
 }

@@ -56,8 +56,9 @@ const IDLE_LOOK: Duration = Duration::from_secs(1);
 /// After work, when it has been looked this often without seeing a change, free memory goes back to the system.
 const LOOKS_BEFORE_TRIM: u32 = 2;
 
-/// How often it is looked whether the schedule wants a snapshot.
-const SCHEDULE_LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked whether the schedule wants a snapshot, and whether there is a schedule.
+const SCHEDULE_LOOK: Duration = Duration::from_secs(10);
+const NO_SCHEDULE_LOOK: Duration = Duration::from_secs(1);
 
 /// How long background work rests after it failed.
 const FAILURE_REST: Duration = Duration::from_secs(1);
@@ -561,7 +562,11 @@ impl Background {
             repeat("checkpoint", Box::new(checkpoint))?,
         ];
         if !engine.is_branch() {
-            let schedule: Work = Box::new(|engine| engine.snapshot_by_schedule().map(|()| SCHEDULE_LOOK));
+            let schedule: Work = Box::new(|engine| {
+                let wait = engine.snapshot_by_schedule()?;
+                // The setting may change meanwhile. To see that there is none costs nothing.
+                Ok(wait.map_or(NO_SCHEDULE_LOOK, |wait| wait.min(SCHEDULE_LOOK)))
+            });
             threads.push(repeat("schedule", schedule)?);
             let sealer = engine.clone();
             threads.push(spawn("seal", move || keep_on("sealing snapshots", || sealer.run_sealer()))?);

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 
 use super::bits::critical_bit;
+use super::cursor::{Ahead, Cursor};
 use super::node::{Node, Summary};
 use super::read::{descend, load_root};
 use super::{MapError, NodeSource, Root};
@@ -31,7 +32,7 @@ pub fn added<E: From<StoreError>>(
     let Some(id) = new.id.filter(|_| old != new) else { return Ok(()) };
     visit(Added::Node(&id))?;
     let failed = |error: MapError| E::from(error.into());
-    let mut known = Known::new(source, old).map_err(failed)?;
+    let mut known = Known(Cursor::new(source, old).map_err(failed)?);
     let mut path = Vec::new();
     let mut next = load_root(source, new).map_err(failed)?.map(|(_, node)| node);
     loop {
@@ -71,65 +72,28 @@ impl Unit {
     }
 }
 
-/// How far the old map has been walked.
-struct Known<'a> {
-    source: &'a dyn NodeSource,
-    /// The topmost node, until it is entered or skipped.
-    root: Option<(GlyphId, Node)>,
-    path: Vec<(Node, usize)>,
-}
+/// The old map, as far as it has been walked.
+struct Known<'a>(Cursor<'a>);
 
-impl<'a> Known<'a> {
-    fn new(source: &'a dyn NodeSource, root: &Root) -> Result<Self, MapError> {
-        Ok(Self { source, root: load_root(source, root)?, path: Vec::new() })
-    }
-
+impl Known<'_> {
     /// Whether the old map has this unit. To be asked in key order, for the children of a unit after it.
     fn has(&mut self, wanted: &Unit) -> Result<bool, MapError> {
-        while let Some(next) = self.next() {
-            if next.id == wanted.id {
-                self.skip();
+        while let Ahead::Unit(id, summary) = self.0.ahead() {
+            if id == wanted.id {
+                self.0.skip();
                 return Ok(true);
             }
-            if next.contains(wanted) {
-                self.enter(next.summary.level)?;
-            } else if wanted.contains(&next) || next.key > wanted.key {
+            let next = Unit { id, summary, key: self.0.key() };
+            // A leaf has no units in it.
+            if next.contains(wanted) && summary.level > 0 {
+                self.0.enter()?;
+            } else if !next.contains(wanted) && (wanted.contains(&next) || next.key > wanted.key) {
                 // It may be one of the children, or have some of them; or it lies behind.
                 return Ok(false);
             } else {
-                self.skip();
+                self.0.skip();
             }
         }
         Ok(false)
-    }
-
-    fn next(&mut self) -> Option<Unit> {
-        if let Some((id, node)) = &self.root {
-            return Some(Unit { id: *id, summary: node.summary(), key: node.key(0) });
-        }
-        while self.path.pop_if(|(node, next)| *next == node.count()).is_some() {}
-        let (node, next) = self.path.last()?;
-        let (id, summary) = node.child(*next);
-        Some(Unit { id, summary, key: node.key(*next) })
-    }
-
-    fn skip(&mut self) {
-        if self.root.take().is_none() {
-            self.path.last_mut().expect("there is something next").1 += 1;
-        }
-    }
-
-    fn enter(&mut self, level: u16) -> Result<(), MapError> {
-        let node = match self.root.take() {
-            Some((_, root)) => Some(root),
-            None => {
-                let (parent, next) = self.path.last_mut().expect("there is something next");
-                *next += 1;
-                // A leaf has no units in it.
-                if level == 0 { None } else { Some(descend(self.source, parent, *next - 1)?) }
-            }
-        };
-        self.path.extend(node.filter(|node| !node.is_leaf()).map(|node| (node, 0)));
-        Ok(())
     }
 }

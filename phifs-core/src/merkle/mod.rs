@@ -30,6 +30,7 @@
 mod added;
 mod bits;
 mod cache;
+mod cursor;
 mod diff;
 mod edit;
 mod node;

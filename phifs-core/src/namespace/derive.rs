@@ -18,7 +18,7 @@ use crate::volume::FileKind;
 
 use super::op::MoveId;
 use super::position::Position;
-use super::row::{self, Place, get_link_kind, kind_to_byte};
+use super::row::{Place, get_link_kind, kind_to_byte};
 use super::tables::{Rows, Table, Tables, TablesMut, malformed, suffixed_key};
 
 pub use super::position::is_inside;
@@ -108,7 +108,7 @@ impl Children {
 
     pub fn decode(bytes: &[u8]) -> Decoded<Self> {
         let mut reader = Reader::new(bytes);
-        row::get_format(&mut reader, "a directory entry", VERSION)?;
+        reader.format("a directory entry", VERSION)?;
         let mut children: Vec<Child> = Vec::new();
         while !reader.is_empty() {
             let tag = reader.u8()?;
@@ -175,7 +175,7 @@ impl DirRow {
 
     pub fn decode(bytes: &[u8]) -> Decoded<Self> {
         let mut reader = Reader::new(bytes);
-        row::get_format(&mut reader, "a directory", VERSION)?;
+        reader.format("a directory", VERSION)?;
         let shown = match reader.u8()? {
             0 => false,
             1 => true,
@@ -222,7 +222,7 @@ pub(super) fn encode_links(links: &BTreeSet<LinkId>) -> Vec<u8> {
 
 fn decode_links(bytes: &[u8]) -> Decoded<BTreeSet<LinkId>> {
     let mut reader = Reader::new(bytes);
-    row::get_format(&mut reader, "the links of an inode", VERSION)?;
+    reader.format("the links of an inode", VERSION)?;
     let mut links = BTreeSet::new();
     while !reader.is_empty() {
         let link = LinkId(reader.dot()?);

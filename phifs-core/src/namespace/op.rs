@@ -145,7 +145,7 @@ impl Op {
 
     pub fn decode(dot: Dot, bytes: &[u8]) -> Result<Self> {
         let mut reader = Reader::new(bytes);
-        row::get_format(&mut reader, "an operation", VERSION)?;
+        reader.format("an operation", VERSION)?;
         let hlc = Hlc(reader.u64()?);
         let time = reader.time()?;
         let mut authors = vec![dot.author];

@@ -62,7 +62,7 @@ impl Move {
                 return Err(DecodeError::NotCanonical("a move of the root directory"));
             }
             let mut reader = Reader::new(value);
-            row::get_format(&mut reader, "a move", VERSION)?;
+            reader.format("a move", VERSION)?;
             let parent = DirId(reader.dot()?);
             let name = row::get_name(&mut reader)?;
             reader.finish()?;

@@ -199,17 +199,6 @@ pub fn decode_xattr(key: Dot, bytes: &[u8]) -> Result<XattrRow> {
     Ok(xattr)
 }
 
-/// Reads the format version that everything of this module begins with.
-pub(super) fn get_format(reader: &mut Reader<'_>, what: &'static str, known: u8) -> Result<()> {
-    match reader.u8()? {
-        found if found == known => Ok(()),
-        found if found > known => {
-            Err(DecodeError::NewerVersion { what, found: u32::from(found), known: u32::from(known) })
-        }
-        found => Err(DecodeError::Unknown { what: "a format version", value: u64::from(found) }),
-    }
-}
-
 /// The authors that a row names. Nearly always it is the key's alone, or one more.
 type Authors = SmallVec<[AuthorId; 2]>;
 
@@ -265,7 +254,7 @@ struct RowReader<'a> {
 impl<'a> RowReader<'a> {
     fn new(what: &'static str, key: Dot, bytes: &'a [u8]) -> Result<Self> {
         let mut reader = Reader::new(bytes);
-        get_format(&mut reader, what, VERSION)?;
+        reader.format(what, VERSION)?;
         let others = reader.count()?;
         let mut authors: Authors = smallvec![key.author];
         for at in 0..others {

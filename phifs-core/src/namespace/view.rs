@@ -16,6 +16,50 @@ pub fn child<T: Tables + ?Sized>(tables: &T, dir: DirId, name: &[u8]) -> Result<
     Ok(tables.children(&child_key(dir, name))?.shown())
 }
 
+/// What a path leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached {
+    Child(Child),
+    Nothing,
+    /// A name before the last one means no directory.
+    NotDirectory,
+}
+
+/// Follows a path from the root. Symlinks are not followed; empty names and `.` are passed over.
+pub fn follow<T: Tables + ?Sized>(tables: &T, path: &[u8]) -> Result<Reached> {
+    let mut at = Child::Dir(DirId::ROOT);
+    for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".") {
+        let Child::Dir(dir) = at else { return Ok(Reached::NotDirectory) };
+        match child(tables, dir, name)? {
+            Some(child) => at = child,
+            None => return Ok(Reached::Nothing),
+        }
+    }
+    Ok(Reached::Child(at))
+}
+
+/// Where a name leads to this from; nothing if none does.
+pub fn place_of<T: Tables + ?Sized>(tables: &T, child: Child) -> Result<Option<(DirId, Vec<u8>)>> {
+    Ok(match child {
+        Child::Dir(dir) => tables.dir(dir)?.filter(|row| row.shown).and_then(|row| row.position()),
+        Child::Link { link, .. } => {
+            tables.link(link)?.and_then(|row| row.place().map(|place| (place.parent, place.name.clone())))
+        }
+    })
+}
+
+/// All names of an inode.
+pub fn names_of<T: Tables + ?Sized>(tables: &T, inode: InodeId, kind: FileKind) -> Result<Vec<(DirId, Vec<u8>)>> {
+    if kind == FileKind::Directory {
+        return Ok(place_of(tables, Child::Dir(DirId(inode.0)))?.into_iter().collect());
+    }
+    let mut names = Vec::new();
+    for link in derive::links_of(tables, inode)? {
+        names.extend(place_of(tables, Child::Link { link, inode, kind })?);
+    }
+    Ok(names)
+}
+
 /// One name of a directory listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {

@@ -11,7 +11,7 @@ use crate::meta::Frozen;
 use crate::namespace::derive::{Children, dot_of};
 use crate::namespace::row::{InodeRow, Mode, Owner};
 use crate::namespace::tables::{Rows, Table, Tables, malformed, suffixed_key};
-use crate::namespace::view::Stat;
+use crate::namespace::view::{Stat, names_of};
 use crate::store::StoreError;
 use crate::time::Timestamp;
 use crate::volume::FileKind;
@@ -175,20 +175,6 @@ impl<'a> Side<'a> {
         let row = self.tables.inode(inode)?;
         row.map(|row| looks_of(self.tables, inode, &row)).transpose()
     }
-
-    /// All names of an inode.
-    fn names(&mut self, inode: InodeId, kind: FileKind) -> Result<Vec<Named>> {
-        if kind == FileKind::Directory {
-            let row = self.tables.dir(DirId(inode.0))?.filter(|row| row.shown);
-            return self.named(row.and_then(|row| row.position()).into_iter().collect());
-        }
-        let mut names = BTreeSet::new();
-        for link in crate::namespace::derive::links_of(self.tables, inode)? {
-            let row = self.tables.link(link)?.unwrap_or_default();
-            names.extend(row.place().map(|place| (place.parent, place.name.clone())));
-        }
-        self.named(names)
-    }
 }
 
 /// What a row and the attributes beside it say.
@@ -243,7 +229,11 @@ fn tell(story: &Story, after: &mut Side<'_>, changes: &mut Vec<Change>) -> Resul
         if story.inode == DirId::ROOT.inode() {
             changes.push(Change { content, ..line(What::Modified, b"/".to_vec(), None) });
         }
-        for path in after.names(story.inode, kind)?.into_iter().filter_map(|named| named.path) {
+        for path in after
+            .named(names_of(after.tables, story.inode, kind)?.into_iter().collect())?
+            .into_iter()
+            .filter_map(|named| named.path)
+        {
             if !told.contains(&path) {
                 changes.push(Change { content, ..line(What::Modified, path, None) });
             }

@@ -40,8 +40,9 @@ pub fn count(glyphs: &dyn GlyphSource, before: Option<(&Frozen, &Facts)>, after:
     let mut facts = Facts { new_bytes: 0, ..counted };
     let mut largest_went = false;
     each_change(base, after, Table::Inodes, &mut |change| {
-        let old = contribution(base, &change.key, change.old.as_ref())?;
-        let new = contribution(after, &change.key, change.new.as_ref())?;
+        let (old, old_conflicts) = contribution(base, &change.key, change.old.as_ref())?;
+        let (new, new_conflicts) = contribution(after, &change.key, change.new.as_ref())?;
+        facts.conflicts = facts.conflicts + new_conflicts - old_conflicts;
         if let Some(old) = &old {
             facts.kappa.files -= 1;
             facts.logical_bytes -= old.len_bytes();
@@ -88,15 +89,16 @@ pub fn each_change(
     outcome
 }
 
-/// What a file with a name contributes: its content. Nothing for directories and what has no name.
-fn contribution(tables: &Frozen, key: &[u8], row: Option<&Bytes>) -> Result<Option<Content>> {
-    let Some(row) = row else { return Ok(None) };
+/// What an inode contributes: its content, if it is a file with a name, and 1 if it has concurrent versions.
+fn contribution(tables: &Frozen, key: &[u8], row: Option<&Bytes>) -> Result<(Option<Content>, u64)> {
+    let Some(row) = row else { return Ok((None, 0)) };
     let id = dot_of(key)?;
     let row = InodeRow::decode(id, row).map_err(|e| malformed("inode", key, e))?;
+    let conflicts = u64::from(row.versions.entries().len() > 1);
     if row.kind() == FileKind::Directory || derive::links_of(tables, InodeId(id))?.is_empty() {
-        return Ok(None);
+        return Ok((None, conflicts));
     }
-    Ok(Some(row.versions.latest().map_or(Content::Empty, |entry| entry.value.content)))
+    Ok((Some(row.versions.latest().map_or(Content::Empty, |entry| entry.value.content)), conflicts))
 }
 
 /// Calls `each` with the stretches of data of a file, and says how many of them are glyphs: inline bytes are none.
@@ -129,7 +131,7 @@ fn largest(tables: &Frozen) -> Result<u64> {
     let mut failed = None;
     tables.scan(Table::Inodes, &[], &mut |key, row| {
         match contribution(tables, key, Some(row)) {
-            Ok(content) => largest = largest.max(content.map_or(0, |content| content.len_bytes())),
+            Ok((content, _)) => largest = largest.max(content.map_or(0, |content| content.len_bytes())),
             Err(error) => failed = Some(error),
         }
         if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -193,7 +195,7 @@ impl Depths<'_> {
     }
 }
 
-/// Names with several meanings, and files with several versions.
+/// Names with several meanings.
 fn count_conflicts(before: &Frozen, after: &Frozen, conflicts: &mut u64) -> Result<()> {
     each_change(before, after, Table::Children, &mut |change| {
         let meanings = |row: &Option<Bytes>| -> Result<u64> {
@@ -202,15 +204,6 @@ fn count_conflicts(before: &Frozen, after: &Frozen, conflicts: &mut u64) -> Resu
             Ok(u64::from(children.all().len() > 1))
         };
         *conflicts = *conflicts + meanings(&change.new)? - meanings(&change.old)?;
-        Ok(())
-    })?;
-    each_change(before, after, Table::Inodes, &mut |change| {
-        let versions = |row: &Option<Bytes>| -> Result<u64> {
-            let Some(row) = row else { return Ok(0) };
-            let row = InodeRow::decode(dot_of(&change.key)?, row).map_err(|e| malformed("inode", &change.key, e))?;
-            Ok(u64::from(row.versions.entries().len() > 1))
-        };
-        *conflicts = *conflicts + versions(&change.new)? - versions(&change.old)?;
         Ok(())
     })
 }

@@ -5,6 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::time::date;
+
 /// Everything that one rule names is kept. Without any rule nothing is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeepRules {
@@ -78,15 +80,10 @@ impl KeepRules {
     }
 }
 
-/// Months since year 0, of a day since 1970. Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms",
-/// `civil_from_days`.
+/// Months since year 0, of a day since 1970.
 fn month(days: u64) -> u64 {
-    let z = days + 719_468;
-    let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    (year_of_era + era * 400) * 12 + from_march + 2
+    let (year, month, _) = date(days);
+    year * 12 + month - 1
 }
 
 /// As in `last=3 hourly=24 daily=7 within=2d label=weekly`.

@@ -14,7 +14,7 @@ use crate::identity::{Author, BadSignature, NodeKey, Signature};
 use crate::meta::{Roots, TableId};
 use crate::namespace::apply::GENESIS_DOT;
 use crate::namespace::tables::{DERIVED, REPLICATED};
-use crate::registry::{check_version, text};
+use crate::registry::text;
 use crate::time::{Hlc, Timestamp};
 
 const VERSION: u8 = 1;
@@ -125,7 +125,7 @@ impl Record {
 
     pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
         let mut reader = Reader::new(bytes);
-        check_version(&mut reader, "a snapshot", VERSION)?;
+        reader.format("a snapshot", VERSION)?;
         let volume = reader.array()?;
         let roots = Roots::decode(&mut reader)?;
         check_tables(&roots)?;

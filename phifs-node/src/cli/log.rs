@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::Context;
+use super::output::table;
 use crate::control::{InodeNumber, Request};
 use crate::failure::Failure;
 use crate::report::{FileVersion, Operation};
@@ -31,7 +32,7 @@ impl Log {
             let request = Request::Versions { path: Name::of_path(path), inode: inode_at(path) };
             let mut versions: Vec<FileVersion> = context.ask(&request)?;
             versions.drain(..versions.len().saturating_sub(self.count as usize));
-            context.output.result(&versions, |versions| table(versions));
+            context.output.result(&versions, |versions| describe(versions));
             return Ok(());
         }
         let operations: Vec<Operation> = context.ask(&Request::Log { count: self.count })?;
@@ -52,7 +53,7 @@ fn line(operation: &Operation) -> String {
     format!("{}  {:<16}  {:<10}  {path}\n", show::utc(operation.millis), operation.dot, operation.what)
 }
 
-fn table(versions: &[FileVersion]) -> String {
+fn describe(versions: &[FileVersion]) -> String {
     if versions.is_empty() {
         return String::new();
     }
@@ -64,9 +65,5 @@ fn table(versions: &[FileVersion]) -> String {
         let via = version.closure.clone() + if version.current { ", current" } else { "" };
         rows.push([show::utc(version.millis), version.dot.clone(), show::size(version.bytes), via, snapshots]);
     }
-    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
-    let [time, author, size, via] = [0, 1, 2, 3].map(width);
-    let line =
-        |[t, a, s, v, names]: &[String; 5]| format!("{t:<time$}  {a:<author$}  {s:>size$}  {v:<via$}  {names}\n");
-    rows.iter().map(line).collect()
+    table(&rows, &[2])
 }

@@ -125,12 +125,16 @@ pub fn columns(rows: &[(&str, String)]) -> String {
     rows.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
 }
 
-/// Rows of text, with the columns below each other.
-pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
+/// Rows of text, with the columns below each other; those whose numbers are named are flush right.
+pub fn table<const N: usize>(rows: &[[String; N]], right: &[usize]) -> String {
     let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     let line = |row: &[String; N]| {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cell = |at: usize| {
+            let (cell, width) = (&row[at], widths[at]);
+            if right.contains(&at) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        };
+        let cells: Vec<String> = (0..N).map(cell).collect();
         format!("{}\n", cells.join("  ").trim_end())
     };
     rows.iter().map(line).collect()

@@ -1,5 +1,7 @@
 //! Snapshots, as the control socket asks for them.
 
+use std::time::Duration;
+
 use parking_lot::Mutex;
 use phifs_core::registry::NamedSnapshot;
 use phifs_core::snapshot::SealedRecord;
@@ -48,9 +50,10 @@ impl Engine {
         Ok(names)
     }
 
-    /// Takes a snapshot if the schedule wants one by now.
-    pub fn snapshot_by_schedule(&self) -> Result<(), Failure> {
-        self.volume.snapshot_by_schedule(|millis| format!("auto-{}", name_of(millis))).map(drop).map_err(explain)
+    /// Takes a snapshot if the schedule wants one by now. Says how long it will want none, if there is a schedule.
+    pub fn snapshot_by_schedule(&self) -> Result<Option<Duration>, Failure> {
+        let wait = self.volume.snapshot_by_schedule(|millis| format!("auto-{}", name_of(millis)));
+        wait.map_err(explain)
     }
 
     /// Forgets what no rule keeps.

@@ -232,9 +232,7 @@ impl LocalVolume {
         let slot = self.branches.slot(found.number);
         let open = slot.lock();
         let found = self.find_branch(branch)?;
-        self.with_branch(branch, &found, &open, |line| {
-            Ok(self.snapshot_line(line, Some(found.number), name, labels, false)?)
-        })
+        self.with_branch(branch, &found, &open, |line| Ok(self.snapshot_line(line, found.number, name, labels)?))
     }
 
     /// Calls `act` with a branch whose slot is held, and opens it for that long if it is not open.

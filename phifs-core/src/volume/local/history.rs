@@ -10,12 +10,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::codec::{self, Encode, Reader};
-use crate::id::{AuthorId, DirId, Dot, InodeId, S8Id};
-use crate::namespace::derive::{Child, dot_of};
+use crate::id::{AuthorId, Dot, InodeId, S8Id};
+use crate::namespace::derive::dot_of;
 use crate::namespace::row::{self, Closure, InodeRow, Mode, Owner, Version};
 use crate::namespace::tables::{Rows, Table, Tables, malformed};
-use crate::namespace::view::{self, Stat};
-use crate::registry::check_version;
+use crate::namespace::view::{self, Reached, Stat};
 use crate::store::StoreError;
 use crate::time::{Hlc, Timestamp, utc};
 use crate::volume::{FileKind, Ino, Result, VolumeError};
@@ -78,7 +77,7 @@ impl KeptVersion {
 
     fn decode(dot: Dot, bytes: &[u8]) -> codec::Result<Self> {
         let mut reader = Reader::new(bytes);
-        check_version(&mut reader, "a kept version", ROW_VERSION)?;
+        reader.format("a kept version", ROW_VERSION)?;
         Ok(Self {
             dot,
             hlc: reader.hlc()?,
@@ -282,12 +281,11 @@ impl LocalVolume {
     /// What is at a path from the root. Symlinks are not followed.
     pub fn inode_at(&self, path: &[u8]) -> Result<Ino> {
         let state = self.state.read();
-        let mut at = Child::Dir(DirId::ROOT);
-        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".") {
-            let Child::Dir(dir) = at else { return Err(VolumeError::NotDirectory) };
-            at = view::child(&*state, dir, name)?.ok_or(VolumeError::NotFound)?;
+        match view::follow(&*state, path)? {
+            Reached::Child(child) => Ok(state.ino(child.inode())),
+            Reached::Nothing => Err(VolumeError::NotFound),
+            Reached::NotDirectory => Err(VolumeError::NotDirectory),
         }
-        Ok(state.ino(at.inode()))
     }
 
     /// Forgets the versions that are to be kept no longer, and those of files that are gone.

@@ -12,20 +12,20 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::content::Content;
-use crate::id::{DirId, InodeId, LinkId};
+use crate::id::{DirId, InodeId};
 use crate::meta::Frozen;
 use crate::namespace::Effect;
 use crate::namespace::derive::{self, Child};
 use crate::namespace::op::{Field, InodeEffect, PlaceEffect};
 use crate::namespace::plan::{self, drops};
 use crate::namespace::row::{Birth, Closure, InodeRow, Version};
-use crate::namespace::tables::{Rows, Table, Tables, content_key};
-use crate::namespace::view::{self, Stat};
+use crate::namespace::tables::{Rows, Table, Tables};
+use crate::namespace::view::{self, Reached, Stat};
 use crate::registry::Cut;
 use crate::snapshot::changes::{Change, Looks, Named, Story, changes, looks_of, stories};
-use crate::store::StoreError;
 use crate::volume::{FileKind, VolumeError};
 
+use super::files::inline_bytes;
 use super::names::foldable;
 use super::scope::Scope;
 use super::snapshots::{Result, SnapshotError};
@@ -71,7 +71,9 @@ impl LocalVolume {
         let scope = Within { path: path.filter(|path| *path != b"/").map(<[u8]>::to_vec) };
         let source = self.frozen(&snapshot.cut);
         if let Some(path) = &scope.path {
-            resolve(&source, path)?.ok_or_else(|| not_there(path))?;
+            if !matches!(view::follow(&source, path)?, Reached::Child(_)) {
+                return Err(not_there(path));
+            }
             told = told.into_iter().filter_map(|change| scope.cut_down(change)).collect();
         }
         if dry_run || told.is_empty() {
@@ -144,19 +146,6 @@ impl LocalVolume {
 
 fn not_there(path: &[u8]) -> SnapshotError {
     SnapshotError::NoPath(String::from_utf8_lossy(path).into_owned())
-}
-
-/// What a path means.
-fn resolve<T: Tables>(tables: &T, path: &[u8]) -> std::result::Result<Option<Child>, StoreError> {
-    let mut at = Child::Dir(DirId::ROOT);
-    for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
-        let Child::Dir(dir) = at else { return Ok(None) };
-        match view::child(tables, dir, name)? {
-            Some(child) => at = child,
-            None => return Ok(None),
-        }
-    }
-    Ok(Some(at))
 }
 
 /// The part of the volume that is put back.
@@ -330,7 +319,7 @@ impl Restoring<'_> {
             };
             match child {
                 Some(child) => {
-                    step.entries.extend(place_of(rows, child)?);
+                    step.entries.extend(view::place_of(rows, child)?);
                     let folds = |moves: &[_]| foldable(rows, child, moves);
                     step.draft.effects.extend(plan::place(rows, child, parent, name, &folds)?);
                 }
@@ -355,7 +344,7 @@ impl Restoring<'_> {
         if self.scope.path.is_none() {
             return Ok(true);
         }
-        for (dir, name) in names_of(&*state, inode, &row)? {
+        for (dir, name) in view::names_of(&*state, inode, row.kind())? {
             let above = path_of_dir(&*state, dir)?;
             let is_within = above.is_some_and(|above| self.scope.contains(&[&above[..], b"/", &name].concat()));
             // What had to make way is within it.
@@ -443,7 +432,10 @@ impl Restoring<'_> {
         let looks = looks_of(&self.source, inode, &row)?;
         let birth = row.birth.latest().map(|entry| entry.value.clone());
         let birth = birth.ok_or_else(|| VolumeError::Internal("an inode without birth".into()))?;
-        Ok((birth, looks, inline_of(&self.source, inode, &row)?))
+        let version = Stat::of(&row).version.map(|(dot, _)| dot);
+        let inline = matches!(looks.content, Content::Inline { .. });
+        let inline = inline.then(|| inline_bytes(&self.source, inode, version, &looks.content)).transpose()?;
+        Ok((birth, looks, inline.map(|bytes| bytes.to_vec())))
     }
 
     /// Takes a name away that the snapshot does not have, if it still means what it meant.
@@ -512,7 +504,7 @@ impl Restoring<'_> {
             let state = self.volume.state.read();
             let Some(row) = state.inode(inode)? else { return Ok(()) };
             let mut is_within = false;
-            for (dir, name) in names_of(&*state, inode, &row)? {
+            for (dir, name) in view::names_of(&*state, inode, row.kind())? {
                 let above = path_of_dir(&*state, dir)?;
                 is_within |= above.is_some_and(|above| self.scope.contains(&[&above[..], b"/", &name].concat()));
             }
@@ -661,41 +653,13 @@ fn xattr_changes(now: &Looks, looks: &Looks) -> Vec<(Vec<u8>, Option<Vec<u8>>)> 
     changes.filter(|(name, wanted)| value(&now.xattrs, name) != *wanted).collect()
 }
 
-fn inline_of<T: Tables>(tables: &T, inode: InodeId, row: &InodeRow) -> Result<Option<Vec<u8>>> {
-    let Some((dot, version)) = Stat::of(row).version else { return Ok(None) };
-    if !matches!(version.content, Content::Inline { .. }) {
-        return Ok(None);
-    }
-    Ok(tables.get(Table::Contents, &content_key(inode, dot))?.map(|bytes| bytes.to_vec()))
-}
-
-fn place_of<T: Tables>(tables: &T, child: Child) -> Result<Option<(DirId, Vec<u8>)>> {
-    Ok(match child {
-        Child::Dir(dir) => tables.dir(dir)?.filter(|row| row.shown).and_then(|row| row.position()),
-        Child::Link { link, .. } => {
-            tables.link(link)?.and_then(|row| row.place().map(|place| (place.parent, place.name.clone())))
-        }
-    })
-}
-
 /// Nothing if it is not below the root; empty for the root.
 fn path_of_dir<T: Tables>(tables: &T, mut dir: DirId) -> Result<Option<Vec<u8>>> {
     let mut names = Vec::new();
     while dir != DirId::ROOT {
-        let Some((parent, name)) = place_of(tables, Child::Dir(dir))? else { return Ok(None) };
+        let Some((parent, name)) = view::place_of(tables, Child::Dir(dir))? else { return Ok(None) };
         names.push(name);
         dir = parent;
     }
     Ok(Some(names.iter().rev().flat_map(|name| [b"/", name.as_slice()].concat()).collect()))
-}
-
-/// All names of an inode.
-fn names_of<T: Tables>(tables: &T, inode: InodeId, row: &InodeRow) -> Result<Vec<(DirId, Vec<u8>)>> {
-    if row.kind() == FileKind::Directory {
-        return Ok(place_of(tables, Child::Dir(DirId(inode.0)))?.into_iter().collect());
-    }
-    let kind = row.kind();
-    let links: Vec<LinkId> = derive::links_of(tables, inode)?.into_iter().collect();
-    let places = links.into_iter().map(|link| place_of(tables, Child::Link { link, inode, kind }));
-    Ok(places.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }

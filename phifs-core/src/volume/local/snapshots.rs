@@ -12,6 +12,7 @@
 //! still current. And what happens in the line meanwhile takes everything for known to others.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::codec::Reader;
 use crate::id::S8Id;
@@ -40,10 +41,7 @@ const PUBLISH_TRIES: usize = 3;
 const SHORT_BYTES_MAX: u64 = 4 << 20;
 /// How often, and how long each time, one snapshot waits for long files to be released.
 const RELEASE_LOOKS_MAX: u32 = 100;
-const RELEASE_LOOK: std::time::Duration = std::time::Duration::from_millis(2);
-
-/// While nothing changes it is looked this often whether something has.
-const SCHEDULE_LOOK_MILLIS: u64 = 10_000;
+const RELEASE_LOOK: Duration = Duration::from_millis(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -82,18 +80,14 @@ impl LocalVolume {
     /// looks at a snapshot waits for them, or makes them.
     pub fn take_snapshot(&self, name: &str, labels: Vec<String>, scheduled: bool) -> Result<Timestamp> {
         check_name(name).map_err(|why| SnapshotError::BadName(name.into(), why))?;
-        if self.state.read().snapshot(name)?.is_some() {
-            return Err(SnapshotError::Exists(name.into()));
-        }
+        check_free(&self.state.read(), name)?;
         self.publish_closed()?;
         let time = {
             let mut checkpoints = self.checkpoint.lock();
             self.finish_cut(&mut checkpoints)?;
             let is_unchanged = self.is_as_in(&checkpoints.last.roots);
             let mut state = self.state.write();
-            if state.snapshot(name)?.is_some() {
-                return Err(SnapshotError::Exists(name.into()));
-            }
+            check_free(&state, name)?;
             let time = self.env.now();
             let mut draft = state.draft(time);
             let last = &checkpoints.last;
@@ -121,26 +115,23 @@ impl LocalVolume {
         Ok(time)
     }
 
-    /// Takes a snapshot of a line of changes: of this one, or of the branch with this number.
+    /// Takes a snapshot of the line of changes that is the branch with this number.
     pub(super) fn snapshot_line(
         &self,
         line: &LocalVolume,
-        branch: Option<u32>,
+        branch: u32,
         name: &str,
         labels: Vec<String>,
-        scheduled: bool,
     ) -> Result<NamedSnapshot> {
         check_name(name).map_err(|why| SnapshotError::BadName(name.into(), why))?;
-        if self.state.read().snapshot(name)?.is_some() {
-            return Err(SnapshotError::Exists(name.into()));
-        }
+        check_free(&self.state.read(), name)?;
         line.publish_closed()?;
         let taken = {
             let mut checkpoints = line.checkpoint.lock();
             line.state.write().is_being_cut = true;
             let cut = line.cut(&mut checkpoints);
             let taken = cut.and_then(|cut| {
-                let snapshot = NamedSnapshot { cut, id: None, scheduled, labels };
+                let snapshot = NamedSnapshot { cut, id: None, scheduled: false, labels };
                 self.register_snapshot(line, branch, name, &snapshot)?;
                 Ok(snapshot)
             });
@@ -152,21 +143,13 @@ impl LocalVolume {
         Ok(taken)
     }
 
-    fn register_snapshot(
-        &self,
-        line: &LocalVolume,
-        branch: Option<u32>,
-        name: &str,
-        snapshot: &NamedSnapshot,
-    ) -> Result<()> {
+    fn register_snapshot(&self, line: &LocalVolume, branch: u32, name: &str, snapshot: &NamedSnapshot) -> Result<()> {
         let authors = line.authors_in(&snapshot.cut)?;
         let mut state = self.state.write();
-        if state.snapshot(name)?.is_some() {
-            return Err(SnapshotError::Exists(name.into()));
-        }
+        check_free(&state, name)?;
         let mut draft = state.draft(self.env.now());
         draft.local = state.meet(&authors);
-        draft.local.extend(branch.map(|number| (line_key(name), Some(number.to_be_bytes().to_vec()))));
+        draft.local.push((line_key(name), Some(branch.to_be_bytes().to_vec())));
         draft.registry.push((Key::Snapshot(name.into()), Some(snapshot.encode())));
         state.commit(draft, &self.journal)?;
         Ok(())
@@ -180,8 +163,8 @@ impl LocalVolume {
     }
 
     /// Takes the snapshot that the schedule wants, unless nothing has changed since the latest one; then forgets those
-    /// of the schedule that the rules do not keep. Says when the next one is due, in milliseconds since 1970.
-    pub fn snapshot_by_schedule(&self, name: impl FnOnce(u64) -> String) -> Result<Option<u64>> {
+    /// of the schedule that the rules do not keep. Says for how long it need not be asked again, if there is a schedule.
+    pub fn snapshot_by_schedule(&self, name: impl FnOnce(u64) -> String) -> Result<Option<Duration>> {
         let settings = self.settings();
         let Some(every) = settings.snapshot_every else { return Ok(None) };
         let every = u64::try_from(every.as_millis()).unwrap_or(u64::MAX);
@@ -191,10 +174,10 @@ impl LocalVolume {
         let due = last.map_or(now, |last| last.saturating_add(every));
         // A clock that went back is no reason to wait for long.
         if now < due && due - now <= every {
-            return Ok(Some(due));
+            return Ok(Some(Duration::from_millis(due - now)));
         }
         if snapshots.last().is_some_and(|(_, latest)| self.is_as_in(&latest.cut.roots)) {
-            return Ok(Some(now + every.min(SCHEDULE_LOOK_MILLIS)));
+            return Ok(Some(Duration::from_millis(every)));
         }
         self.create_snapshot(&name(now), Vec::new(), true)?;
         if !settings.snapshot_keep.is_empty() {
@@ -206,7 +189,7 @@ impl LocalVolume {
                 self.delete_snapshots(&gone)?;
             }
         }
-        Ok(Some(now.saturating_add(every)))
+        Ok(Some(Duration::from_millis(every)))
     }
 
     /// Publishes what was written to files that nobody has open any more, and what can be read of the others.
@@ -218,11 +201,12 @@ impl LocalVolume {
         let cells: Vec<_> = self.files.lock().values().cloned().collect();
         let mut patience = RELEASE_LOOKS_MAX;
         for cell in cells {
-            while cell.has_writers() && cell.staged_bytes() > SHORT_BYTES_MAX && patience > 0 {
+            let takes_a_while = || cell.has_writers() && cell.staged_bytes() > SHORT_BYTES_MAX;
+            while takes_a_while() && patience > 0 {
                 std::thread::sleep(RELEASE_LOOK);
                 patience -= 1;
             }
-            if cell.has_writers() && cell.staged_bytes() > SHORT_BYTES_MAX {
+            if takes_a_while() {
                 continue;
             }
             let closure = if cell.has_writers() { Closure::IdleFlush } else { Closure::Close };
@@ -442,6 +426,10 @@ impl LocalVolume {
 pub fn candidates(snapshots: &[(String, NamedSnapshot)]) -> Vec<Candidate<'_>> {
     let taken = |snapshot: &NamedSnapshot| snapshot.cut.time.millis();
     snapshots.iter().map(|(_, snapshot)| Candidate { millis: taken(snapshot), labels: &snapshot.labels }).collect()
+}
+
+fn check_free(state: &State, name: &str) -> Result<()> {
+    if state.snapshot(name)?.is_some() { Err(SnapshotError::Exists(name.into())) } else { Ok(()) }
 }
 
 /// Where it is kept which branch a snapshot is of, until that is sealed.

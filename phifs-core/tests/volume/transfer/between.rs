@@ -7,16 +7,12 @@ use phifs_core::identity::NodeKey;
 use phifs_core::volume::local::{ImportOptions, SnapshotError, TransferError};
 use phifs_core::volume::{Ino, RenameMode, Volume};
 
-use super::{GO_ON, KEYS, Site, bootstrap, noise, open, ready};
+use super::{GO_ON, KEYS, Site, bootstrap, noise, open, pair, ready};
 use crate::harness::{CALLER, NODE, TestEnv, read_tree};
 
 #[test]
 fn a_new_store_out_of_an_export_looks_as_the_old_one_and_goes_its_own_way() {
-    let old = Site::new(0);
-    old.fill();
-    old.snapshot("first");
-    let stream = old.export("first", None);
-    let new = Site::out_of(1, &stream);
+    let (old, new, _) = pair();
     assert_eq!(read_tree(&new.volume).unwrap(), read_tree(&old.volume).unwrap());
     assert_eq!(new.volume.tree_root().unwrap(), old.volume.tree_root().unwrap());
     assert_eq!(new.verified("first"), old.verified("first"));
@@ -44,12 +40,7 @@ fn a_new_store_out_of_an_export_looks_as_the_old_one_and_goes_its_own_way() {
 
 #[test]
 fn increments_carry_what_changed_and_go_back_and_forth() {
-    let old = Site::new(0);
-    old.fill();
-    old.snapshot("first");
-    let full = old.export("first", None);
-    let new = Site::out_of(1, &full);
-
+    let (old, new, full) = pair();
     let dir = old.volume.lookup(&CALLER, Ino::ROOT, b"dir").unwrap().ino;
     old.write(dir, b"single", &noise(10, 20_000));
     old.volume.rename(dir, b"file 3", Ino::ROOT, b"moved", RenameMode::Replace).unwrap();

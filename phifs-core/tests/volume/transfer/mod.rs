@@ -143,13 +143,19 @@ fn state_of(volume: &LocalVolume) -> (Vec<String>, [u8; 32], String) {
     (names, volume.tree_root().unwrap(), volume.status().author)
 }
 
-/// The stores of the two sides before an increment goes over: old, new, the full export, the increment.
-fn ready() -> (Site, Site, Vec<u8>, Vec<u8>) {
+/// A store with a snapshot named `first`, another one made out of it, and the export that went over.
+fn pair() -> (Site, Site, Vec<u8>) {
     let old = Site::new(0);
     old.fill();
     old.snapshot("first");
     let full = old.export("first", None);
     let new = Site::out_of(1, &full);
+    (old, new, full)
+}
+
+/// The stores of the two sides before an increment goes over: old, new, the full export, the increment.
+fn ready() -> (Site, Site, Vec<u8>, Vec<u8>) {
+    let (old, new, full) = pair();
     let dir = old.volume.lookup(&CALLER, Ino::ROOT, b"dir").unwrap().ino;
     let deep = old.volume.lookup(&CALLER, dir, b"deep").unwrap().ino;
     old.write(deep, b"long", &noise(20, 250_000));

@@ -75,5 +75,5 @@ fn describe(branches: &[Branch]) -> String {
         ]
     };
     let rows: Vec<[String; 4]> = std::iter::once(head).chain(branches.iter().map(row)).collect();
-    table(&rows)
+    table(&rows, &[])
 }

@@ -1,6 +1,7 @@
 //! `phifs snapshot list`
 
 use super::Context;
+use crate::cli::output::table;
 use crate::control::Request;
 use crate::failure::Failure;
 use crate::report::Snapshot;
@@ -22,12 +23,12 @@ impl List {
         if let Some(label) = &self.label {
             snapshots.retain(|snapshot| snapshot.labels.contains(label));
         }
-        context.output.result(&snapshots, |snapshots| table(snapshots));
+        context.output.result(&snapshots, |snapshots| describe(snapshots));
         Ok(())
     }
 }
 
-fn table(snapshots: &[Snapshot]) -> String {
+fn describe(snapshots: &[Snapshot]) -> String {
     if snapshots.is_empty() {
         return String::new();
     }
@@ -48,11 +49,5 @@ fn table(snapshots: &[Snapshot]) -> String {
             name,
         ]);
     }
-    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
-    let [time, files, size, new, id] = [0, 1, 2, 3, 4].map(width);
-    let line = |row: &[String; 6]| {
-        let [t, f, s, n, i, name] = row;
-        format!("{t:<time$}  {f:>files$}  {s:>size$}  {n:>new$}  {i:<id$}  {name}\n")
-    };
-    rows.iter().map(line).collect()
+    table(&rows, &[1, 2, 3])
 }
