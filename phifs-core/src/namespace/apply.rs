@@ -11,6 +11,7 @@ use super::position::{self, Move};
 use super::register::{Entry, Register};
 use super::row::{Birth, InodeRow, Mode, Owner, Place, Stamp};
 use super::tables::{Rows, RowsMut, Table, TablesMut, content_key, suffixed_key};
+use super::union;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -61,7 +62,7 @@ pub const GENESIS_DOT: Dot = Dot { author: AuthorId::GENESIS, n: 1 };
 
 fn apply_inode<T: TablesMut + ?Sized>(tables: &mut T, op: &Op, effect: &InodeEffect) -> Result<()> {
     let mut row = tables.inode(effect.inode)?.unwrap_or_default();
-    let was_alive = !row.alive.is_empty();
+    let (was_alive, versions) = (!row.alive.is_empty(), row.versions.entries().len());
     for (field, dot) in &effect.drops {
         match field {
             Field::Birth => row.birth.remove(*dot),
@@ -88,11 +89,19 @@ fn apply_inode<T: TablesMut + ?Sized>(tables: &mut T, op: &Op, effect: &InodeEff
             tables.put(Table::Contents, &content_key(effect.inode, op.dot), inline);
         }
     }
-    store_inode(tables, effect.inode, was_alive, &row)
+    store_inode(tables, effect.inode, was_alive, versions, &row)
 }
 
-fn store_inode<T: TablesMut + ?Sized>(tables: &mut T, id: InodeId, was_alive: bool, row: &InodeRow) -> Result<()> {
+/// Stores a row that was or was not alive, and had so many versions.
+pub(super) fn store_inode<T: TablesMut + ?Sized>(
+    tables: &mut T,
+    id: InodeId,
+    was_alive: bool,
+    versions: usize,
+    row: &InodeRow,
+) -> Result<()> {
     tables.set_inode(id, row);
+    union::versions_changed(tables, id, versions, row.versions.entries().len())?;
     if was_alive == row.alive.is_empty() { derive::show(tables, DirId(id.0)) } else { Ok(()) }
 }
 
@@ -133,7 +142,7 @@ fn apply_move<T: TablesMut + ?Sized>(tables: &mut T, new: &Move) -> Result<()> {
 
 fn purge<T: TablesMut + ?Sized>(tables: &mut T, inode: InodeId, dots: &[Dot], folds: &[MoveId]) -> Result<()> {
     if let Some(mut row) = tables.inode(inode)? {
-        let was_alive = !row.alive.is_empty();
+        let (was_alive, versions) = (!row.alive.is_empty(), row.versions.entries().len());
         for dot in dots {
             row.birth.remove(*dot);
             row.alive.remove(*dot);
@@ -144,7 +153,7 @@ fn purge<T: TablesMut + ?Sized>(tables: &mut T, inode: InodeId, dots: &[Dot], fo
             row.versions.remove(*dot);
             tables.delete(Table::Contents, &content_key(inode, *dot));
         }
-        store_inode(tables, inode, was_alive, &row)?;
+        store_inode(tables, inode, was_alive, versions, &row)?;
     }
     for (name, _) in tables.with_prefix(Table::Xattrs, &suffixed_key(inode.0, &[]))? {
         let mut row = tables.xattr(inode, &name)?;

@@ -20,6 +20,7 @@ use super::op::MoveId;
 use super::position::Position;
 use super::row::{Place, get_link_kind, kind_to_byte};
 use super::tables::{Rows, Table, Tables, TablesMut, malformed, suffixed_key};
+use super::union;
 
 pub use super::position::is_inside;
 pub use super::recompute::{DerivedRows, differences, kept, rebuild, recompute};
@@ -81,6 +82,34 @@ impl Children {
 
     pub fn all(&self) -> &[Child] {
         &self.0
+    }
+
+    pub fn dirs(&self) -> impl Iterator<Item = DirId> + '_ {
+        self.0.iter().map_while(|child| match child {
+            Child::Dir(dir) => Some(*dir),
+            Child::Link { .. } => None,
+        })
+    }
+
+    pub fn links(&self) -> &[Child] {
+        &self.0[self.dirs().count()..]
+    }
+
+    pub fn of_links(links: &[Child]) -> Self {
+        Self(links.to_vec())
+    }
+
+    /// Whether the name means a file and something else; directories are united.
+    pub fn is_conflict(&self) -> bool {
+        let links = self.links().len();
+        links > 1 || links == 1 && self.0.len() > 1
+    }
+
+    /// Adds the meanings that the name has in another member of the union.
+    pub fn extend(&mut self, other: &Self) {
+        for child in &other.0 {
+            self.set(*child, true);
+        }
     }
 
     pub fn encode(&self) -> Vec<u8> {
@@ -353,6 +382,7 @@ fn put_child<T: TablesMut + ?Sized>(
 ) -> Result<bool> {
     let key = child_key(dir, name);
     let mut children = tables.children(&key)?;
+    let before = children.all().len();
     if !children.set(child, present) {
         return Ok(false);
     }
@@ -361,6 +391,7 @@ fn put_child<T: TablesMut + ?Sized>(
     } else {
         tables.put(Table::Children, &key, &children.encode());
     }
+    union::meaning_changed(tables, dir, name, child, before, children.all().len())?;
     Ok(true)
 }
 

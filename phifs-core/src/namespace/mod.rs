@@ -11,6 +11,7 @@
 //! | `op` | operations and effects, with their canonical bytes |
 //! | `apply` | effects on rows |
 //! | `derive` | child index, visibility and link counts, kept in step with the rows |
+//! | `union` | directories that are one to those who look, and names that mean several things |
 //! | `position` | directory positions, kept in step with the moves |
 //! | `recompute` | the derived tables from nothing |
 //! | `join` | the lattice join of two whole states |
@@ -27,6 +28,7 @@ mod recompute;
 pub mod register;
 pub mod row;
 pub mod tables;
+pub mod union;
 pub mod view;
 
 #[cfg(test)]

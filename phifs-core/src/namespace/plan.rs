@@ -12,6 +12,7 @@ use super::op::{Effect, Field, InodeEffect, LinkEffect, MoveId, PlaceEffect};
 use super::register::Register;
 use super::row::{Birth, InodeRow, Mode, Owner, Version};
 use super::tables::{Rows, Table, Tables, suffixed_key};
+use super::union;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -151,20 +152,29 @@ pub fn touch(inode: InodeId, row: &InodeRow, time: Timestamp) -> Effect {
 /// The entries of a directory changed: its mtime and ctime.
 ///
 /// Removed directories that are only shown for what somebody else put into them come alive again, so that they do not
-/// vanish under the one who works there.
+/// vanish under the one who works there. Of a union one member that is alive will do.
 pub fn touch_dir<T: Tables + ?Sized>(tables: &T, dir: DirId, row: &InodeRow, time: Timestamp) -> Result<Vec<Effect>> {
+    let is_alive = |dir: DirId| -> Result<bool> {
+        for member in union::members(tables, dir)? {
+            if tables.inode(member.inode())?.is_none_or(|row| !row.alive.is_empty()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    let mut alive = !row.alive.is_empty() || is_alive(dir)?;
     let mut effects = vec![Effect::Inode(InodeEffect {
-        alive: row.alive.is_empty(),
+        alive: !alive,
         mtime: Some(time),
         touched: Some(time),
         drops: drops(Field::Mtime, &row.mtime).chain(drops(Field::Touched, &row.touched)).collect(),
         ..InodeEffect::new(dir.inode())
     })];
-    let mut is_alive = !row.alive.is_empty();
     let mut below = dir;
-    while !is_alive && let Some((above, _)) = tables.dir(below)?.and_then(|row| row.position()) {
-        is_alive = tables.inode(above.inode())?.is_none_or(|row| !row.alive.is_empty());
-        if !is_alive {
+    while !alive && let Some((above, _)) = tables.dir(below)?.and_then(|row| row.position()) {
+        let above = union::members(tables, above)?[0];
+        alive = is_alive(above)?;
+        if !alive {
             effects.push(Effect::Inode(InodeEffect { alive: true, ..InodeEffect::new(above.inode()) }));
         }
         below = above;

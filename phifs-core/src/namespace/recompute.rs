@@ -11,6 +11,7 @@ use super::derive::{Child, Children, DirRow, child_key, dot_of, encode_links};
 use super::position;
 use super::row::{InodeRow, LinkRow};
 use super::tables::{DERIVED, Rows, Table, Tables, TablesMut, malformed};
+use super::union;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -42,11 +43,15 @@ pub fn recompute<T: Tables + ?Sized>(tables: &T) -> Result<DerivedRows> {
     let mut children: BTreeMap<(DirId, Vec<u8>), Children> = BTreeMap::new();
     let mut links: BTreeMap<InodeId, BTreeSet<LinkId>> = BTreeMap::new();
     let mut shown: Vec<DirId> = Vec::new();
+    let mut conflicts: Vec<Vec<u8>> = Vec::new();
     for (key, value) in tables.with_prefix(Table::Inodes, &[])? {
         let id = dot_of(&key)?;
         let row = InodeRow::decode(id, &value).map_err(|e| malformed("inode", &key, e))?;
         if !row.alive.is_empty() && dirs.contains_key(&DirId(id)) {
             shown.push(DirId(id));
+        }
+        if row.versions.entries().len() > 1 {
+            conflicts.push(key);
         }
     }
     for (key, value) in tables.with_prefix(Table::Links, &[])? {
@@ -76,6 +81,15 @@ pub fn recompute<T: Tables + ?Sized>(tables: &T) -> Result<DerivedRows> {
         dir.subdirs += row.all().iter().filter(|child| matches!(child, Child::Dir(_))).count() as u64;
     }
     let mut rows = BTreeMap::new();
+    for group in unions(&children) {
+        note_conflicts(&children, &group, &mut conflicts);
+        for member in group.iter().filter(|_| group.len() > 1) {
+            rows.insert((Table::Unions, member.0.to_bytes().to_vec()), union::encode(&group).into());
+        }
+    }
+    for key in conflicts {
+        rows.insert((Table::Conflicts, key), Bytes::new());
+    }
     for ((dir, name), row) in children {
         rows.insert((Table::Children, child_key(dir, &name)), row.encode().into());
     }
@@ -91,6 +105,42 @@ pub fn recompute<T: Tables + ?Sized>(tables: &T) -> Result<DerivedRows> {
         rows.insert((Table::Skipped, key), Bytes::new());
     }
     Ok(rows)
+}
+
+type Names = BTreeMap<(DirId, Vec<u8>), Children>;
+
+/// All unions, those of one directory included, from those downwards that are in no other directory.
+fn unions(children: &Names) -> Vec<Vec<DirId>> {
+    let inside: BTreeSet<DirId> = children.values().flat_map(Children::dirs).collect();
+    let tops: BTreeSet<DirId> = children.keys().map(|(dir, _)| *dir).filter(|dir| !inside.contains(dir)).collect();
+    let mut unions: Vec<Vec<DirId>> = tops.into_iter().map(|dir| vec![dir]).collect();
+    let mut at = 0;
+    while let Some(union) = unions.get(at) {
+        let mut below: BTreeMap<&[u8], BTreeSet<DirId>> = BTreeMap::new();
+        for ((_, name), row) in union.iter().flat_map(|member| names_in(children, *member)) {
+            below.entry(name).or_default().extend(row.dirs());
+        }
+        let below = below.into_values().filter(|dirs| !dirs.is_empty()).map(|dirs| dirs.into_iter().collect());
+        unions.extend(below.collect::<Vec<_>>());
+        at += 1;
+    }
+    unions
+}
+
+fn note_conflicts(children: &Names, union: &[DirId], conflicts: &mut Vec<Vec<u8>>) {
+    let mut names: BTreeMap<&[u8], (Children, Vec<DirId>)> = BTreeMap::new();
+    for ((member, name), row) in union.iter().flat_map(|member| names_in(children, *member)) {
+        let (all, holders) = names.entry(name).or_default();
+        all.extend(row);
+        holders.push(*member);
+    }
+    for (name, (_, holders)) in names.into_iter().filter(|(_, (all, _))| all.is_conflict()) {
+        conflicts.extend(holders.into_iter().map(|holder| child_key(holder, name)));
+    }
+}
+
+fn names_in(children: &Names, dir: DirId) -> impl Iterator<Item = (&(DirId, Vec<u8>), &Children)> {
+    children.range((dir, Vec::new())..).take_while(move |((at, _), _)| *at == dir)
 }
 
 /// Replaces the derived tables by what follows from the replicated ones.

@@ -35,6 +35,10 @@ pub enum Table {
     LinksOf = 34,
     /// derived: the keys of those moves that are not made because they would close a cycle
     Skipped = 35,
+    /// derived: `DirId` -> all members of its union, if it is one of several
+    Unions = 36,
+    /// derived: the keys of names that mean several things, and of inodes with several versions
+    Conflicts = 37,
     /// what concerns the volume and is no part of its state: see `registry`
     Registry = 48,
     /// local: see `volume::local`
@@ -53,6 +57,8 @@ impl std::fmt::Display for Table {
             Self::Dirs => "directories",
             Self::LinksOf => "hard links",
             Self::Skipped => "skipped moves",
+            Self::Unions => "union directories",
+            Self::Conflicts => "conflicts",
             Self::Registry => "snapshots, branches and settings",
             Self::Local => "notes of this machine",
         })
@@ -61,7 +67,8 @@ impl std::fmt::Display for Table {
 
 /// The replicated tables, in the order in which a root lists them.
 pub const REPLICATED: [Table; 5] = [Table::Inodes, Table::Links, Table::Moves, Table::Xattrs, Table::Contents];
-pub const DERIVED: [Table; 4] = [Table::Children, Table::Dirs, Table::LinksOf, Table::Skipped];
+pub const DERIVED: [Table; 6] =
+    [Table::Children, Table::Dirs, Table::LinksOf, Table::Skipped, Table::Unions, Table::Conflicts];
 
 /// Where the rows are: the metadata database, a snapshot, or a plain map in tests and tools.
 pub trait Tables {

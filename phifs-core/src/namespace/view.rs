@@ -1,19 +1,95 @@
 //! Reading the tables: what a name means and what an inode looks like.
 
-use crate::id::{DirId, Dot, InodeId};
+use std::collections::BTreeSet;
+
+use crate::id::{DirId, Dot, InodeId, LinkId};
 use crate::store::StoreError;
 use crate::time::Timestamp;
 use crate::volume::FileKind;
 
-use super::derive::{self, Child, child_key};
-use super::row::{InodeRow, Mode, Owner, Version};
+use super::derive::{self, Child, Children};
+use super::row::{InodeRow, Mode, NAME_BYTES_MAX, Owner, Version};
 use super::tables::{Rows, Table, Tables};
+use super::union;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
-/// What a name in a directory means.
+/// What a name means, and what a call that acts on the name acts on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// What is shown: of a union its canonical directory, of several candidates one.
+    pub shown: Child,
+    /// The directories of the union, or the links of the candidates.
+    pub all: Vec<Child>,
+}
+
+/// What a name in a directory, and in those that are one with it, means.
 pub fn child<T: Tables + ?Sized>(tables: &T, dir: DirId, name: &[u8]) -> Result<Option<Child>> {
-    Ok(tables.children(&child_key(dir, name))?.shown())
+    Ok(find(tables, dir, name)?.map(|found| found.shown))
+}
+
+/// The same, with all candidates.
+pub fn find<T: Tables + ?Sized>(tables: &T, dir: DirId, name: &[u8]) -> Result<Option<Found>> {
+    let members = union::members(tables, dir)?;
+    if let Some(found) = found(union::meanings(tables, &members, name)?) {
+        return Ok(Some(found));
+    }
+    if !may_be_display_name(name) {
+        return Ok(None);
+    }
+    let beside = files_beside_directories(tables, &members)?;
+    Ok(beside.into_iter().find(|(display, _)| display == name).map(|(_, found)| found))
+}
+
+fn found(all: Children) -> Option<Found> {
+    let shown = all.shown()?;
+    let all = match shown {
+        Child::Dir(_) => all.dirs().map(Child::Dir).collect(),
+        Child::Link { .. } => all.links().to_vec(),
+    };
+    Some(Found { shown, all })
+}
+
+/// What stands between the name of a file that shares it with a directory, and some digits.
+const DISPLAY_MARK: &[u8] = b"~phi-";
+const DISPLAY_DIGITS: usize = 8;
+
+fn may_be_display_name(name: &[u8]) -> bool {
+    let digits = name.len().saturating_sub(DISPLAY_DIGITS);
+    name[..digits].ends_with(DISPLAY_MARK)
+}
+
+/// The name by which a file is seen whose own name is a directory's: it ends with digits that follow from the link.
+pub fn display_name(name: &[u8], link: LinkId) -> Vec<u8> {
+    let hash = blake3::hash(&link.0.to_bytes());
+    let room = NAME_BYTES_MAX - DISPLAY_MARK.len() - DISPLAY_DIGITS;
+    let mut kept = name.len().min(room);
+    // Not in the middle of a character.
+    while kept < name.len() && kept > 0 && name[kept] & 0xc0 == 0x80 {
+        kept -= 1;
+    }
+    [&name[..kept], DISPLAY_MARK, hash.to_hex()[..DISPLAY_DIGITS].as_bytes()].concat()
+}
+
+/// The files in a union whose names are those of directories, by the names that they are seen by.
+fn files_beside_directories<T: Tables + ?Sized>(tables: &T, members: &[DirId]) -> Result<Vec<(Vec<u8>, Found)>> {
+    let mut names: BTreeSet<Vec<u8>> = BTreeSet::new();
+    for member in members {
+        for (rest, _) in tables.with_prefix(Table::Conflicts, &member.0.to_bytes())? {
+            // The prefix alone is an inode with several versions.
+            names.extend(rest.get(8..).map(<[u8]>::to_vec));
+        }
+    }
+    let mut beside = Vec::new();
+    for name in names {
+        let all = union::meanings(tables, members, &name)?;
+        if let (Some(_), [Child::Link { link, .. }, ..]) = (all.dirs().next(), all.links()) {
+            let display = display_name(&name, *link);
+            let links = Children::of_links(all.links());
+            beside.extend(found(links).map(|found| (display, found)));
+        }
+    }
+    Ok(beside)
 }
 
 /// What a path leads to.
@@ -68,23 +144,83 @@ pub struct Listed {
     pub child: Child,
 }
 
-/// Up to `limit` names of a directory, in the order of their hashes, beginning with the first whose hash is at least
-/// `from`; one more than the limit where hashes are equal, so that a listing can resume behind a hash.
+/// Up to `limit` names of a directory and those that are one with it, in the order of their hashes, beginning with the
+/// first whose hash is at least `from`; one more than the limit where hashes are equal, so that a listing can resume
+/// behind a hash.
 pub fn list<T: Tables + ?Sized>(tables: &T, dir: DirId, from: u64, limit: usize) -> Result<Vec<Listed>> {
+    let members = union::members(tables, dir)?;
+    let mut listed = list_names(tables, &members, from, limit)?;
+    // Where every list was cut off, the rest of it comes next time.
+    let beside = files_beside_directories(tables, &members)?.into_iter().map(|(name, found)| {
+        let hash = derive::name_hash(&name);
+        Listed { name, hash, child: found.shown }
+    });
+    let beside: Vec<Listed> = beside.filter(|item| item.hash >= from).collect();
+    if !beside.is_empty() {
+        listed.extend(beside);
+        listed.sort_by(|a, b| (a.hash, &a.name).cmp(&(b.hash, &b.name)));
+        listed.dedup_by(|a, b| a.name == b.name);
+        cut_off(&mut listed, limit);
+    }
+    Ok(listed)
+}
+
+fn cut_off(listed: &mut Vec<Listed>, limit: usize) {
+    if let Some(last) = limit.checked_sub(1).and_then(|last| listed.get(last)) {
+        let hash = last.hash;
+        let end = listed.iter().skip(limit).take_while(|item| item.hash == hash).count();
+        listed.truncate(limit + end);
+    }
+}
+
+fn list_names<T: Tables + ?Sized>(tables: &T, members: &[DirId], from: u64, limit: usize) -> Result<Vec<Listed>> {
+    let mut names: Vec<(u64, Vec<u8>, Children)> = Vec::new();
+    for member in members {
+        each_name(tables, *member, from, limit, &mut |hash, name, children| {
+            names.push((hash, name.to_vec(), children));
+        })?;
+    }
+    if members.len() > 1 {
+        names.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        names.dedup_by(|b, a| {
+            let is_same = a.1 == b.1;
+            if is_same {
+                a.2.extend(&b.2);
+            }
+            is_same
+        });
+    }
+    let shown = |(hash, name, children): (u64, Vec<u8>, Children)| {
+        let child = children.shown()?;
+        Some(Listed { name, hash, child })
+    };
+    let mut listed: Vec<Listed> = names.into_iter().filter_map(shown).collect();
+    cut_off(&mut listed, limit);
+    Ok(listed)
+}
+
+fn each_name<T: Tables + ?Sized>(
+    tables: &T,
+    dir: DirId,
+    from: u64,
+    limit: usize,
+    each: &mut dyn FnMut(u64, &[u8], Children),
+) -> Result<()> {
     use std::ops::ControlFlow::{Break, Continue};
     let prefix = dir.0.to_bytes();
-    let mut listed: Vec<Listed> = Vec::new();
+    let (mut count, mut last) = (0, None);
     let mut damaged = None;
     tables.scan(Table::Children, &derive::children_from(dir, from), &mut |key, value| {
         let Some((hash, name)) = key.strip_prefix(&prefix[..]).and_then(|rest| rest.split_first_chunk::<8>()) else {
             return Break(());
         };
         let hash = u64::from_be_bytes(*hash);
-        if listed.len() >= limit && listed.last().is_some_and(|last| last.hash != hash) {
+        if count >= limit && last.is_some_and(|last| last != hash) {
             return Break(());
         }
-        match derive::Children::decode(value) {
-            Ok(children) => listed.extend(children.shown().map(|child| Listed { name: name.to_vec(), hash, child })),
+        (count, last) = (count + 1, Some(hash));
+        match Children::decode(value) {
+            Ok(children) => each(hash, name, children),
             Err(e) => {
                 damaged = Some(super::tables::malformed("child", key, e));
                 return Break(());
@@ -92,7 +228,7 @@ pub fn list<T: Tables + ?Sized>(tables: &T, dir: DirId, from: u64, limit: usize)
         }
         Continue(())
     })?;
-    damaged.map_or(Ok(listed), Err)
+    damaged.map_or(Ok(()), Err)
 }
 
 /// What an inode looks like as far as the replicated tables know.
@@ -130,6 +266,32 @@ impl Stat {
     }
 }
 
+/// What an inode looks like: a directory that is one with others grants what all of them grant, and has the owner of the
+/// canonical one.
+pub fn stat<T: Tables + ?Sized>(tables: &T, id: InodeId, row: &InodeRow) -> Result<Stat> {
+    let mut stat = Stat::of(row);
+    if stat.kind != FileKind::Directory {
+        return Ok(stat);
+    }
+    let members = union::members(tables, DirId(id.0))?;
+    if members.len() == 1 {
+        return Ok(stat);
+    }
+    let mut times = (stat.mtime, stat.ctime, stat.btime);
+    let mut all = 0o7777;
+    for (n, member) in members.iter().enumerate() {
+        let other = Stat::of(&tables.inode(member.inode())?.unwrap_or_default());
+        times = (times.0.max(other.mtime), times.1.max(other.ctime), times.2.min(other.btime));
+        all &= other.mode.permissions;
+        if n == 0 {
+            stat = other;
+        }
+    }
+    stat.mode.permissions = all;
+    (stat.mtime, stat.ctime, stat.btime) = times;
+    Ok(stat)
+}
+
 /// Concurrent modes grant to group and others only what all of them grant, and no set-id bit; the owner keeps the
 /// latest.
 fn mode_of(row: &InodeRow) -> Mode {
@@ -142,9 +304,13 @@ fn mode_of(row: &InodeRow) -> Mode {
     mode
 }
 
-/// The number of names an inode has; for a directory, 2 and one for each subdirectory.
+/// The number of names an inode has; for a directory, 2 and one for each subdirectory. A union says 1, which is what
+/// filesystems say that do not count.
 pub fn nlink<T: Tables + ?Sized>(tables: &T, id: InodeId, kind: FileKind) -> Result<u32> {
     if kind == FileKind::Directory {
+        if union::members(tables, DirId(id.0))?.len() > 1 {
+            return Ok(1);
+        }
         let row = tables.dir(DirId(id.0))?;
         return Ok(row.map_or(0, |row| if row.shown { 2 + row.subdirs as u32 } else { 0 }));
     }

@@ -8,7 +8,7 @@ use crate::content::Content;
 use crate::id::{DirId, InodeId};
 use crate::namespace::derive::Child;
 use crate::namespace::tables::{Rows, Table, Tables, suffixed_key};
-use crate::namespace::view::{self, Stat};
+use crate::namespace::view;
 use crate::store::StoreError;
 use crate::volume::FileKind;
 
@@ -83,7 +83,7 @@ struct Walk<'a, T> {
 impl<T: Tables> Walk<'_, T> {
     fn describe(&mut self, id: InodeId, dir: Option<DirId>) -> Result<Vec<u8>> {
         let row = self.tables.inode(id)?.unwrap_or_default();
-        let stat = Stat::of(&row);
+        let stat = view::stat(self.tables, id, &row)?;
         let mut out = Vec::with_capacity(128);
         let kind = if dir.is_some() { FileKind::Directory } else { stat.kind };
         out.put_u8(crate::namespace::row::kind_to_byte(kind));

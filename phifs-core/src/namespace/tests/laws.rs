@@ -9,8 +9,9 @@ use super::super::op::{Effect, Field, InodeEffect};
 use super::super::plan;
 use super::super::row::{Closure, Mode, Owner, Version};
 use super::super::tables::{Rows, Table};
-use super::super::view;
-use super::{Cells, Replica, Sent};
+use super::super::union;
+use super::super::view::{self, Found};
+use super::{Cells, MapTables, Replica, Sent};
 use crate::causal::VersionVector;
 use crate::content::Content;
 use crate::id::{AuthorId, DirId, Dot, GlyphId, InodeId};
@@ -166,7 +167,7 @@ fn effects(replica: &Replica, step: Step, settled: bool) -> Vec<Effect> {
         .collect();
     let dir = dirs[step.second % dirs.len()];
     let name = [&b"a"[..], b"b", b"c"][step.name];
-    let target = view::child(tables, dir, name).unwrap();
+    let target = view::find(tables, dir, name).unwrap();
     let row = |inode: InodeId| tables.inode(inode).unwrap().unwrap_or_default();
     let dot = replica.next_dot();
     let time = Timestamp::new(i64::from(step.first as u32), 5);
@@ -192,37 +193,41 @@ fn effects(replica: &Replica, step: Step, settled: bool) -> Vec<Effect> {
             effects.extend(replica.touched(dir));
         }
         What::Unlink => {
-            let Some((parent, _, child)) = pick(step.first, &is_file) else { return effects };
-            let Child::Link { link, inode, kind } = child else { return effects };
-            effects.push(plan::unlink(tables, link, inode, kind).unwrap());
-            effects.push(plan::touch(inode, &row(inode), time));
+            let Some((parent, name, _)) = pick(step.first, &is_file) else { return effects };
+            effects.extend(removed(replica, &view::find(tables, parent, &name).unwrap().unwrap()));
             effects.extend(replica.touched(parent));
         }
         What::Rmdir => {
             let empty = |child: &Child| match child {
-                Child::Dir(dir) => tables.dir(*dir).unwrap().unwrap().entries == 0,
+                Child::Dir(dir) => view::list(tables, *dir, 0, 1).unwrap().is_empty(),
                 Child::Link { .. } => false,
             };
-            let Some((parent, _, Child::Dir(dir))) = pick(step.first, &empty) else { return effects };
-            effects.push(plan::remove_dir(dir, &row(dir.inode())));
+            let Some((parent, name, _)) = pick(step.first, &empty) else { return effects };
+            effects.extend(removed(replica, &view::find(tables, parent, &name).unwrap().unwrap()));
             effects.extend(replica.touched(parent));
         }
         What::Rename | What::MoveDir | What::Fold => {
             let wanted: &dyn Fn(&Child) -> bool = if matches!(step.what, What::Rename) { &is_file } else { &is_dir };
-            let Some((from, _, child)) = pick(step.first, wanted) else { return effects };
-            match (child, target) {
-                (Child::Dir(moved), _) if derive::is_inside(tables, dir, moved).unwrap() => return effects,
+            let Some((from, old_name, child)) = pick(step.first, wanted) else { return effects };
+            let source = view::find(tables, from, &old_name).unwrap().unwrap();
+            match (child, &target) {
+                _ if is_inside(tables, &source, dir) => return effects,
                 (_, None) => {}
-                (_, Some(target)) if target.inode() == child.inode() => return effects,
-                (Child::Dir(_), Some(Child::Dir(over))) if tables.dir(over).unwrap().unwrap().entries == 0 => {
-                    effects.push(plan::remove_dir(over, &row(over.inode())));
+                (_, Some(target)) if target.shown.inode() == child.inode() => return effects,
+                (Child::Dir(_), Some(Found { shown: Child::Dir(over), .. }))
+                    if !view::list(tables, *over, 0, 1).unwrap().is_empty() =>
+                {
+                    return effects;
                 }
-                (Child::Link { .. }, Some(Child::Link { link, inode, kind })) => {
-                    effects.push(plan::unlink(tables, link, inode, kind).unwrap());
+                (_, Some(target)) if is_dir(&child) == is_dir(&target.shown) => {
+                    effects.extend(removed(replica, target));
                 }
                 _ => return effects,
             }
-            let mut placed = plan::place(tables, child, dir, name, &|_| Vec::new()).unwrap();
+            let mut placed = Vec::new();
+            for what in &source.all {
+                placed.extend(plan::place(tables, *what, dir, name, &|_| Vec::new()).unwrap());
+            }
             // What lies before the last move that everybody has seen, while no move is skipped.
             if let (What::Fold, true, Effect::Move { dir, folds, .. }) = (step.what, settled, &mut placed[0])
                 && tables.with_prefix(Table::Skipped, &[]).unwrap().is_empty()
@@ -239,15 +244,16 @@ fn effects(replica: &Replica, step: Step, settled: bool) -> Vec<Effect> {
             let (Some(a), Some(b)) = (pick(step.first, &|_| true), pick(step.second, &|_| true)) else {
                 return effects;
             };
-            let inside = |what: &Child, place: DirId| match what {
-                Child::Dir(dir) => derive::is_inside(tables, place, *dir).unwrap(),
-                Child::Link { .. } => false,
-            };
-            if a.2 == b.2 || inside(&a.2, b.0) || inside(&b.2, a.0) {
+            let found = |place: &(DirId, Vec<u8>, Child)| view::find(tables, place.0, &place.1).unwrap().unwrap();
+            let (first, second) = (found(&a), found(&b));
+            if a.2 == b.2 || is_inside(tables, &first, b.0) || is_inside(tables, &second, a.0) {
                 return effects;
             }
-            let mut moves = [(a.2, b.0, b.1.clone()), (b.2, a.0, a.1)];
+            let mut moves = Vec::new();
+            moves.extend(first.all.iter().map(|what| (*what, b.0, b.1.clone())));
+            moves.extend(second.all.iter().map(|what| (*what, a.0, a.1.clone())));
             moves.sort_unstable_by_key(|(what, ..)| *what);
+            moves.dedup_by_key(|(what, ..)| *what);
             for (what, dir, name) in moves {
                 effects.extend(plan::place(tables, what, dir, &name, &|_| Vec::new()).unwrap());
             }
@@ -307,6 +313,33 @@ fn effects(replica: &Replica, step: Step, settled: bool) -> Vec<Effect> {
     effects
 }
 
+/// What a name means is removed, whatever that is.
+fn removed(replica: &Replica, found: &Found) -> Vec<Effect> {
+    let tables = &replica.tables;
+    let row = |inode: InodeId| tables.inode(inode).unwrap().unwrap_or_default();
+    let mut effects = Vec::new();
+    for child in &found.all {
+        match *child {
+            Child::Dir(dir) => effects.push(plan::remove_dir(dir, &row(dir.inode()))),
+            Child::Link { link, inode, kind } => {
+                effects.push(plan::unlink(tables, link, inode, kind).unwrap());
+                effects.push(plan::touch(inode, &row(inode), replica.time()));
+            }
+        }
+    }
+    effects
+}
+
+fn is_inside(tables: &MapTables, what: &Found, place: DirId) -> bool {
+    what.all.iter().any(|child| match child {
+        Child::Dir(moved) => {
+            let members = union::members(tables, place).unwrap();
+            members.iter().any(|member| derive::is_inside(tables, *member, *moved).unwrap())
+        }
+        Child::Link { .. } => false,
+    })
+}
+
 fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, max_shrink_iters: 4000, ..ProptestConfig::default() }
 }
@@ -356,12 +389,21 @@ fn histories_meet_conflicts_cycles_revivals_and_purges() {
     use proptest::test_runner::TestRunner;
 
     let mut runner = TestRunner::deterministic();
-    let [mut cycles, mut conflicts, mut revived, mut purges, mut folds, mut hard_links] = [0; 6];
-    for _ in 0..60 {
+    let [mut cycles, mut conflicts, mut revived, mut purges, mut folds, mut hard_links, mut united, mut deep] = [0; 8];
+    for _ in 0..150 {
         let mut world = World::new(3);
         steps(90).new_tree(&mut runner).unwrap().current().into_iter().for_each(|step| world.step(step));
         let end = world.by_delivery(|_| 0);
         cycles += end.tables.with_prefix(Table::Skipped, &[]).unwrap().len();
+        let unions = end.tables.with_prefix(Table::Unions, &[]).unwrap();
+        united += unions.len();
+        deep += unions
+            .iter()
+            .filter(|(key, _)| {
+                let row = end.tables.dir(DirId(derive::dot_of(key).unwrap())).unwrap().unwrap();
+                union::members(&end.tables, row.parent).unwrap().len() > 1
+            })
+            .count();
         hard_links += end.tables.with_prefix(Table::LinksOf, &[]).unwrap().len();
         let names = end.tables.with_prefix(Table::Children, &[]).unwrap();
         conflicts += names.iter().filter(|(_, row)| derive::Children::decode(row).unwrap().all().len() > 1).count();
@@ -377,7 +419,7 @@ fn histories_meet_conflicts_cycles_revivals_and_purges() {
         purges += effects.clone().filter(|effect| matches!(effect, Effect::Purge { .. })).count();
         folds += effects.filter(|effect| matches!(effect, Effect::Move { folds, .. } if !folds.is_empty())).count();
     }
-    let seen = [cycles, conflicts, revived, purges, folds, hard_links];
+    let seen = [cycles, conflicts, revived, purges, folds, hard_links, united, deep];
     assert!(seen.iter().all(|count| *count > 2), "{seen:?}");
 }
 

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::derive::{Child, Children, DirRow, links_of};
+use super::super::derive::{Child, Children, DirRow, child_key, links_of};
 use super::super::op::{Effect, Field, Op};
 use super::super::position::Move;
 use super::super::register::Register;
 use super::super::row::{InodeRow, LinkRow, Place, Stamp, decode_xattr};
 use super::super::tables::{Rows, Table};
-use super::super::view;
+use super::super::{union, view};
 use super::MapTables;
 use crate::causal::VersionVector;
 use crate::id::{DirId, Dot, InodeId, LinkId};
@@ -215,6 +215,7 @@ impl Model {
             names.entry(place.inode).or_default().insert(*link);
         }
         self.check_listing(tables, &listing);
+        let united = self.check_unions(tables, &listing);
         let inodes = self.cells.keys().filter_map(|(cell, _)| match cell {
             Cell::Field(inode, _) => Some(*inode),
             _ => None,
@@ -229,12 +230,78 @@ impl Model {
             let inside = || listing.iter().filter(|((parent, _), _)| *parent == dir).flat_map(|(_, children)| children);
             let subdirs = inside().filter(|child| matches!(child, Child::Dir(_))).count();
             assert_eq!((row.entries, row.subdirs), (inside().count() as u64, subdirs as u64), "{dir:?}");
-            let nlink = if row.shown { 2 + subdirs as u32 } else { 0 };
+            let nlink = match (united.contains(&dir), row.shown) {
+                (true, _) => 1,
+                (false, true) => 2 + subdirs as u32,
+                (false, false) => 0,
+            };
             assert_eq!(view::nlink(tables, dir.inode(), FileKind::Directory).unwrap(), nlink);
         }
         let rows: BTreeSet<DirId> =
             positions.keys().copied().filter(|dir| tables.dir(*dir).unwrap().is_none()).collect();
         assert_eq!(rows, BTreeSet::new(), "directories without a row");
+    }
+
+    /// Directories are one if their names are the same and so are, or are one, the directories that they are in.
+    /// Returns those that are not alone.
+    fn check_unions(
+        &self,
+        tables: &MapTables,
+        listing: &BTreeMap<(DirId, Vec<u8>), BTreeSet<Child>>,
+    ) -> BTreeSet<DirId> {
+        let mut above: BTreeMap<DirId, (DirId, &[u8])> = BTreeMap::new();
+        for ((parent, name), children) in listing {
+            for child in children {
+                if let Child::Dir(dir) = child {
+                    above.insert(*dir, (*parent, name));
+                }
+            }
+        }
+        // The names on the way up, and where it ends.
+        let way = |dir: DirId| {
+            let mut way = Vec::new();
+            let mut at = dir;
+            while let Some((parent, name)) = above.get(&at) {
+                way.push(*name);
+                at = *parent;
+            }
+            (at, way)
+        };
+        let mut unions: BTreeMap<(DirId, Vec<&[u8]>), BTreeSet<DirId>> = BTreeMap::new();
+        for dir in above.keys() {
+            unions.entry(way(*dir)).or_default().insert(*dir);
+        }
+        let mut united = BTreeSet::new();
+        for members in unions.values().filter(|members| members.len() > 1) {
+            for member in members {
+                assert!(union::members(tables, *member).unwrap().iter().eq(members), "{member:?}");
+                united.insert(*member);
+            }
+        }
+        assert_eq!(tables.with_prefix(Table::Unions, &[]).unwrap().len(), united.len());
+        let mut names: BTreeMap<_, (Vec<Vec<u8>>, BTreeSet<Child>)> = BTreeMap::new();
+        for ((parent, name), children) in listing {
+            let (keys, all) = names.entry((way(*parent), name)).or_default();
+            keys.push(child_key(*parent, name));
+            all.extend(children);
+        }
+        let mut wanted: BTreeSet<Vec<u8>> = BTreeSet::new();
+        for (keys, all) in names.into_values() {
+            let links = all.iter().filter(|child| matches!(child, Child::Link { .. })).count();
+            if links > 1 || links == 1 && all.len() > 1 {
+                wanted.extend(keys);
+            }
+        }
+        let mut versions: BTreeMap<InodeId, usize> = BTreeMap::new();
+        for (cell, _) in self.cells.keys() {
+            if let Cell::Field(inode, Field::Version) = cell {
+                *versions.entry(*inode).or_default() += 1;
+            }
+        }
+        wanted.extend(versions.into_iter().filter(|(_, count)| *count > 1).map(|(id, _)| id.0.to_bytes().to_vec()));
+        let found = tables.with_prefix(Table::Conflicts, &[]).unwrap();
+        assert_eq!(found.into_iter().map(|(key, _)| key).collect::<BTreeSet<_>>(), wanted);
+        united
     }
 
     fn check_listing(&self, tables: &MapTables, listing: &BTreeMap<(DirId, Vec<u8>), BTreeSet<Child>>) {

@@ -1,19 +1,21 @@
 //! Attributes and extended attributes.
 
 use crate::codec::{Encode, Reader};
-use crate::id::InodeId;
+use crate::id::{DirId, InodeId};
 use crate::namespace::Effect;
 use crate::namespace::derive::Child;
 use crate::namespace::op::{Field, InodeEffect};
 use crate::namespace::plan::drops;
 use crate::namespace::row::{InodeRow, Mode, Owner};
 use crate::namespace::tables::{Rows, Table, Tables, malformed, suffixed_key};
+use crate::namespace::union;
 use crate::namespace::view::{self, Stat};
 use crate::store::StoreError;
 use crate::time::Timestamp;
 use crate::volume::{Attr, Caller, FileKind, Ino, Result, SetAttr, SetTime, VolumeError, XattrMode};
 
 use super::acl::{self, Acl};
+use super::names::known_as;
 use super::scope::Scope;
 use super::state::{Draft, State, local_key};
 use super::{LocalVolume, files::Shown};
@@ -36,6 +38,7 @@ impl LocalVolume {
 
     /// The same for what a name means, which says a part of it.
     pub(super) fn attr_of_child(&self, state: &State, child: Child) -> Result<Attr> {
+        let child = known_as(state, child)?;
         let id = child.inode();
         match state.inode(id)? {
             Some(row) => self.attr_of(state, state, id, &row, view::nlink_of_child(state, child)?),
@@ -51,7 +54,7 @@ impl LocalVolume {
         row: &InodeRow,
         nlink: u32,
     ) -> Result<Attr> {
-        let mut attr = attr_of_row(state.ino(id), row, nlink);
+        let mut attr = attr_of_stat(state.ino(id), &view::stat(rows, id, row)?, nlink);
         if let Some(atime) = atime(rows, id)? {
             attr.atime = atime;
         }
@@ -75,7 +78,7 @@ impl LocalVolume {
         let rows = Scope::new(&state);
         let id = state.inode_id(ino)?;
         let Some(row) = rows.inode(id)? else { return self.set_departed(id, change) };
-        let stat = Stat::of(&row);
+        let stat = view::stat(&rows, id, &row)?;
         let mut draft = state.draft(self.env.now());
         let now = draft.time;
         let mut effect = InodeEffect::new(id);
@@ -90,7 +93,6 @@ impl LocalVolume {
         let owner = Owner { uid: change.uid.unwrap_or(stat.owner.uid), gid: change.gid.unwrap_or(stat.owner.gid) };
         if change.uid.is_some() || change.gid.is_some() {
             effect.owner = Some(owner);
-            effect.drops.extend(drops(Field::Owner, &row.owner));
             if stat.kind != FileKind::Directory {
                 mode.permissions = without_set_id(mode.permissions, true);
             }
@@ -101,25 +103,33 @@ impl LocalVolume {
         }
         if mode != stat.mode || change.permissions.is_some() {
             effect.mode = Some(mode);
-            effect.drops.extend(drops(Field::Mode, &row.mode));
         }
         let time_of = |set: SetTime| match set {
             SetTime::Now => now,
             SetTime::At(time) => time,
         };
         let mtime = change.mtime.map(time_of);
-        if let Some(mtime) = mtime {
-            effect.mtime = Some(mtime);
-            effect.drops.extend(drops(Field::Mtime, &row.mtime));
-        }
+        effect.mtime = mtime;
         if let Some(atime) = change.atime.map(time_of) {
             let mut value = Vec::new();
             value.put_time(atime);
             draft.local.push((local_key(b't', &id.0.to_bytes()), Some(value)));
         }
         effect.touched = Some(now);
-        effect.drops.extend(drops(Field::Touched, &row.touched));
-        draft.effects.push(Effect::Inode(effect));
+        for (id, row) in rows_to_set(&rows, id, row)? {
+            let mut effect = InodeEffect { inode: id, ..effect.clone() };
+            if effect.owner.is_some() {
+                effect.drops.extend(drops(Field::Owner, &row.owner));
+            }
+            if effect.mode.is_some() {
+                effect.drops.extend(drops(Field::Mode, &row.mode));
+            }
+            if effect.mtime.is_some() {
+                effect.drops.extend(drops(Field::Mtime, &row.mtime));
+            }
+            effect.drops.extend(drops(Field::Touched, &row.touched));
+            draft.effects.push(Effect::Inode(effect));
+        }
         let rows = rows.into_rows();
         state.commit_with(draft, rows, &self.journal)?;
         if let Some(mtime) = mtime {
@@ -192,7 +202,7 @@ impl LocalVolume {
             return Err(VolumeError::AttributeTooLarge);
         }
         let mut state = self.state.write();
-        let id = state.inode_id(ino)?;
+        let id = canonical(&*state, state.inode_id(ino)?)?;
         let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
         if name == acl::ACCESS {
             let acl = Acl::parse(value)?;
@@ -208,9 +218,13 @@ impl LocalVolume {
             }
         }
         let old = state.xattr(id, name)?;
+        let is_there = match xattr_of(&*state, id, name) {
+            Err(VolumeError::NoAttribute) => false,
+            found => found.map(|_| true)?,
+        };
         match how {
-            XattrMode::Create if !old.is_empty() => return Err(VolumeError::Exists),
-            XattrMode::Replace if old.is_empty() => return Err(VolumeError::NoAttribute),
+            XattrMode::Create if is_there => return Err(VolumeError::Exists),
+            XattrMode::Replace if !is_there => return Err(VolumeError::NoAttribute),
             _ => {}
         }
         if old.is_empty() {
@@ -234,25 +248,29 @@ impl LocalVolume {
         }
         check_xattr_name(name)?;
         let mut state = self.state.write();
-        let id = state.inode_id(ino)?;
+        let id = canonical(&*state, state.inode_id(ino)?)?;
         let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
         if name == acl::ACCESS {
             return self.set_access_acl(&mut state, id, &row, None);
         }
-        let old = state.xattr(id, name)?;
-        if old.is_empty() {
+        let mut draft = state.draft(self.env.now());
+        for inode in united(&*state, id)? {
+            let drops: Vec<_> = state.xattr(inode, name)?.dots().collect();
+            if !drops.is_empty() {
+                draft.effects.push(Effect::Xattr { inode, name: name.to_vec(), value: None, drops });
+            }
+        }
+        if draft.effects.is_empty() {
             // Removing an ACL that is not there succeeds on Linux's own filesystems.
             return if name == acl::DEFAULT { Ok(()) } else { Err(VolumeError::NoAttribute) };
         }
-        let mut draft = state.draft(self.env.now());
-        draft.effects.push(Effect::Xattr { inode: id, name: name.to_vec(), value: None, drops: old.dots().collect() });
         touch(&mut draft, id, &row);
         state.commit(draft, &self.journal)?;
         Ok(())
     }
 
     fn set_access_acl(&self, state: &mut State, id: InodeId, row: &InodeRow, acl: Option<Acl>) -> Result<()> {
-        let mut mode = Stat::of(row).mode;
+        let mut mode = view::stat(state, id, row)?.mode;
         mode.acl = Vec::new();
         if let Some(acl) = acl {
             mode.permissions = mode.permissions & 0o7000 | acl.bits();
@@ -261,12 +279,14 @@ impl LocalVolume {
             }
         }
         let mut draft = state.draft(self.env.now());
-        draft.effects.push(Effect::Inode(InodeEffect {
-            mode: Some(mode),
-            touched: Some(draft.time),
-            drops: drops(Field::Mode, &row.mode).chain(drops(Field::Touched, &row.touched)).collect(),
-            ..InodeEffect::new(id)
-        }));
+        for (id, row) in rows_to_set(state, id, row.clone())? {
+            draft.effects.push(Effect::Inode(InodeEffect {
+                mode: Some(mode.clone()),
+                touched: Some(draft.time),
+                drops: drops(Field::Mode, &row.mode).chain(drops(Field::Touched, &row.touched)).collect(),
+                ..InodeEffect::new(id)
+            }));
+        }
         state.commit(draft, &self.journal)?;
         Ok(())
     }
@@ -280,9 +300,8 @@ impl LocalVolume {
     }
 }
 
-/// What the row of an inode says about it.
-pub(super) fn attr_of_row(ino: Ino, row: &InodeRow, nlink: u32) -> Attr {
-    let stat = Stat::of(row);
+/// What the tables say about an inode.
+pub(super) fn attr_of_stat(ino: Ino, stat: &Stat, nlink: u32) -> Attr {
     let content = stat.version.as_ref().map(|(_, version)| version.content);
     Attr {
         ino,
@@ -322,18 +341,50 @@ pub(super) fn xattr_of<T: Tables>(rows: &T, id: InodeId, name: &[u8]) -> Result<
     check_xattr_name(name)?;
     if name == acl::ACCESS {
         let row = rows.inode(id)?.ok_or(VolumeError::NotFound)?;
-        let mode = Stat::of(&row).mode;
+        let mode = view::stat(rows, id, &row)?.mode;
         return if mode.acl.is_empty() { Err(VolumeError::NoAttribute) } else { Ok(mode.acl) };
     }
-    let row = rows.xattr(id, name)?;
-    row.latest().map(|entry| entry.value.clone()).ok_or(VolumeError::NoAttribute)
+    for inode in united(rows, id)? {
+        if let Some(entry) = rows.xattr(inode, name)?.latest() {
+            return Ok(entry.value.clone());
+        }
+    }
+    Err(VolumeError::NoAttribute)
+}
+
+/// All that are one with an inode: the members of a union, or it alone.
+fn united<T: Tables>(rows: &T, id: InodeId) -> std::result::Result<Vec<InodeId>, StoreError> {
+    Ok(union::members(rows, DirId(id.0))?.iter().map(|member| member.inode()).collect())
+}
+
+fn canonical<T: Tables>(rows: &T, id: InodeId) -> std::result::Result<InodeId, StoreError> {
+    Ok(union::members(rows, DirId(id.0))?[0].inode())
+}
+
+/// The rows to change for a change of an inode's attributes: those of all members of a union, as what it grants is what
+/// all of them grant.
+fn rows_to_set<T: Tables>(rows: &T, id: InodeId, row: InodeRow) -> Result<Vec<(InodeId, InodeRow)>> {
+    let united = united(rows, id)?;
+    if united.len() == 1 {
+        return Ok(vec![(id, row)]);
+    }
+    let mut found = Vec::new();
+    for id in united {
+        found.push((id, rows.inode(id)?.ok_or(VolumeError::NotFound)?));
+    }
+    Ok(found)
 }
 
 /// The names of all extended attributes.
 pub(super) fn xattrs_of<T: Tables>(rows: &T, id: InodeId) -> Result<Vec<Vec<u8>>> {
     let row = rows.inode(id)?.ok_or(VolumeError::NotFound)?;
-    let mut names = xattr_names(rows, id)?;
-    if !Stat::of(&row).mode.acl.is_empty() {
+    let mut names = Vec::new();
+    for inode in united(rows, id)? {
+        names.extend(xattr_names(rows, inode)?);
+    }
+    names.sort_unstable();
+    names.dedup();
+    if !view::stat(rows, id, &row)?.mode.acl.is_empty() {
         names.push(acl::ACCESS.to_vec());
     }
     Ok(names)

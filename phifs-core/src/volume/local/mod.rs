@@ -154,7 +154,7 @@ const fn spec(table: Table, name: &'static str, replicated: bool, leaf_bytes: u3
 }
 
 /// Small contents are wide rows that are read and written in runs, so their leaves are long.
-pub(crate) static TABLES: [TableSpec; 11] = [
+pub(crate) static TABLES: [TableSpec; 13] = [
     spec(Table::Inodes, "inodes", true, 4096),
     spec(Table::Links, "links", true, 4096),
     spec(Table::Moves, "moves", true, 4096),
@@ -164,6 +164,8 @@ pub(crate) static TABLES: [TableSpec; 11] = [
     spec(Table::Dirs, "dirs", false, 4096),
     spec(Table::LinksOf, "links-of", false, 4096),
     spec(Table::Skipped, "skipped-moves", false, 4096),
+    spec(Table::Unions, "unions", false, 4096),
+    spec(Table::Conflicts, "conflicts", false, 4096),
     spec(Table::Registry, "registry", false, 4096),
     spec(Table::Local, "local", false, 4096),
 ];

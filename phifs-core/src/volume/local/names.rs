@@ -7,7 +7,8 @@ use crate::namespace::op::MoveId;
 use crate::namespace::plan;
 use crate::namespace::row::{Birth, InodeRow, Mode, Owner};
 use crate::namespace::tables::{Rows, Table, Tables};
-use crate::namespace::view::{self, Listed, Stat};
+use crate::namespace::union::{self, Members};
+use crate::namespace::view::{self, Found, Listed};
 use crate::store::StoreError;
 use crate::volume::{Attr, Caller, Entry, FileKind, Ino, Named, NewKind, NewNode, RenameMode, Result, VolumeError};
 
@@ -23,10 +24,11 @@ const SYMLINK_BYTES_MAX: usize = 4095;
 /// As ext4.
 const LINKS_MAX: u32 = 65_000;
 
-/// A directory that operations are about to change.
+/// A directory that operations are about to change. What is made in a union is made in its canonical member.
 struct Parent {
     id: DirId,
     row: InodeRow,
+    members: Members,
 }
 
 impl LocalVolume {
@@ -39,7 +41,7 @@ impl LocalVolume {
         let dir = DirId(state.inode_id(parent)?.0);
         match name {
             b"." => self.attr(&state, dir.inode()),
-            b".." => self.attr(&state, state.dir(dir)?.ok_or(VolumeError::Stale)?.parent.inode()),
+            b".." => self.attr(&state, above(&state, dir)?.inode()),
             _ => self.attr_of_child(&state, view::child(&*state, dir, name)?.ok_or(VolumeError::NotFound)?),
         }
     }
@@ -66,6 +68,7 @@ impl LocalVolume {
         if view::child(&rows, parent.id, name)?.is_some() {
             return Err(VolumeError::Exists);
         }
+        let aliases = parent.aliases(name);
         let mut draft = state.draft(self.env.now());
         let id = InodeId(draft.dot);
         let (kind, rdev, target) = match node.kind {
@@ -78,7 +81,7 @@ impl LocalVolume {
             NewKind::BlockDevice(rdev) => (FileKind::BlockDevice, rdev, &b""[..]),
         };
         let (mode, default_acl) = new_mode(&rows, &parent, node, kind)?;
-        let above = Stat::of(&parent.row);
+        let above = view::stat(&rows, parent.id.inode(), &parent.row)?;
         let set_gid = above.mode.permissions & 0o2000 != 0;
         let gid = if set_gid { above.owner.gid } else { caller.gid };
         let mut mode = mode;
@@ -96,6 +99,7 @@ impl LocalVolume {
         finish(&mut draft, id)?;
         let rows = rows.into_rows();
         state.commit_with(draft, rows, &self.journal)?;
+        self.tell_aliases(&state, &aliases);
         Ok(id)
     }
 
@@ -128,8 +132,10 @@ impl LocalVolume {
         draft.effects.push(plan::link(draft.dot, id, kind, parent.id, name));
         touch_inode(&mut draft, id, &row);
         touch_dir(&rows, &mut draft, &parent)?;
+        let aliases = parent.aliases(name);
         let rows = rows.into_rows();
         state.commit_with(draft, rows, &self.journal)?;
+        self.tell_aliases(&state, &aliases);
         self.attr(&state, id)
     }
 
@@ -139,16 +145,59 @@ impl LocalVolume {
         let mut state = self.state.write();
         let rows = Scope::new(&state);
         let parent = open_parent(&rows, parent)?;
-        let child = view::child(&rows, parent.id, name)?.ok_or(VolumeError::NotFound)?;
-        let Child::Link { link, inode, kind } = child else { return Err(VolumeError::IsDirectory) };
+        let found = view::find(&rows, parent.id, name)?.ok_or(VolumeError::NotFound)?;
+        if let Child::Dir(_) = found.shown {
+            return Err(VolumeError::IsDirectory);
+        }
         let mut draft = state.draft(self.env.now());
-        let gone = self.drop_link(&rows, &mut draft, link, inode, kind)?;
+        let gone = self.drop_links(&rows, &mut draft, &found.all)?;
         touch_dir(&rows, &mut draft, &parent)?;
+        let aliases = parent.aliases(name);
         let rows = rows.into_rows();
         state.commit_with(draft, rows, &self.journal)?;
+        self.tell_aliases(&state, &aliases);
         drop(state);
-        self.name_gone(inode, gone);
+        self.names_gone(gone);
         Ok(())
+    }
+
+    /// Every name of a union is known to the kernel under each of its members that it knows.
+    fn tell_aliases(&self, state: &State, names: &[(DirId, Vec<u8>)]) {
+        if names.is_empty() {
+            return;
+        }
+        if let Some(sink) = &*self.invalidate.read() {
+            for (dir, name) in names {
+                sink.entry(state.ino(dir.inode()), name);
+                sink.inode(state.ino(dir.inode()), false);
+            }
+        }
+    }
+
+    pub(super) fn names_gone(&self, gone: Vec<(InodeId, bool)>) {
+        gone.into_iter().for_each(|(inode, last)| self.name_gone(inode, last));
+    }
+
+    /// Adds to the draft that all these names go. Says of each inode whether it has none left.
+    pub(super) fn drop_links(
+        &self,
+        rows: &Scope<'_>,
+        draft: &mut Draft,
+        links: &[Child],
+    ) -> Result<Vec<(InodeId, bool)>> {
+        let mut gone = Vec::new();
+        for (n, child) in links.iter().enumerate() {
+            let Child::Link { link, inode, kind } = *child else { continue };
+            // Two links of one inode at one name: only the last takes it away.
+            let again = links[n + 1..].iter().filter(|other| other.inode() == inode).count() as u32;
+            let before = links[..n].iter().filter(|other| other.inode() == inode).count() as u32;
+            let last = again == 0 && view::nlink_of_child(rows, *child)? <= before + 1;
+            self.drop_link(rows, draft, (link, inode, kind), last)?;
+            if again == 0 {
+                gone.push((inode, last));
+            }
+        }
+        Ok(gone)
     }
 
     /// After an inode lost a name, perhaps its last.
@@ -162,18 +211,16 @@ impl LocalVolume {
         }
     }
 
-    /// Adds to the draft what unlinking means. Says whether the inode has no name left.
+    /// Adds to the draft what unlinking means, the last name of an inode or not.
     fn drop_link(
         &self,
         rows: &Scope<'_>,
         draft: &mut Draft,
-        link: LinkId,
-        inode: InodeId,
-        kind: FileKind,
-    ) -> Result<bool> {
+        (link, inode, kind): (LinkId, InodeId, FileKind),
+        gone: bool,
+    ) -> Result<()> {
         draft.effects.push(plan::unlink(rows, link, inode, kind)?);
-        let gone = view::nlink_of_child(rows, Child::Link { link, inode, kind })? <= 1;
-        let Some(row) = rows.inode(inode)? else { return Ok(gone) };
+        let Some(row) = rows.inode(inode)? else { return Ok(()) };
         if gone {
             let mut attr = self.attr_of(rows, rows, inode, &row, 0)?;
             attr.ctime = draft.time;
@@ -190,7 +237,7 @@ impl LocalVolume {
                 draft.local.push((local_key(b'o', &inode.0.to_bytes()), Some(Vec::new())));
             }
         }
-        Ok(gone)
+        Ok(())
     }
 
     pub(super) fn rmdir_name(&self, parent: Ino, name: &[u8]) -> Result<()> {
@@ -203,14 +250,15 @@ impl LocalVolume {
         let mut state = self.state.write();
         let rows = Scope::new(&state);
         let parent = open_parent(&rows, parent)?;
-        let child = view::child(&rows, parent.id, name)?.ok_or(VolumeError::NotFound)?;
-        let Child::Dir(dir) = child else { return Err(VolumeError::NotDirectory) };
+        let found = view::find(&rows, parent.id, name)?.ok_or(VolumeError::NotFound)?;
         let mut draft = state.draft(self.env.now());
-        drop_dir(&rows, &mut draft, dir)?;
+        let removed = drop_dirs(&rows, &mut draft, &found)?;
         touch_dir(&rows, &mut draft, &parent)?;
+        let aliases = parent.aliases(name);
         let rows = rows.into_rows();
         state.commit_with(draft, rows, &self.journal)?;
-        self.removed_dirs.lock().insert(dir.inode());
+        self.tell_aliases(&state, &aliases);
+        self.removed_dirs.lock().extend(removed);
         Ok(())
     }
 
@@ -231,60 +279,63 @@ impl LocalVolume {
         let from = &open_parent(&rows, parent)?;
         let other = if new_parent == parent { None } else { Some(open_parent(&rows, new_parent)?) };
         let to = other.as_ref().unwrap_or(from);
-        let source = view::child(&rows, from.id, name)?.ok_or(VolumeError::NotFound)?;
-        let target = view::child(&rows, to.id, new_name)?;
+        let source = view::find(&rows, from.id, name)?.ok_or(VolumeError::NotFound)?;
+        let target = view::find(&rows, to.id, new_name)?;
         let mut draft = state.draft(self.env.now());
-        let (mut gone, mut removed) = (None, None);
+        let (mut gone, mut removed) = (Vec::new(), Vec::new());
         match (mode, target) {
             (RenameMode::NoReplace, Some(_)) => return Err(VolumeError::Exists),
             (RenameMode::Exchange, None) => return Err(VolumeError::NotFound),
             (RenameMode::Exchange, Some(target)) => {
                 // Two names of one inode: as in Linux, nothing happens.
-                if source.inode() == target.inode() {
+                if source.shown.inode() == target.shown.inode() {
                     return Ok(());
                 }
-                check_not_inside(&rows, source, to.id)?;
-                check_not_inside(&rows, target, from.id)?;
+                check_not_inside(&rows, &source, to)?;
+                check_not_inside(&rows, &target, from)?;
                 // In the order of their ids, which is the order in which moves of one operation are folded.
-                let mut moves = [(source, to.id, new_name), (target, from.id, name)];
+                let mut moves: Vec<(Child, DirId, &[u8])> = Vec::new();
+                moves.extend(source.all.iter().map(|what| (*what, to.id, new_name)));
+                moves.extend(target.all.iter().map(|what| (*what, from.id, name)));
                 moves.sort_unstable_by_key(|(what, ..)| *what);
                 for (what, dir, name) in moves {
                     place(&rows, &mut draft, what, dir, name)?;
                 }
             }
             (_, target) => {
-                check_not_inside(&rows, source, to.id)?;
+                check_not_inside(&rows, &source, to)?;
                 if let Some(target) = target {
                     // Two names of one inode: POSIX says that nothing happens.
-                    if source.inode() == target.inode() {
+                    if source.shown.inode() == target.shown.inode() {
                         return Ok(());
                     }
-                    match (source, target) {
-                        (Child::Dir(_), Child::Dir(dir)) => {
-                            drop_dir(&rows, &mut draft, dir)?;
-                            removed = Some(dir.inode());
-                        }
+                    match (source.shown, target.shown) {
+                        (Child::Dir(_), Child::Dir(_)) => removed = drop_dirs(&rows, &mut draft, &target)?,
                         (Child::Dir(_), Child::Link { .. }) => return Err(VolumeError::NotDirectory),
                         (Child::Link { .. }, Child::Dir(_)) => return Err(VolumeError::IsDirectory),
-                        (Child::Link { .. }, Child::Link { link, inode, kind }) => {
-                            gone = Some((inode, self.drop_link(&rows, &mut draft, link, inode, kind)?));
+                        (Child::Link { .. }, Child::Link { .. }) => {
+                            gone = self.drop_links(&rows, &mut draft, &target.all)?;
                         }
                     }
                 }
-                place(&rows, &mut draft, source, to.id, new_name)?;
+                // A file that is seen beside a directory of its name keeps the name that it is given now.
+                for what in &source.all {
+                    place(&rows, &mut draft, *what, to.id, new_name)?;
+                }
             }
         }
         touch_dir(&rows, &mut draft, from)?;
         if to.id != from.id {
             touch_dir(&rows, &mut draft, to)?;
         }
+        let mut aliases = from.aliases(name);
+        aliases.extend(to.aliases(new_name));
         let rows = rows.into_rows();
         state.commit_with(draft, rows, &self.journal)?;
+        self.tell_aliases(&state, &aliases);
         drop(state);
         self.removed_dirs.lock().extend(removed);
-        if let Some((inode, last)) = gone {
-            self.name_gone(inode, last);
-        }
+        self.names_gone(gone);
         Ok(())
     }
 
@@ -304,7 +355,7 @@ impl LocalVolume {
         if ino.is_virtual() {
             return self.reserved_list_names(ino, after, each);
         }
-        let number = &mut |state: &State, child: Child| Ok((state.ino(child.inode()), child.kind()));
+        let number = &mut |state: &State, child: Child| Ok((state.ino(known_as(state, child)?.inode()), child.kind()));
         let each = &mut |name: &[u8], (ino, kind), next| each(&Named { name, ino, kind, next });
         self.list_as(ino, after, |attr| (attr.ino, attr.kind), number, each)
     }
@@ -321,8 +372,7 @@ impl LocalVolume {
         let dir = {
             let state = self.state.read();
             let dir = DirId(state.inode_id(ino)?.0);
-            let row = state.dir(dir)?.ok_or(VolumeError::Stale)?;
-            for (name, dir, next) in [(&b"."[..], dir, SELF), (b"..", row.parent, ABOVE)] {
+            for (name, dir, next) in [(&b"."[..], dir, SELF), (b"..", self::above(&state, dir)?, ABOVE)] {
                 if after < next {
                     if !each(name, above(self.attr(&state, dir.inode())?), next) {
                         return Ok(());
@@ -341,6 +391,26 @@ impl LocalVolume {
             }
         }
     }
+}
+
+/// The directory that a directory is in, as the kernel knows it.
+fn above(state: &State, dir: DirId) -> Result<DirId> {
+    let parent = state.dir(dir)?.ok_or(VolumeError::Stale)?.parent;
+    Ok(DirId(known_as(state, Child::Dir(parent))?.inode().0))
+}
+
+/// What a name means, as the kernel knows it: of a union the member that it knew before there was a union.
+pub(super) fn known_as(state: &State, child: Child) -> std::result::Result<Child, StoreError> {
+    let Child::Dir(dir) = child else { return Ok(child) };
+    let members = union::members(state, dir)?;
+    if members.len() > 1 {
+        for member in &members {
+            if state.get(Table::Local, &local_key(b'u', &member.0.to_bytes()))?.is_some() {
+                return Ok(Child::Dir(*member));
+            }
+        }
+    }
+    Ok(Child::Dir(members[0]))
 }
 
 /// The cookies of "." and "..", and how many names are fetched at once.
@@ -393,19 +463,22 @@ pub(super) fn purge<T: Tables>(
     Ok(())
 }
 
-fn drop_dir(rows: &Scope<'_>, draft: &mut Draft, dir: DirId) -> Result<()> {
-    if dir == DirId::ROOT {
-        return Err(VolumeError::NotPermitted("removing the root directory"));
+/// Adds to the draft that a directory goes, with all that are one with it. Returns their inodes.
+fn drop_dirs(rows: &Scope<'_>, draft: &mut Draft, found: &Found) -> Result<Vec<InodeId>> {
+    let mut removed = Vec::new();
+    for child in &found.all {
+        let Child::Dir(dir) = *child else { return Err(VolumeError::NotDirectory) };
+        if rows.dir(dir)?.is_some_and(|row| row.entries > 0) {
+            return Err(VolumeError::NotEmpty);
+        }
+        let row = rows.inode(dir.inode())?.ok_or(VolumeError::NotFound)?;
+        // What is left is forgotten when the kernel has forgotten it: it does not say who has a directory open.
+        draft.effects.push(plan::remove_dir(dir, &row));
+        touch_inode(draft, dir.inode(), &row);
+        draft.local.push((local_key(b'o', &dir.inode().0.to_bytes()), Some(Vec::new())));
+        removed.push(dir.inode());
     }
-    if rows.dir(dir)?.is_some_and(|row| row.entries > 0) {
-        return Err(VolumeError::NotEmpty);
-    }
-    let row = rows.inode(dir.inode())?.ok_or(VolumeError::NotFound)?;
-    // What is left is forgotten when the kernel has forgotten it: it does not say who has a directory open.
-    draft.effects.push(plan::remove_dir(dir, &row));
-    touch_inode(draft, dir.inode(), &row);
-    draft.local.push((local_key(b'o', &dir.inode().0.to_bytes()), Some(Vec::new())));
-    Ok(())
+    Ok(removed)
 }
 
 /// Adds to the draft that something gets a new place.
@@ -427,13 +500,17 @@ pub(super) fn foldable(rows: &Scope<'_>, what: Child, moves: &[MoveId]) -> Vec<M
     unseen[..unseen.len().saturating_sub(KEPT)].to_vec()
 }
 
-fn check_not_inside(rows: &Scope<'_>, what: Child, dir: DirId) -> Result<()> {
-    match what {
-        Child::Dir(moved) if derive::is_inside(rows, dir, moved)? => {
-            Err(VolumeError::Invalid("a directory cannot move into itself"))
+/// No member of a union may come to lie inside of any other.
+fn check_not_inside(rows: &Scope<'_>, what: &Found, dir: &Parent) -> Result<()> {
+    for child in &what.all {
+        let Child::Dir(moved) = *child else { continue };
+        for member in &dir.members {
+            if derive::is_inside(rows, *member, moved)? {
+                return Err(VolumeError::Invalid("a directory cannot move into itself"));
+            }
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 fn open_parent(rows: &Scope<'_>, ino: Ino) -> Result<Parent> {
@@ -445,11 +522,25 @@ fn open_parent(rows: &Scope<'_>, ino: Ino) -> Result<Parent> {
     if row.kind() != FileKind::Directory {
         return Err(VolumeError::NotDirectory);
     }
+    let members = union::members(rows, DirId(id.0))?;
+    if members.len() > 1 {
+        let id = members[0];
+        let row = rows.inode(id.inode())?.ok_or(VolumeError::NotFound)?;
+        return Ok(Parent { id, row, members });
+    }
     // A removed directory is still there for what somebody else put into it.
     if row.alive.is_empty() && !rows.dir(DirId(id.0))?.is_some_and(|row| row.shown) {
         return Err(VolumeError::NotFound);
     }
-    Ok(Parent { id: DirId(id.0), row })
+    Ok(Parent { id: DirId(id.0), row, members })
+}
+
+impl Parent {
+    /// A name in each of the members, if there are several.
+    fn aliases(&self, name: &[u8]) -> Vec<(DirId, Vec<u8>)> {
+        let several = self.members.len() > 1;
+        self.members.iter().filter(|_| several).map(|member| (*member, name.to_vec())).collect()
+    }
 }
 
 /// A directory whose entries change gets a new mtime and ctime.

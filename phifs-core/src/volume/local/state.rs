@@ -454,7 +454,7 @@ impl TablesMut for State {
 /// `o` inode -> nothing: unlinked while open; `g` inode -> nothing: a grave, without names but known to others.
 /// `h` -> the last snapshot that was sealed, and with the number of a branch that of the branch; `l` name of a snapshot
 /// -> the number of the branch that it was taken of, until it is sealed; `v` inode, version -> a superseded version that
-/// is kept (see `history`).
+/// is kept (see `history`); `u` directory -> nothing: of a union, the member by whose number the kernel knows it.
 pub fn local_key(about: u8, which: &[u8]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + which.len());
     key.push(about);

@@ -15,7 +15,7 @@ use crate::namespace::view::{self, Stat};
 use crate::registry::Cut;
 use crate::store::StoreError;
 use crate::volume::local::LocalVolume;
-use crate::volume::local::attrs::attr_of_row;
+use crate::volume::local::attrs::attr_of_stat;
 use crate::volume::local::files::inline_bytes;
 use crate::volume::local::names::{ABOVE, BATCH, SELF, pass_on};
 use crate::volume::{Attr, Entry, FileKind, Ino, Named, Result, VolumeError};
@@ -69,16 +69,20 @@ impl View {
 }
 
 /// A directory in a state, if that has it somewhere in its tree: its row, and how many links it has.
-fn looked_at(tables: &Frozen, dir: DirId) -> Result<(InodeRow, u32)> {
+fn looked_at(tables: &Frozen, dir: DirId) -> Result<(Stat, u32)> {
     let is_in = dir == DirId::ROOT || tables.dir(dir)?.is_some_and(|row| row.shown && row.is_placed());
     if !is_in {
         return Err(VolumeError::NotFound);
     }
-    Ok((row_of(tables, dir.inode())?, view::nlink(tables, dir.inode(), FileKind::Directory)?))
+    Ok((stat_of(tables, dir.inode())?, view::nlink(tables, dir.inode(), FileKind::Directory)?))
 }
 
 fn row_of(tables: &Frozen, inode: InodeId) -> Result<InodeRow> {
     tables.inode(inode)?.ok_or(VolumeError::NotFound)
+}
+
+fn stat_of(tables: &Frozen, inode: InodeId) -> Result<Stat> {
+    Ok(view::stat(tables, inode, &row_of(tables, inode)?)?)
 }
 
 impl LocalVolume {
@@ -92,7 +96,7 @@ impl LocalVolume {
         };
         let cut = cut_now()?.ok_or(VolumeError::NotFound)?;
         let tables = self.frozen(&cut);
-        let (row, nlink) = match looked_at(&tables, dir) {
+        let (stat, nlink) = match looked_at(&tables, dir) {
             // It was deleted meanwhile.
             Err(_) if cut_now()?.as_ref() != Some(&cut) => return Err(VolumeError::NotFound),
             found => found?,
@@ -104,7 +108,7 @@ impl LocalVolume {
         }
         let make = || View::new(name.to_owned(), cut.clone(), dir, tables);
         let ino = self.reserved.nodes.enter(name, &cut, dir, make)?;
-        Ok(attr_of_row(ino, &row, nlink))
+        Ok(attr_of_stat(ino, &stat, nlink))
     }
 
     pub(super) fn lookup_inside(&self, id: ViewId, inode: InodeId, name: &[u8]) -> Result<Attr> {
@@ -120,20 +124,20 @@ impl LocalVolume {
     }
 
     fn attr_of_child_inside(&self, id: ViewId, tables: &Frozen, child: Child) -> Result<Attr> {
-        let (row, nlink) = (row_of(tables, child.inode())?, view::nlink_of_child(tables, child)?);
+        let (stat, nlink) = (stat_of(tables, child.inode())?, view::nlink_of_child(tables, child)?);
         // The number comes last: somebody has to forget it.
         let ino = self.reserved.nodes.number(Node::Inside { view: id, inode: child.inode() })?;
-        Ok(attr_of_row(ino, &row, nlink))
+        Ok(attr_of_stat(ino, &stat, nlink))
     }
 
     pub(super) fn attr_inside(&self, id: ViewId, inode: InodeId, ino: impl FnOnce() -> Result<Ino>) -> Result<Attr> {
         let view = self.reserved.nodes.view(id)?;
-        let (row, nlink) = view.look(|tables| {
-            let row = row_of(tables, inode)?;
-            let nlink = view::nlink(tables, inode, row.kind())?;
-            Ok((row, nlink))
+        let (stat, nlink) = view.look(|tables| {
+            let stat = stat_of(tables, inode)?;
+            let nlink = view::nlink(tables, inode, stat.kind)?;
+            Ok((stat, nlink))
         })?;
-        Ok(attr_of_row(ino()?, &row, nlink))
+        Ok(attr_of_stat(ino()?, &stat, nlink))
     }
 
     pub(super) fn list_inside(
@@ -198,7 +202,7 @@ impl LocalVolume {
     /// A reader of the bytes of a file in a snapshot.
     pub(super) fn open_inside(&self, view: &View, inode: InodeId) -> Result<ContentReader> {
         view.look(|tables| {
-            let stat = Stat::of(&row_of(tables, inode)?);
+            let stat = stat_of(tables, inode)?;
             match stat.kind {
                 FileKind::File => {}
                 FileKind::Directory => return Err(VolumeError::IsDirectory),
