@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
+use crate::namespace::coherence::Preference;
 use crate::snapshot::keep::KeepRules;
 
 /// One setting.
@@ -33,6 +34,8 @@ pub struct Settings {
     /// How many older versions of a file are kept, and for how long.
     pub versions_keep: u32,
     pub versions_max_age: Duration,
+    /// What is shown of concurrent versions of a file.
+    pub prefer: Preference,
 }
 
 impl Default for Settings {
@@ -45,12 +48,13 @@ impl Default for Settings {
             snapshot_keep: KeepRules { hourly: 24, daily: 7, weekly: 4, monthly: 12, ..KeepRules::default() },
             versions_keep: 16,
             versions_max_age: Duration::from_secs(7 * 24 * 3600),
+            prefer: Preference::default(),
         }
     }
 }
 
 /// The settings there are, in the order of their names.
-pub static SETTINGS: [Setting; 7] = [
+pub static SETTINGS: [Setting; 8] = [
     Setting {
         name: "cache_size",
         takes: "a size, as in 4GiB",
@@ -75,6 +79,23 @@ pub static SETTINGS: [Setting; 7] = [
         show: |settings| match settings.compression {
             0 => "off".to_owned(),
             level => level.to_string(),
+        },
+    },
+    Setting {
+        name: "prefer",
+        takes: "coherence or recency",
+        about: "which of concurrent versions of a file to show: the one with more behind it, or the newest",
+        set: |settings, text| {
+            settings.prefer = match text {
+                "coherence" => Preference::Coherence,
+                "recency" => Preference::Recency,
+                _ => return Err("neither of the two".to_owned()),
+            };
+            Ok(())
+        },
+        show: |settings| match settings.prefer {
+            Preference::Coherence => "coherence".to_owned(),
+            Preference::Recency => "recency".to_owned(),
         },
     },
     Setting {
@@ -179,7 +200,7 @@ mod tests {
 
     #[test]
     fn every_setting_takes_what_it_shows_and_refuses_nonsense() {
-        let values = ["4GiB", "off", "19", "250ms", "15m", "off", "last=2 daily=7", "all", "0", "3h"];
+        let values = ["4GiB", "off", "19", "250ms", "15m", "off", "last=2 daily=7", "all", "0", "3h", "recency"];
         for setting in &SETTINGS {
             let mut settings = Settings::default();
             let mut taken = 0;

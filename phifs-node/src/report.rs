@@ -113,6 +113,9 @@ pub struct FileVersion {
     pub bytes: u64,
     /// How it came to be published: `close`, `open` (while the file stayed open) or `recovery`.
     pub closure: String,
+    /// What became of a file that was in order before: `blank` (empty, or zeroes) or `torn` (of no valid format).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub defect: Option<String>,
     pub current: bool,
     /// Whether it is in `.phi/versions`. Others are in snapshots only.
     pub kept: bool,

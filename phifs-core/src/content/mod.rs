@@ -4,7 +4,7 @@
 //! length. Small files are inline or one glyph; the rest is an ordered list of glyphs and holes in a tree of pages
 //! (`manifest`). `reader` reads any of these. A file that is being changed is a staging file on the host laid over
 //! the version that it started from (`overlay`); `publish` turns that into the next version and stores only the
-//! glyphs around what changed.
+//! glyphs around what changed; `validate` says whether its bytes are what they seem to be.
 //!
 //! What always holds:
 //! - A content says its length without reading anything, and no length exceeds [`LEN_MAX`].
@@ -18,6 +18,7 @@ pub mod ranges;
 pub mod reader;
 #[cfg(test)]
 mod testing;
+pub mod validate;
 
 use std::io;
 

@@ -331,8 +331,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::content::publish::Published;
-    use crate::content::testing::{Open, bytes_of, noise};
+    use crate::content::testing::{Open, bytes_of, noise, published};
     use crate::disk::{Disk, FileName, MemDisk, Stamp};
     use crate::id::GlyphId;
     use crate::store::StoreError;
@@ -376,7 +375,7 @@ mod tests {
         let (overlay, mut from) = open.parts();
         overlay.materialise(&mut from, 0..u64::MAX).unwrap();
         assert!(overlay.is_whole() && !overlay.is_dirty());
-        let published = Published { content: *open.overlay.base(), inline: Bytes::new() };
+        let published = published(*open.overlay.base(), Bytes::new());
         let mut alone = Open::over(&published, Arc::default());
         alone.overlay = open.overlay;
         alone.file = open.file;
@@ -491,7 +490,7 @@ mod tests {
     #[test]
     fn a_glyph_that_is_not_here_is_named() {
         let content = Content::Single { len_bytes: 60_000, glyph: GlyphId([9; 32]) };
-        let mut open = Open::over(&Published { content, inline: Bytes::new() }, Arc::default());
+        let mut open = Open::over(&published(content, Bytes::new()), Arc::default());
         let (overlay, mut from) = open.parts();
         let result = overlay.read_at(&mut from, &mut [0; 10], 0);
         assert!(matches!(result, Err(ContentError::Store(StoreError::Missing(id))) if id == GlyphId([9; 32])));

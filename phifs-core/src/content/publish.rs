@@ -15,7 +15,8 @@ use crate::chunker::{CHUNK_BYTES_MAX, Chunker};
 use crate::content::manifest::{Builder, Extent, What};
 use crate::content::overlay::{Overlay, Sources};
 use crate::content::ranges::RangeSet;
-use crate::content::{BLOCK, Content, INLINE_MAX, Result, SINGLE_MAX};
+use crate::content::validate::{Form, Verdict, is_blank, validate, validate_bytes};
+use crate::content::{BLOCK, Content, ContentError, INLINE_MAX, Result, SINGLE_MAX};
 use crate::id::GlyphId;
 use crate::store::{GlyphKind, GlyphSink};
 
@@ -31,6 +32,10 @@ const _: () = assert!(HOLE_MIN.is_multiple_of(BLOCK) && SINGLE_MAX <= CHUNK_BYTE
 pub struct Published {
     pub content: Content,
     pub inline: Bytes,
+    /// What the bytes seem to be; nothing if they did not change, or those that tell are not here.
+    pub verdict: Option<Verdict>,
+    /// Whether there is nothing but zeroes, or nothing at all.
+    pub is_blank: bool,
 }
 
 /// Publishes the file as it is now. The glyphs are durable after the next sync of the store.
@@ -38,32 +43,57 @@ pub struct Published {
 /// If the file is written meanwhile, the version is a mix of both states, though a readable one: the caller looks at
 /// the staging file's stamp before and after. The overlay learns of the result by `Overlay::published`.
 pub fn publish(overlay: &Overlay, from: &mut Sources<'_>, sink: &dyn GlyphSink) -> Result<Published> {
-    let content = if overlay.len_bytes() <= SINGLE_MAX {
+    let len = overlay.len_bytes();
+    if len <= SINGLE_MAX {
         return publish_small(overlay, from, sink);
-    } else if overlay.is_dirty() {
-        Publisher::new(overlay, from, sink).run()?
-    } else {
-        *overlay.base()
+    }
+    let (mut content, mut verdict) = (*overlay.base(), None);
+    if overlay.is_dirty() {
+        content = Publisher::new(overlay, from, sink).run()?;
+        let looked = validate(len, |buf, offset| overlay.read_at(from, buf, offset).map(drop));
+        verdict = unless_away(looked)?;
+    }
+    let is_blank = match verdict {
+        // Only what begins with a zero can be blank, and that is of no known form.
+        Some(Verdict { form: Form::Opaque, .. }) => {
+            let mut first = [0];
+            overlay.read_at(from, &mut first, 0)?;
+            first == [0] && is_blank(content, from.glyphs)?
+        }
+        _ => false,
     };
-    Ok(Published { content, inline: Bytes::new() })
+    Ok(Published { content, inline: Bytes::new(), verdict, is_blank })
 }
 
 fn publish_small(overlay: &Overlay, from: &mut Sources<'_>, sink: &dyn GlyphSink) -> Result<Published> {
     let len_bytes = overlay.len_bytes();
-    let no_inline = |content| Ok(Published { content, inline: Bytes::new() });
+    let blank =
+        |content| Ok(Published { content, inline: Bytes::new(), verdict: Some(Verdict::default()), is_blank: true });
     if len_bytes == 0 {
-        return no_inline(Content::Empty);
+        return blank(Content::Empty);
     }
     if overlay.seek_data(from, 0)?.is_none() {
-        return no_inline(Content::Hole { len_bytes });
+        return blank(Content::Hole { len_bytes });
     }
     let mut bytes = vec![0; len_bytes as usize];
     overlay.read_at(from, &mut bytes, 0)?;
+    let verdict = Some(validate_bytes(&bytes));
+    let is_blank = bytes.iter().all(|byte| *byte == 0);
     if len_bytes <= INLINE_MAX {
         let content = Content::Inline { len_bytes, hash: GlyphId::of(&bytes) };
-        return Ok(Published { content, inline: bytes.into() });
+        return Ok(Published { content, inline: bytes.into(), verdict, is_blank });
     }
-    no_inline(Content::Single { len_bytes, glyph: sink.write(GlyphKind::Data, &bytes)? })
+    let content = Content::Single { len_bytes, glyph: sink.write(GlyphKind::Data, &bytes)? };
+    Ok(Published { content, inline: Bytes::new(), verdict, is_blank })
+}
+
+/// Nothing if bytes of the base were wanted and cannot be had: that is no reason not to publish the others.
+fn unless_away<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(error @ (ContentError::Staging { .. } | ContentError::TooLong)) => Err(error),
+        Err(ContentError::Store(_) | ContentError::Malformed { .. } | ContentError::InlineDamaged(_)) => Ok(None),
+        Ok(value) => Ok(Some(value)),
+    }
 }
 
 struct Publisher<'a, 'b> {
@@ -230,7 +260,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::content::testing::{Glyphs, Open, bytes_of, noise};
+    use crate::content::testing::{Glyphs, Open, bytes_of, noise, published};
 
     const MIB: usize = 1 << 20;
 
@@ -318,13 +348,14 @@ mod tests {
             let id = GlyphId::of(&n.to_le_bytes());
             builder.push(Extent { len_bytes: 65536, what: What::Glyph(id) }).unwrap();
         }
-        let base = Published { content: builder.finish().unwrap(), inline: Bytes::new() };
+        let base = published(builder.finish().unwrap(), Bytes::new());
         let mut open = Open::over(&base, glyphs.clone());
         // None of the base's data is there, so reading any fails. The hole is a whole extent, so none need be read.
         open.overlay.punch_hole(&*open.file, count / 2 * 65536, 65536).unwrap();
         let (stored, read) = (glyphs.new_bytes(), glyphs.reads());
         let published = open.publish();
         assert_eq!(published.content.allocated_bytes(), base.content.allocated_bytes() - 65536);
+        assert_eq!(published.verdict, None, "what would tell is not here");
         assert!(glyphs.new_bytes() - stored < 200_000, "{}", glyphs.new_bytes() - stored);
         assert!(glyphs.reads() - read < 20, "{}", glyphs.reads() - read);
     }
@@ -514,6 +545,22 @@ mod tests {
             }
             let changes = open.publish();
             prop_assert_eq!(changes.content, open.publish_all().content);
+        }
+    }
+
+    #[test]
+    fn a_publication_says_what_the_bytes_seem_to_be() {
+        let text = Verdict { form: Form::Text, passes: true };
+        for len in [10, 5000, 100_000, 3 * MIB] {
+            let mut open = Open::with(&vec![b'x'; len]);
+            assert_eq!(open.publish().verdict.is_some(), len <= SINGLE_MAX as usize, "a long file did not change");
+            open.write(b"y", len as u64 / 2);
+            let published = open.publish();
+            assert_eq!((published.verdict, published.is_blank), (Some(text), false), "{len}");
+            open.overlay.truncate(&*open.file, 0).unwrap();
+            open.overlay.truncate(&*open.file, len as u64).unwrap();
+            let published = open.publish();
+            assert_eq!((published.verdict, published.is_blank), (Some(Verdict::default()), true), "{len}");
         }
     }
 

@@ -84,7 +84,7 @@ pub struct Open {
 impl Open {
     /// A new file.
     pub fn new() -> Self {
-        let empty = Published { content: Content::Empty, inline: Bytes::new() };
+        let empty = published(Content::Empty, Bytes::new());
         Self::over(&empty, Arc::default())
     }
 
@@ -138,6 +138,11 @@ impl Open {
         overlay.materialise(&mut from, range).unwrap();
         publish(&Overlay::whole(overlay.len_bytes()), &mut from, &*glyphs).unwrap()
     }
+}
+
+/// What was published as this, and of which nothing else is known.
+pub fn published(content: Content, inline: Bytes) -> Published {
+    Published { content, inline, verdict: None, is_blank: false }
 }
 
 /// All bytes of a version.

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `tables` | the tables and how rows are keyed |
 //! | `register`, `row` | dotted registers and the rows made of them, with their canonical bytes |
+//! | `version` | published states of a file's bytes, and what is known of them |
 //! | `op` | operations and effects, with their canonical bytes |
 //! | `apply` | effects on rows |
 //! | `derive` | child index, visibility and link counts, kept in step with the rows |
@@ -16,9 +17,11 @@
 //! | `recompute` | the derived tables from nothing |
 //! | `join` | the lattice join of two whole states |
 //! | `plan` | what each kind of change means as effects |
+//! | `coherence` | which of several concurrent states is shown |
 //! | `view` | reading: what a name means, what an inode looks like |
 
 pub mod apply;
+pub mod coherence;
 pub mod derive;
 pub mod join;
 pub mod op;
@@ -29,6 +32,7 @@ pub mod register;
 pub mod row;
 pub mod tables;
 pub mod union;
+pub mod version;
 pub mod view;
 
 #[cfg(test)]

@@ -7,12 +7,13 @@
 use smallvec::{SmallVec, smallvec};
 
 use crate::codec::{DecodeError, Encode, Reader, Result};
-use crate::content::Content;
 use crate::id::{AuthorId, DirId, Dot, InodeId};
 use crate::time::{Hlc, Timestamp};
 use crate::volume::FileKind;
 
 use super::register::{Entry, Register};
+pub use super::version::{Closure, Evidence, Version};
+pub(crate) use super::version::{get_version, put_version};
 
 const VERSION: u8 = 1;
 
@@ -41,25 +42,6 @@ pub struct Mode {
 pub struct Owner {
     pub uid: u32,
     pub gid: u32,
-}
-
-/// How a version came to be published; larger is better (the K term of the coherence score).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Closure {
-    CrashRecovered = 0,
-    IdleFlush = 1,
-    Close = 2,
-    SyncAndClose = 3,
-}
-
-/// One published state of a file's bytes. Inline bytes lie in the contents table under the version's dot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Version {
-    pub content: Content,
-    pub mtime: Timestamp,
-    pub closure: Closure,
-    /// The versions that its author saw and replaced.
-    pub bases: Vec<Dot>,
 }
 
 /// Everything about an inode but its names, extended attributes and bytes. Directories use `alive`, files `versions`.
@@ -366,29 +348,6 @@ pub(crate) fn put_owner(out: &mut Vec<u8>, owner: &Owner) {
 
 pub(crate) fn get_owner(reader: &mut Reader<'_>) -> Result<Owner> {
     Ok(Owner { uid: reader.varint_u32()?, gid: reader.varint_u32()? })
-}
-
-pub(crate) fn put_version(out: &mut Vec<u8>, version: &Version) {
-    version.content.encode(out);
-    out.put_time(version.mtime);
-    out.put_u8(version.closure as u8);
-    out.put_varint(version.bases.len() as u64);
-    version.bases.iter().for_each(|base| out.put_dot(*base));
-}
-
-pub(crate) fn get_version(reader: &mut Reader<'_>) -> Result<Version> {
-    let content = Content::decode(reader)?;
-    let mtime = reader.time()?;
-    let closure = match reader.u8()? {
-        0 => Closure::CrashRecovered,
-        1 => Closure::IdleFlush,
-        2 => Closure::Close,
-        3 => Closure::SyncAndClose,
-        value => return Err(DecodeError::Unknown { what: "a closure class", value: u64::from(value) }),
-    };
-    let count = reader.count()?;
-    let bases = (0..count).map(|_| reader.dot()).collect::<Result<Vec<_>>>()?;
-    Ok(Version { content, mtime, closure, bases })
 }
 
 /// Bits of a place's first byte above the kind of inode.

@@ -10,6 +10,7 @@ use crate::id::{DirId, Dot, InodeId, LinkId};
 use crate::meta::{Frozen, TableId};
 use crate::store::StoreError;
 
+use super::coherence::Preference;
 use super::derive::{Children, DirRow};
 use super::op::MoveId;
 use super::row::{InodeRow, LinkRow, XattrRow, decode_xattr, encode_xattr};
@@ -80,6 +81,10 @@ pub trait Tables {
         from: &[u8],
         visit: &mut dyn FnMut(&[u8], &Bytes) -> ControlFlow<()>,
     ) -> Result<(), StoreError>;
+    /// What is to be shown of concurrent versions. A setting of the live volume: snapshots know of none.
+    fn preference(&self) -> Preference {
+        Preference::default()
+    }
 }
 
 impl Tables for Frozen {

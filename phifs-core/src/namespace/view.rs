@@ -7,6 +7,7 @@ use crate::store::StoreError;
 use crate::time::Timestamp;
 use crate::volume::FileKind;
 
+use super::coherence::{self, Preference};
 use super::derive::{self, Child, Children};
 use super::row::{InodeRow, Mode, NAME_BYTES_MAX, Owner, Version};
 use super::tables::{Rows, Table, Tables};
@@ -31,7 +32,7 @@ pub fn child<T: Tables + ?Sized>(tables: &T, dir: DirId, name: &[u8]) -> Result<
 /// The same, with all candidates.
 pub fn find<T: Tables + ?Sized>(tables: &T, dir: DirId, name: &[u8]) -> Result<Option<Found>> {
     let members = union::members(tables, dir)?;
-    if let Some(found) = found(union::meanings(tables, &members, name)?) {
+    if let Some(found) = found(tables, union::meanings(tables, &members, name)?)? {
         return Ok(Some(found));
     }
     if !may_be_display_name(name) {
@@ -41,13 +42,13 @@ pub fn find<T: Tables + ?Sized>(tables: &T, dir: DirId, name: &[u8]) -> Result<O
     Ok(beside.into_iter().find(|(display, _)| display == name).map(|(_, found)| found))
 }
 
-fn found(all: Children) -> Option<Found> {
-    let shown = all.shown()?;
+fn found<T: Tables + ?Sized>(tables: &T, all: Children) -> Result<Option<Found>> {
+    let Some(shown) = coherence::shown(tables, all.all())? else { return Ok(None) };
     let all = match shown {
         Child::Dir(_) => all.dirs().map(Child::Dir).collect(),
         Child::Link { .. } => all.links().to_vec(),
     };
-    Some(Found { shown, all })
+    Ok(Some(Found { shown, all }))
 }
 
 /// What stands between the name of a file that shares it with a directory, and some digits.
@@ -86,7 +87,7 @@ fn files_beside_directories<T: Tables + ?Sized>(tables: &T, members: &[DirId]) -
         if let (Some(_), [Child::Link { link, .. }, ..]) = (all.dirs().next(), all.links()) {
             let display = display_name(&name, *link);
             let links = Children::of_links(all.links());
-            beside.extend(found(links).map(|found| (display, found)));
+            beside.extend(found(tables, links)?.map(|found| (display, found)));
         }
     }
     Ok(beside)
@@ -190,11 +191,11 @@ fn list_names<T: Tables + ?Sized>(tables: &T, members: &[DirId], from: u64, limi
             is_same
         });
     }
-    let shown = |(hash, name, children): (u64, Vec<u8>, Children)| {
-        let child = children.shown()?;
-        Some(Listed { name, hash, child })
-    };
-    let mut listed: Vec<Listed> = names.into_iter().filter_map(shown).collect();
+    let mut listed: Vec<Listed> = Vec::with_capacity(names.len());
+    for (hash, name, children) in names {
+        let shown = coherence::shown(tables, children.all())?;
+        listed.extend(shown.map(|child| Listed { name, hash, child }));
+    }
     cut_off(&mut listed, limit);
     Ok(listed)
 }
@@ -247,8 +248,18 @@ pub struct Stat {
 
 impl Stat {
     pub fn of(row: &InodeRow) -> Self {
+        Self::preferring(Preference::default(), row)
+    }
+
+    /// As the volume wants concurrent versions to be ranked.
+    pub fn in_tables<T: Tables + ?Sized>(tables: &T, row: &InodeRow) -> Self {
+        let is_one = row.versions.entries().len() <= 1;
+        Self::preferring(if is_one { Preference::default() } else { tables.preference() }, row)
+    }
+
+    fn preferring(preference: Preference, row: &InodeRow) -> Self {
         let birth = row.birth.latest().map(|entry| &entry.value);
-        let version = row.versions.latest();
+        let version = coherence::best(row, preference);
         // Written bytes and utimensat(2) both set the mtime; the later of them holds.
         let set = row.mtime.latest().map(|entry| (entry.hlc, entry.dot.author, entry.value));
         let written = version.map(|entry| (entry.hlc, entry.dot.author, entry.value.mtime));
@@ -269,7 +280,7 @@ impl Stat {
 /// What an inode looks like: a directory that is one with others grants what all of them grant, and has the owner of the
 /// canonical one.
 pub fn stat<T: Tables + ?Sized>(tables: &T, id: InodeId, row: &InodeRow) -> Result<Stat> {
-    let mut stat = Stat::of(row);
+    let mut stat = Stat::in_tables(tables, row);
     if stat.kind != FileKind::Directory {
         return Ok(stat);
     }
@@ -294,7 +305,7 @@ pub fn stat<T: Tables + ?Sized>(tables: &T, id: InodeId, row: &InodeRow) -> Resu
 
 /// Concurrent modes grant to group and others only what all of them grant, and no set-id bit; the owner keeps the
 /// latest.
-fn mode_of(row: &InodeRow) -> Mode {
+pub(super) fn mode_of(row: &InodeRow) -> Mode {
     let Some(latest) = row.mode.latest() else { return Mode { permissions: 0, acl: Vec::new() } };
     let mut mode = latest.value.clone();
     if row.mode.entries().len() > 1 {

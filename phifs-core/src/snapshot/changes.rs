@@ -179,7 +179,7 @@ impl<'a> Side<'a> {
 
 /// What a row and the attributes beside it say.
 pub fn looks_of<T: Tables>(tables: &T, inode: InodeId, row: &InodeRow) -> Result<Looks> {
-    let stat = Stat::of(row);
+    let stat = Stat::in_tables(tables, row);
     let mut xattrs = Vec::new();
     for (name, _) in tables.with_prefix(Table::Xattrs, &suffixed_key(inode.0, &[]))? {
         xattrs.extend(tables.xattr(inode, &name)?.latest().map(|entry| (name, entry.value.clone())));

@@ -11,6 +11,7 @@ use crate::content::{Content, ContentError};
 use crate::id::{DirId, GlyphId, InodeId};
 use crate::merkle::{self, Difference};
 use crate::meta::{Frozen, TableId};
+use crate::namespace::coherence::{Preference, best};
 use crate::namespace::derive::{self, Children, DirRow, dot_of};
 use crate::namespace::row::InodeRow;
 use crate::namespace::tables::{Rows, Table, Tables, malformed};
@@ -98,7 +99,7 @@ fn contribution(tables: &Frozen, key: &[u8], row: Option<&Bytes>) -> Result<(Opt
     if row.kind() == FileKind::Directory || derive::links_of(tables, InodeId(id))?.is_empty() {
         return Ok((None, conflicts));
     }
-    Ok((Some(row.versions.latest().map_or(Content::Empty, |entry| entry.value.content)), conflicts))
+    Ok((Some(best(&row, Preference::default()).map_or(Content::Empty, |entry| entry.value.content)), conflicts))
 }
 
 /// Calls `each` with the stretches of data of a file, and says how many of them are glyphs: inline bytes are none.

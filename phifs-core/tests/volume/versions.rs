@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use phifs_core::content::validate::Form;
 use phifs_core::disk::{Disk, FileName, MemDisk};
 use phifs_core::namespace::row::Closure;
+use phifs_core::namespace::version::Validity;
 use phifs_core::volume::local::{LocalVolume, Options, Problem};
 use phifs_core::volume::{Attr, Ino, OpenHow, Result, SetAttr, Volume};
 
@@ -164,6 +166,33 @@ fn versions_of_a_file_that_stays_open_do_not_push_out_what_was_saved() {
     let via: Vec<_> = fixture.volume.file_versions(ino).unwrap().into_iter().map(via).collect();
     assert_eq!(via[..4], [Closure::Close; 4]);
     assert_eq!(via[4..6], [Closure::IdleFlush; 2]);
+}
+
+#[test]
+fn a_version_says_what_became_of_the_bytes() {
+    let fixture = start(16);
+    let png = [&b"\x89PNG\r\n\x1a\n"[..], &[7; 5000], b"\0\0\0\0IEND\xaeB`\x82"].concat();
+    let ino = fixture.save(b"f", &png);
+    fixture.save(b"f", &png[..4000]);
+    fixture.save(b"f", b"{\"now\": \"JSON\"}");
+    fixture.save(b"f", &[0; 100_000]);
+    let found = || -> Vec<_> {
+        let versions = fixture.volume.file_versions(ino).unwrap().into_iter();
+        versions
+            .map(|version| version.evidence)
+            .map(|evidence| (evidence.form, evidence.validity, evidence.collapsed, evidence.sessions))
+            .collect()
+    };
+    let expected = [
+        (Form::Png, Validity::Passes, false, 1),
+        (Form::Png, Validity::Fails, false, 1),
+        (Form::Json, Validity::Passes, false, 1),
+        (Form::Opaque, Validity::Fails, true, 1),
+    ];
+    assert_eq!(found(), expected);
+    fixture.wait(60_000);
+    fixture.save(b"f", b"");
+    assert_eq!(found().last(), Some(&(Form::Opaque, Validity::Fails, true, 2)));
 }
 
 #[test]

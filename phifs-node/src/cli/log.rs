@@ -14,7 +14,8 @@ use crate::show::{self, Name};
 #[derive(clap::Args)]
 #[command(
     after_help = "The versions of a file are those in .phi/versions and those in snapshots. VIA tells how one came \
-    to be:\nby a close, while the file stayed open, or by recovery after a crash.\n\n\
+    to be:\nby a close, while the file stayed open, or by recovery after a crash; and what became of a file that was in order:\n\
+    blank (empty, or nothing but zeroes) or torn (of no valid format).\n\n\
     Examples:\n  phifs log\n  phifs log -n 100 --json\n  phifs log /phi/report.txt\n  phifs log etc/fstab"
 )]
 pub struct Log {
@@ -62,7 +63,8 @@ fn describe(versions: &[FileVersion]) -> String {
         let names: Vec<String> =
             version.snapshots.iter().map(|snapshot| show::quote(snapshot.name.as_bytes())).collect();
         let snapshots = if names.is_empty() { "-".to_owned() } else { names.join(" ") };
-        let via = version.closure.clone() + if version.current { ", current" } else { "" };
+        let defect = version.defect.as_ref().map(|defect| format!(", {defect}")).unwrap_or_default();
+        let via = version.closure.clone() + &defect + if version.current { ", current" } else { "" };
         rows.push([show::utc(version.millis), version.dot.clone(), show::size(version.bytes), via, snapshots]);
     }
     table(&rows, &[2])

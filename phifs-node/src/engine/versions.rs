@@ -1,6 +1,7 @@
 //! The versions of a file, as the control socket asks for them.
 
 use phifs_core::namespace::row::Closure;
+use phifs_core::namespace::version::Validity;
 use phifs_core::volume::local::FileVersion;
 use phifs_core::volume::{Ino, VolumeError};
 
@@ -25,6 +26,11 @@ fn describe(version: FileVersion) -> report::FileVersion {
         Closure::IdleFlush => "open",
         Closure::CrashRecovered => "recovery",
     };
+    let defect = match version.evidence {
+        evidence if evidence.collapsed => Some("blank"),
+        evidence if evidence.validity == Validity::Fails => Some("torn"),
+        _ => None,
+    };
     let snapshots = version.snapshots.into_iter();
     report::FileVersion {
         dot: version.dot.to_string(),
@@ -33,6 +39,7 @@ fn describe(version: FileVersion) -> report::FileVersion {
         mtime_millis: version.mtime.millis(),
         bytes: version.len_bytes,
         closure: closure.into(),
+        defect: defect.map(str::to_owned),
         current: version.is_current,
         kept: version.is_kept,
         snapshots: snapshots

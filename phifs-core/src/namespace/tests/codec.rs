@@ -9,10 +9,12 @@ use super::super::op::{Effect, Field, InodeEffect, LinkEffect, MoveId, Op, Place
 use super::super::position::Move;
 use super::super::register::{Entry, Register};
 use super::super::row::{
-    Birth, Closure, InodeRow, LinkRow, Mode, Owner, Place, Stamp, Version, decode_xattr, encode_xattr,
+    Birth, Closure, Evidence, InodeRow, LinkRow, Mode, Owner, Place, Stamp, Version, decode_xattr, encode_xattr,
 };
-use crate::codec::DecodeError;
+use super::super::version::{LAG_MAX, Validity, get_version};
+use crate::codec::{DecodeError, Reader};
 use crate::content::Content;
+use crate::content::validate::Form;
 use crate::id::{AuthorId, DirId, Dot, GlyphId, InodeId, LinkId};
 use crate::time::{Hlc, Timestamp};
 use crate::volume::FileKind;
@@ -68,12 +70,20 @@ fn version() -> impl Strategy<Value = Version> {
     ];
     use Closure::{Close, CrashRecovered, IdleFlush, SyncAndClose};
     let closure = prop::sample::select(vec![CrashRecovered, IdleFlush, Close, SyncAndClose]);
-    (content, time(), closure, vec(dot(), 0..3)).prop_map(|(content, mtime, closure, bases)| Version {
-        content,
-        mtime,
-        closure,
-        bases,
-    })
+    (content, time(), closure, evidence(), vec(dot(), 0..3))
+        .prop_map(|(content, mtime, closure, evidence, bases)| Version { content, mtime, closure, evidence, bases })
+}
+
+fn evidence() -> impl Strategy<Value = Evidence> {
+    use Form::{Json, Opaque, Png, Sqlite, Text, Zip};
+    use Validity::{Fails, Passes};
+    let form = prop::sample::select(vec![Opaque, Text, Json, Zip, Sqlite, Png]);
+    let validity = prop::sample::select(vec![Fails, Validity::Opaque, Passes]);
+    let sessions = prop_oneof![Just(1), 1..20u32, 1..=u32::MAX, Just(u32::MAX)];
+    let drawn = (form, validity, any::<bool>(), sessions, prop_oneof![Just(0), 0..=LAG_MAX]);
+    let drawn =
+        drawn.prop_filter("what is opaque never passes", |(form, validity, ..)| *form != Opaque || *validity != Passes);
+    drawn.prop_map(|(form, validity, collapsed, sessions, lag)| Evidence { form, validity, collapsed, sessions, lag })
 }
 
 fn stamp() -> impl Strategy<Value = Stamp> {
@@ -285,6 +295,21 @@ fn a_move_of_the_root_and_a_link_to_a_directory_are_refused() {
         let op = Op { dot: KEY, hlc: Hlc(1), time: Timestamp::default(), effects: vec![effect] };
         assert!(Op::decode(KEY, &op.encode()).is_err());
     }
+}
+
+#[test]
+fn evidence_that_no_author_can_have_is_refused() {
+    let refused = |bits: u8, rest: &[u8]| {
+        let bytes = [&[1, 0, 0, 0, bits], rest, &[0]].concat();
+        let mut reader = Reader::new(&bytes);
+        get_version(&mut reader).and_then(|_| reader.finish()).unwrap_err()
+    };
+    assert_eq!(refused(0b1_1010, &[]), DecodeError::Unknown { what: "the form of a version", value: 6 });
+    assert_eq!(refused(0b110_0010, &[]), DecodeError::Unknown { what: "the validity of a version", value: 3 });
+    assert_eq!(refused(0b010_0010, &[]), DecodeError::NotCanonical("the validity of a version"));
+    assert_eq!(refused(0b1000_0010, &[0]), DecodeError::NotCanonical("the evidence of a version"));
+    let too_many = [0xf0, 0xff, 0xff, 0xff, 0xff, 0x01];
+    assert_eq!(refused(0b1000_0010, &too_many), DecodeError::NotCanonical("the sessions of a version"));
 }
 
 /// What a create costs on disk, as the tables hold a row of each for every file.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::super::derive::{self, Child};
 use super::super::op::{Effect, Field, InodeEffect};
 use super::super::plan;
-use super::super::row::{Closure, Mode, Owner, Version};
+use super::super::row::{Closure, Evidence, Mode, Owner, Version};
 use super::super::tables::{Rows, Table};
 use super::super::union;
 use super::super::view::{self, Found};
@@ -264,7 +264,8 @@ fn effects(replica: &Replica, step: Step, settled: bool) -> Vec<Effect> {
             let bytes = vec![step.name as u8; 3];
             let content = Content::Inline { len_bytes: 3, hash: GlyphId::of(&bytes) };
             let bases = row.versions.dots().collect();
-            let version = Version { content, mtime: time, closure: Closure::Close, bases };
+            let version =
+                Version { content, mtime: time, closure: Closure::Close, evidence: Evidence::default(), bases };
             effects = plan::publish(tables, child.inode(), &row, (version, Some(bytes)), time).unwrap();
         }
         What::SetAttributes => {

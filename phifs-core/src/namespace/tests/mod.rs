@@ -1,6 +1,7 @@
 //! The tables in a plain map, and replicas made of them.
 
 mod codec;
+mod coherence;
 mod hostile;
 mod laws;
 mod model;

@@ -2,7 +2,7 @@
 
 use super::super::derive::{self, Child};
 use super::super::plan;
-use super::super::row::{Closure, Version};
+use super::super::row::{Closure, Evidence, Version};
 use super::super::tables::{Rows, Table};
 use super::{Replica, Sent};
 use crate::content::Content;
@@ -48,6 +48,7 @@ fn write(replica: &mut Replica, inode: InodeId) -> Sent {
         content: Content::Empty,
         mtime: Timestamp::default(),
         closure: Closure::Close,
+        evidence: Evidence::default(),
         bases: row.versions.dots().collect(),
     };
     let effects = plan::publish(&replica.tables, inode, &row, (version, None), Timestamp::default()).unwrap();

@@ -19,7 +19,7 @@ use crate::namespace::derive::dot_of;
 use crate::namespace::plan;
 use crate::namespace::row::InodeRow;
 use crate::namespace::tables::{Rows, Table, malformed};
-use crate::namespace::view;
+use crate::namespace::view::{self, Stat};
 use crate::registry::Branch;
 use crate::store::{GlyphKind, Mark, StoreError, SweepReport};
 use crate::volume::{Result, VolumeError};
@@ -204,7 +204,7 @@ impl LocalVolume {
         let mut total = 0u64;
         self.each_row(Table::Inodes, &[], &mut |key, row| {
             let row = InodeRow::decode(dot_of(key)?, row).map_err(|e| malformed("inode", key, e))?;
-            total += row.versions.latest().map_or(0, |entry| entry.value.content.len_bytes());
+            total += Stat::of(&row).version.map_or(0, |(_, version)| version.content.len_bytes());
             Ok(())
         })?;
         Ok(total)

@@ -273,7 +273,7 @@ impl LocalVolume {
         let mut data = cell.data.lock();
         if data.is_none() {
             let row = state.inode(cell.id)?.ok_or(VolumeError::NotFound)?;
-            let stat = Stat::of(&row);
+            let stat = Stat::in_tables(state, &row);
             match stat.kind {
                 FileKind::File => {}
                 FileKind::Directory => return Err(VolumeError::IsDirectory),
@@ -301,7 +301,7 @@ impl LocalVolume {
         let place = place.map_err(staging_io("making a staging file"))?;
         let now = self.env.now();
         let begin = || -> Result<Staging> {
-            let mtime = state.inode(cell.id)?.map_or(now, |row| Stat::of(&row).mtime);
+            let mtime = state.inode(cell.id)?.map_or(now, |row| Stat::in_tables(state, &row).mtime);
             let overlay = Overlay::over(*data.reader.content(), &*place.file)?;
             Staging::new(place.clone(), overlay, now, mtime).map_err(looking_failed)
         };
@@ -457,7 +457,7 @@ impl LocalVolume {
         let state = self.state.read();
         let Ok(id) = state.inode_id(ino) else { return false };
         let Ok(Some(row)) = state.inode(id) else { return false };
-        let version = Stat::of(&row).version;
+        let version = Stat::in_tables(&*state, &row).version;
         if version.is_some_and(|(_, version)| version.content.len_bytes() > SHORT_BYTES_MAX) {
             return true;
         }

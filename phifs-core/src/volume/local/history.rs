@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::codec::{self, Encode, Reader};
 use crate::id::{AuthorId, Dot, InodeId, S8Id};
 use crate::namespace::derive::dot_of;
-use crate::namespace::row::{self, Closure, InodeRow, Mode, Owner, Version};
+use crate::namespace::row::{self, Closure, Evidence, InodeRow, Mode, Owner, Version};
 use crate::namespace::tables::{Rows, Table, Tables, malformed};
 use crate::namespace::view::{self, Reached, Stat};
 use crate::store::StoreError;
@@ -207,6 +207,7 @@ pub struct FileVersion {
     pub mtime: Timestamp,
     pub len_bytes: u64,
     pub closure: Closure,
+    pub evidence: Evidence,
     pub is_current: bool,
     /// Whether `.phi/versions` has it. Others are in snapshots alone.
     pub is_kept: bool,
@@ -251,6 +252,7 @@ impl LocalVolume {
             mtime: version.mtime,
             len_bytes: version.content.len_bytes(),
             closure: version.closure,
+            evidence: version.evidence,
             is_current: false,
             is_kept: false,
             snapshots: Vec::new(),
@@ -267,9 +269,10 @@ impl LocalVolume {
         let snapshots = self.snapshots().map_err(|error| VolumeError::Internal(error.to_string()))?;
         for (name, snapshot) in snapshots {
             let Some(row) = self.frozen(&snapshot.cut).inode(id)? else { continue };
-            let Some(entry) = row.versions.latest() else { continue };
-            let at = versions.iter().position(|version| version.dot == entry.dot).unwrap_or_else(|| {
-                versions.push(describe(entry.dot, entry.hlc, &entry.value));
+            let Some((dot, version)) = Stat::of(&row).version else { continue };
+            let hlc = row.versions.get(dot).map_or_else(Hlc::default, |entry| entry.hlc);
+            let at = versions.iter().position(|kept| kept.dot == dot).unwrap_or_else(|| {
+                versions.push(describe(dot, hlc, &version));
                 versions.len() - 1
             });
             versions[at].snapshots.push((name, snapshot.id));
@@ -332,7 +335,13 @@ mod tests {
             replaced: Some(Timestamp::new(hlc as i64 + 1, 0)),
             owner: Owner { uid: 3, gid: 4 },
             mode: Mode { permissions: 0o640, acl: vec![1, 2] },
-            version: Version { content: Content::Empty, mtime: Timestamp::new(-5, 6), closure, bases: Vec::new() },
+            version: Version {
+                content: Content::Empty,
+                mtime: Timestamp::new(-5, 6),
+                closure,
+                evidence: Evidence::default(),
+                bases: Vec::new(),
+            },
             inline: Bytes::from_static(b"abc"),
         }
     }

@@ -9,13 +9,14 @@ use parking_lot::MutexGuard;
 use crate::content::overlay::Sources;
 use crate::content::publish::{self, Published};
 use crate::content::reader::ContentReader;
-use crate::content::{Content, ContentError};
+use crate::content::{Content, ContentError, validate};
 use crate::id::{DirId, InodeId};
 use crate::namespace::derive;
 use crate::namespace::plan;
-use crate::namespace::row::{Closure, InodeRow, Version};
+use crate::namespace::row::{Closure, Evidence, InodeRow, Version};
 use crate::namespace::tables::{Rows, Table};
 use crate::namespace::view::Stat;
+use crate::time::Hlc;
 use crate::volume::Result;
 
 use super::files::{ASKING, Data, FileCell, Gate, User, looking_failed, staging_io};
@@ -258,10 +259,21 @@ impl LocalVolume {
             content: prepared.published.content,
             mtime: staging.mtime,
             closure,
+            evidence: self.evidence(&row, &prepared.published, draft.hlc),
             bases: row.versions.dots().collect(),
         };
         self.draft_version(state, draft, cell.id, &row, (version, &prepared.published.inline), staging.changed)?;
         Ok(Ok(true))
+    }
+
+    /// What there is to say of bytes that are to replace the versions of a file.
+    fn evidence(&self, row: &InodeRow, published: &Published, now: Hlc) -> Evidence {
+        // Of what is not here it is not known that it was nothing.
+        let had_more = |base: &Version| {
+            base.evidence.collapsed || !validate::is_blank(base.content, &*self.store).unwrap_or(false)
+        };
+        let collapsed = published.is_blank && row.versions.entries().iter().any(|base| had_more(&base.value));
+        Evidence::after(&row.versions, now, published.verdict, collapsed)
     }
 
     /// Prepares a dirty file for being read while somebody may store to it through a mapping. Says whether the kernel

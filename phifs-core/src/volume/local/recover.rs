@@ -173,6 +173,7 @@ impl LocalVolume {
             }
             None => (None, Vec::new(), None),
         };
+        state.settings = settings.clone();
         let mut replayed = 0;
         let journal = {
             let glyphs = store.clone();
@@ -325,7 +326,7 @@ impl LocalVolume {
             Ok(None)
         };
         let Some(row) = state.inode(id)? else { return drop_records(&mut state) };
-        let stat = Stat::of(&row);
+        let stat = Stat::in_tables(&*state, &row);
         let (version, content) =
             stat.version.map_or((None, Content::Empty), |(dot, version)| (Some(dot), version.content));
         let inline = super::files::inline_bytes(&*state, id, version, &content)?;

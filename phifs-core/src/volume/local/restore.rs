@@ -18,7 +18,8 @@ use crate::namespace::Effect;
 use crate::namespace::derive::{self, Child};
 use crate::namespace::op::{Field, InodeEffect, PlaceEffect};
 use crate::namespace::plan::{self, drops};
-use crate::namespace::row::{Birth, Closure, InodeRow, Version};
+use crate::namespace::register::Register;
+use crate::namespace::row::{Birth, Closure, Evidence, InodeRow, Version};
 use crate::namespace::tables::{Rows, Table, Tables};
 use crate::namespace::view::{self, Reached, Stat};
 use crate::registry::Cut;
@@ -34,6 +35,12 @@ use super::{LocalVolume, history};
 
 /// What one changed name or file takes at most on its way into journal and maps, to be compared with the space there is.
 const BYTES_PER_CHANGE: u64 = 4096;
+
+/// What is known of a file's bytes, and the bytes if they are beside the version record.
+struct Bytes {
+    evidence: Evidence,
+    inline: Option<Vec<u8>>,
+}
 
 /// What a restore did, or would do.
 #[derive(Clone, Debug, Default)]
@@ -388,7 +395,7 @@ impl Restoring<'_> {
     /// Makes an inode like one of the snapshot, with everything below it.
     fn put_new(&mut self, inode: InodeId, dir: DirId, name: &[u8]) -> Result<()> {
         let parent = self.here(dir);
-        let (birth, looks, inline) = self.model(inode)?;
+        let (birth, looks, bytes) = self.model(inode)?;
         let kind = birth.kind;
         let (mut made, mut way) = (None, None);
         self.step(|this, rows, step| {
@@ -396,7 +403,7 @@ impl Restoring<'_> {
             way = this.make_way(rows, step, parent, name, other)?;
             let dot = step.draft.dot;
             made = Some(InodeId(dot));
-            step.make(InodeId(dot), birth, &looks, inline);
+            step.make(InodeId(dot), birth, &looks, bytes);
             step.draft.effects.push(match kind {
                 FileKind::Directory => Effect::Move { dir: DirId(dot), parent, name: name.to_vec(), folds: Vec::new() },
                 _ => plan::link(dot, InodeId(dot), kind, parent, name),
@@ -427,15 +434,17 @@ impl Restoring<'_> {
     }
 
     /// What an inode was in the snapshot.
-    fn model(&self, inode: InodeId) -> Result<(Birth, Looks, Option<Vec<u8>>)> {
+    fn model(&self, inode: InodeId) -> Result<(Birth, Looks, Bytes)> {
         let row = self.source.inode(inode)?.ok_or(VolumeError::NotFound)?;
         let looks = looks_of(&self.source, inode, &row)?;
         let birth = row.birth.latest().map(|entry| entry.value.clone());
         let birth = birth.ok_or_else(|| VolumeError::Internal("an inode without birth".into()))?;
-        let version = Stat::of(&row).version.map(|(dot, _)| dot);
+        let version = Stat::of(&row).version;
+        let evidence = version.as_ref().map_or_else(Evidence::default, |(_, version)| version.evidence);
         let inline = matches!(looks.content, Content::Inline { .. });
-        let inline = inline.then(|| inline_bytes(&self.source, inode, version, &looks.content)).transpose()?;
-        Ok((birth, looks, inline.map(|bytes| bytes.to_vec())))
+        let dot = version.map(|(dot, _)| dot);
+        let inline = inline.then(|| inline_bytes(&self.source, inode, dot, &looks.content)).transpose()?;
+        Ok((birth, looks, Bytes { evidence, inline: inline.map(|bytes| bytes.to_vec()) }))
     }
 
     /// Takes a name away that the snapshot does not have, if it still means what it meant.
@@ -499,7 +508,7 @@ impl Restoring<'_> {
 
     /// Puts bytes and attributes back.
     fn put_looks(&mut self, inode: InodeId) -> Result<()> {
-        let (birth, looks, inline) = self.model(inode)?;
+        let (birth, looks, bytes) = self.model(inode)?;
         let is_within = {
             let state = self.volume.state.read();
             let Some(row) = state.inode(inode)? else { return Ok(()) };
@@ -528,6 +537,7 @@ impl Restoring<'_> {
                     content: looks.content,
                     mtime: looks.mtime,
                     closure: Closure::Close,
+                    evidence: bytes.evidence.again(&row.versions, step.draft.hlc),
                     bases: row.versions.dots().collect(),
                 };
                 history::keep_replaced(rows, &mut step.draft, inode, &row, this.volume.retention())?;
@@ -535,7 +545,7 @@ impl Restoring<'_> {
                     rows,
                     inode,
                     &row,
-                    (version, inline.clone()),
+                    (version, bytes.inline.clone()),
                     step.draft.time,
                 )?);
             }
@@ -546,16 +556,16 @@ impl Restoring<'_> {
             step.inodes.push(inode);
             Ok(!step.draft.effects.is_empty())
         })?;
-        if in_use { self.replace(inode, birth, &looks, inline) } else { Ok(()) }
+        if in_use { self.replace(inode, birth, &looks, bytes) } else { Ok(()) }
     }
 
     /// Another file takes the names of one that is open.
-    fn replace(&mut self, inode: InodeId, birth: Birth, looks: &Looks, inline: Option<Vec<u8>>) -> Result<()> {
+    fn replace(&mut self, inode: InodeId, birth: Birth, looks: &Looks, bytes: Bytes) -> Result<()> {
         self.step(|_, rows, step| {
             let Some(row) = rows.inode(inode)? else { return Ok(false) };
             let copy = InodeId(step.draft.dot);
             let kind = birth.kind;
-            step.make(copy, birth, looks, inline);
+            step.make(copy, birth, looks, bytes);
             for (n, link) in derive::links_of(rows, inode)?.into_iter().enumerate() {
                 let Some(place) = rows.link(link)?.and_then(|row| row.place().cloned()) else { continue };
                 step.draft.effects.push(plan::unlink(rows, link, inode, kind)?);
@@ -584,10 +594,11 @@ impl Restoring<'_> {
 
 impl Step {
     /// Adds a new inode that looks so.
-    fn make(&mut self, inode: InodeId, birth: Birth, looks: &Looks, inline: Option<Vec<u8>>) {
+    fn make(&mut self, inode: InodeId, birth: Birth, looks: &Looks, bytes: Bytes) {
         let is_file = birth.kind == FileKind::File && looks.content != Content::Empty;
-        let version =
-            Version { content: looks.content, mtime: looks.mtime, closure: Closure::Close, bases: Vec::new() };
+        let Bytes { evidence, inline } = bytes;
+        let (evidence, closure) = (evidence.again(&Register::default(), self.draft.hlc), Closure::Close);
+        let version = Version { content: looks.content, mtime: looks.mtime, closure, evidence, bases: Vec::new() };
         self.draft.effects.push(Effect::Inode(InodeEffect {
             alive: birth.kind == FileKind::Directory,
             birth: Some(birth),

@@ -10,6 +10,7 @@ use std::ops::{ControlFlow, Deref};
 use bytes::Bytes;
 
 use crate::meta::Key;
+use crate::namespace::coherence::Preference;
 use crate::namespace::{Table, Tables, TablesMut};
 use crate::store::StoreError;
 
@@ -94,6 +95,10 @@ impl Deref for Scope<'_> {
 }
 
 impl Tables for Scope<'_> {
+    fn preference(&self) -> Preference {
+        self.under.preference()
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let mut seen = self.rows.borrow_mut();
         match seen.find(table, key) {

@@ -17,9 +17,11 @@ use crate::id::{AuthorId, Dot, InodeId};
 use crate::identity::Author;
 use crate::meta::{Journal, Lsn, Meta, TableId};
 use crate::namespace::apply::{GENESIS_DOT, genesis};
+use crate::namespace::coherence::Preference;
 use crate::namespace::tables::{Rows as _, malformed};
 use crate::namespace::{Effect, Op, Table, Tables, TablesMut, apply};
 use crate::registry::{Branch, Entry, Key, NamedSnapshot};
+use crate::settings::Settings;
 use crate::store::StoreError;
 use crate::time::{Hlc, Timestamp};
 use crate::volume::{Ino, VolumeError};
@@ -51,6 +53,8 @@ pub struct State {
     /// A snapshot is being taken, and what is in it is not known yet: everything may be.
     pub is_being_cut: bool,
     is_branch: bool,
+    /// What is set for the volume; all lines of changes look at the same.
+    pub settings: Arc<RwLock<Settings>>,
     /// Operations that are not in the oplog yet, oldest first.
     pub unsealed: VecDeque<Unsealed>,
     transactions: u64,
@@ -118,6 +122,7 @@ impl State {
             known,
             is_being_cut: false,
             is_branch: false,
+            settings: Arc::default(),
             unsealed,
             transactions: 0,
         }
@@ -435,6 +440,10 @@ impl Tables for State {
         visit: &mut dyn FnMut(&[u8], &Bytes) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         Ok(self.meta.scan(TableId(table as u8), from, visit)?)
+    }
+
+    fn preference(&self) -> Preference {
+        self.settings.read().prefer
     }
 }
 
