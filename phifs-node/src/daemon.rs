@@ -500,6 +500,11 @@ impl Handler for Daemon {
                 let restored = self.engine.restore_snapshot(&name, path.as_deref(), dry_run, progress)?;
                 json(serde_json::to_value(restored))
             }
+            Request::Conflicts { path } => json(serde_json::to_value(self.engine.conflicts(&path)?)),
+            Request::Why { path } => json(serde_json::to_value(self.engine.why(&path)?)),
+            Request::Resolve { path, how, recursive, dry_run } => {
+                json(serde_json::to_value(self.engine.resolve(&path, how, recursive, dry_run)?))
+            }
             Request::SnapshotPrune { rules, label, scheduled, dry_run } => {
                 let pruned = self.engine.prune_snapshots(&rules, label.as_deref(), scheduled, dry_run)?;
                 json(serde_json::to_value(pruned))

@@ -230,6 +230,56 @@ pub struct Restored {
     pub before: Option<String>,
 }
 
+/// A file, and what it means or may mean.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conflict {
+    pub path: Name,
+    /// `content`: versions of one file. `name`: files of one name. `type`: a file with the name of a directory. Absent if
+    /// there is nothing to decide.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub matter: Option<String>,
+    /// The row of the table in the documentation that says what comes of it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub row: Option<u8>,
+    /// The first is shown.
+    pub choices: Vec<Choice>,
+}
+
+/// One of the things that a disputed name may mean.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    pub dot: String,
+    pub author: String,
+    pub millis: u64,
+    /// As in "file" or "symlink".
+    pub kind: String,
+    pub bytes: u64,
+    /// Where a symlink leads.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub target: Option<Name>,
+    /// The terms of its score, in the order in which they are compared.
+    pub score: Vec<Term>,
+    /// The term that puts it before the next choice; absent for the last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ahead_by: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Term {
+    pub name: String,
+    pub value: u64,
+    pub words: String,
+}
+
+/// What was decided about a name, or would be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolution {
+    pub path: Name,
+    pub kept: Choice,
+    /// The new names of the others.
+    pub beside: Vec<Name>,
+}
+
 /// A setting of the volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingValue {

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 pub use phifs_core::time::utc;
+use phifs_core::volume::FileKind;
 use serde::{Deserialize, Serialize};
 
 /// Quotes `bytes` for a POSIX shell: plain where that is safe, `'..'` where it needs quotes, and `$'..'` with octal
@@ -59,6 +60,19 @@ fn push_octal(out: &mut String, bytes: &[u8]) {
     for byte in bytes {
         // Three digits always, so that a digit that follows does not become part of the escape.
         write!(out, "\\{byte:03o}").expect("writing to a string");
+    }
+}
+
+/// What kind of inode it is, in words.
+pub fn kind(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::File => "file",
+        FileKind::Directory => "directory",
+        FileKind::Symlink => "symlink",
+        FileKind::Fifo => "fifo",
+        FileKind::Socket => "socket",
+        FileKind::CharDevice => "character device",
+        FileKind::BlockDevice => "block device",
     }
 }
 

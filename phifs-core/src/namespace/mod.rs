@@ -13,6 +13,7 @@
 //! | `apply` | effects on rows |
 //! | `derive` | child index, visibility and link counts, kept in step with the rows |
 //! | `union` | directories that are one to those who look, and names that mean several things |
+//! | `conflict` | what people have to decide about |
 //! | `position` | directory positions, kept in step with the moves |
 //! | `recompute` | the derived tables from nothing |
 //! | `join` | the lattice join of two whole states |
@@ -22,6 +23,7 @@
 
 pub mod apply;
 pub mod coherence;
+pub mod conflict;
 pub mod derive;
 pub mod join;
 pub mod op;

@@ -39,7 +39,7 @@ pub fn find<T: Tables + ?Sized>(tables: &T, dir: DirId, name: &[u8]) -> Result<O
         return Ok(None);
     }
     let beside = files_beside_directories(tables, &members)?;
-    Ok(beside.into_iter().find(|(display, _)| display == name).map(|(_, found)| found))
+    Ok(beside.into_iter().find(|beside| beside.display == name).map(|beside| beside.found))
 }
 
 fn found<T: Tables + ?Sized>(tables: &T, all: Children) -> Result<Option<Found>> {
@@ -72,8 +72,28 @@ pub fn display_name(name: &[u8], link: LinkId) -> Vec<u8> {
     [&name[..kept], DISPLAY_MARK, hash.to_hex()[..DISPLAY_DIGITS].as_bytes()].concat()
 }
 
+/// A file whose name is a directory's, and the name that it is seen by.
+struct Beside {
+    display: Vec<u8>,
+    name: Vec<u8>,
+    found: Found,
+}
+
+/// The name that a file has which is seen by another one, as a directory has it too.
+pub(super) fn name_seen_as<T: Tables + ?Sized>(
+    tables: &T,
+    members: &[DirId],
+    display: &[u8],
+) -> Result<Option<Vec<u8>>> {
+    if !may_be_display_name(display) {
+        return Ok(None);
+    }
+    let beside = files_beside_directories(tables, members)?;
+    Ok(beside.into_iter().find(|beside| beside.display == display).map(|beside| beside.name))
+}
+
 /// The files in a union whose names are those of directories, by the names that they are seen by.
-fn files_beside_directories<T: Tables + ?Sized>(tables: &T, members: &[DirId]) -> Result<Vec<(Vec<u8>, Found)>> {
+fn files_beside_directories<T: Tables + ?Sized>(tables: &T, members: &[DirId]) -> Result<Vec<Beside>> {
     let mut names: BTreeSet<Vec<u8>> = BTreeSet::new();
     for member in members {
         for (rest, _) in tables.with_prefix(Table::Conflicts, &member.0.to_bytes())? {
@@ -87,7 +107,7 @@ fn files_beside_directories<T: Tables + ?Sized>(tables: &T, members: &[DirId]) -
         if let (Some(_), [Child::Link { link, .. }, ..]) = (all.dirs().next(), all.links()) {
             let display = display_name(&name, *link);
             let links = Children::of_links(all.links());
-            beside.extend(found(tables, links)?.map(|found| (display, found)));
+            beside.extend(found(tables, links)?.map(|found| Beside { display, name, found }));
         }
     }
     Ok(beside)
@@ -137,6 +157,17 @@ pub fn names_of<T: Tables + ?Sized>(tables: &T, inode: InodeId, kind: FileKind) 
     Ok(names)
 }
 
+/// Where a directory is, from the root; empty for that, and nothing if nobody can get there.
+pub fn path_of_dir<T: Tables + ?Sized>(tables: &T, mut dir: DirId) -> Result<Option<Vec<u8>>> {
+    let mut names = Vec::new();
+    while dir != DirId::ROOT {
+        let Some((parent, name)) = place_of(tables, Child::Dir(dir))? else { return Ok(None) };
+        names.push(name);
+        dir = parent;
+    }
+    Ok(Some(names.iter().rev().flat_map(|name| [b"/", name.as_slice()].concat()).collect()))
+}
+
 /// One name of a directory listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
@@ -152,9 +183,9 @@ pub fn list<T: Tables + ?Sized>(tables: &T, dir: DirId, from: u64, limit: usize)
     let members = union::members(tables, dir)?;
     let mut listed = list_names(tables, &members, from, limit)?;
     // Where every list was cut off, the rest of it comes next time.
-    let beside = files_beside_directories(tables, &members)?.into_iter().map(|(name, found)| {
-        let hash = derive::name_hash(&name);
-        Listed { name, hash, child: found.shown }
+    let beside = files_beside_directories(tables, &members)?.into_iter().map(|beside| {
+        let hash = derive::name_hash(&beside.display);
+        Listed { name: beside.display, hash, child: beside.found.shown }
     });
     let beside: Vec<Listed> = beside.filter(|item| item.hash >= from).collect();
     if !beside.is_empty() {

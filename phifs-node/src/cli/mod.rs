@@ -3,6 +3,7 @@
 
 mod branch;
 mod completions;
+mod conflicts;
 mod df;
 mod down;
 mod fsck;
@@ -12,11 +13,13 @@ mod man;
 mod mount;
 mod output;
 mod paths;
+mod resolve;
 mod scrub;
 mod snapshot;
 mod status;
 mod up;
 mod volume;
+mod why;
 
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -68,6 +71,9 @@ enum Command {
     Gc(gc::Gc),
     Df(df::Df),
     Log(log::Log),
+    Conflicts(conflicts::Conflicts),
+    Why(why::Why),
+    Resolve(resolve::Resolve),
     Snapshot(snapshot::Snapshot),
     Volume(volume::Volume),
     Branch(branch::Branches),
@@ -121,6 +127,9 @@ pub fn run() -> ExitCode {
         Command::Gc(command) => command.run(&context),
         Command::Df(command) => command.run(&context),
         Command::Log(command) => command.run(&context),
+        Command::Conflicts(command) => command.run(&context),
+        Command::Why(command) => command.run(&context),
+        Command::Resolve(command) => command.run(&context),
         Command::Snapshot(command) => command.run(&context),
         Command::Volume(command) => command.run(&context),
         Command::Branch(command) => command.run(&context),

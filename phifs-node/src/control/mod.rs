@@ -75,6 +75,12 @@ pub enum Request {
     SnapshotDiff { from: String, to: Option<String> },
     /// Puts back what a snapshot holds, at and below a path of the volume. Answered with `report::Restored`.
     SnapshotRestore { name: String, path: Option<Name>, dry_run: bool },
+    /// What there is to decide about at a path of the volume and below. Answered with a list of `report::Conflict`.
+    Conflicts { path: Name },
+    /// What the file at a path of the volume means, or may mean. Answered with `report::Conflict`.
+    Why { path: Name },
+    /// Decides. Answered with a list of `report::Resolution`.
+    Resolve { path: Name, how: Decision, recursive: bool, dry_run: bool },
     /// Forgets the snapshots that no rule keeps: of all, of those with a label, of those taken by the schedule. Answered
     /// with a list of `report::Pruned`.
     SnapshotPrune { rules: String, label: Option<String>, scheduled: bool, dry_run: bool },
@@ -94,6 +100,17 @@ pub enum Request {
     Down { force: bool },
 }
 
+/// How to decide about a disputed name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decision {
+    /// The choice with this number.
+    Pick(usize),
+    KeepBoth,
+    Newest,
+    Coherent,
+}
+
 /// A file, as stat(2) tells it from all others on the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,7 +126,8 @@ impl Request {
         match self {
             Self::Status | Self::Log { .. } | Self::Usage | Self::SnapshotList | Self::SnapshotDelete { .. } => false,
             Self::Gc | Self::Scrub | Self::Fsck { .. } | Self::Down { .. } => true,
-            Self::BranchList => false,
+            Self::BranchList | Self::Why { .. } => false,
+            Self::Conflicts { .. } | Self::Resolve { .. } => true,
             Self::SnapshotClone { .. } | Self::BranchMount { .. } | Self::BranchDelete { .. } => true,
             Self::SnapshotExport { .. } | Self::SnapshotImport { .. } | Self::SnapshotVerify { .. } => true,
             Self::SnapshotDiff { .. } | Self::SnapshotRestore { .. } => true,

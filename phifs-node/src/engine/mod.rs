@@ -2,6 +2,7 @@
 //! errors into failures. Nothing else in this crate knows the engine's types.
 
 mod branches;
+mod conflicts;
 mod settings;
 mod snapshots;
 mod transfer;

@@ -8,7 +8,6 @@ use phifs_core::snapshot::SealedRecord;
 use phifs_core::snapshot::changes::{self, What};
 use phifs_core::snapshot::keep::KeepRules;
 use phifs_core::snapshot::record::root_of;
-use phifs_core::volume::FileKind;
 use phifs_core::volume::local::{SnapshotError, candidates};
 
 use super::{Engine, counted};
@@ -161,15 +160,7 @@ fn seal(sealed: &SealedRecord) -> Seal {
 }
 
 fn change(change: &changes::Change) -> Change {
-    let kind = match change.kind {
-        FileKind::File => "file",
-        FileKind::Directory => "directory",
-        FileKind::Symlink => "symlink",
-        FileKind::Fifo => "fifo",
-        FileKind::Socket => "socket",
-        FileKind::CharDevice => "character device",
-        FileKind::BlockDevice => "block device",
-    };
+    let kind = show::kind(change.kind);
     Change {
         what: match change.what {
             What::Added => 'A',

@@ -18,7 +18,7 @@ use super::acl::{self, Acl};
 use super::names::known_as;
 use super::scope::Scope;
 use super::state::{Draft, State, local_key};
-use super::{LocalVolume, files::Shown};
+use super::{LocalVolume, conflicts, files::Shown};
 
 const XATTR_NAME_BYTES_MAX: usize = 255;
 const XATTR_BYTES_MAX: usize = 64 * 1024;
@@ -189,7 +189,8 @@ impl LocalVolume {
             return self.reserved_xattr(ino, name);
         }
         let state = self.state.read();
-        xattr_of(&*state, state.inode_id(ino)?, name)
+        let id = state.inode_id(ino)?;
+        if conflicts::is_told(name) { conflicts::told(&state, id, name) } else { xattr_of(&*state, id, name) }
     }
 
     pub(super) fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], how: XattrMode) -> Result<()> {
@@ -198,6 +199,9 @@ impl LocalVolume {
             return Err(VolumeError::ReadOnly);
         }
         check_xattr_name(name)?;
+        if conflicts::is_told(name) {
+            return Err(VolumeError::NotPermitted("this attribute is told by the filesystem"));
+        }
         if value.len() > XATTR_BYTES_MAX {
             return Err(VolumeError::AttributeTooLarge);
         }

@@ -10,7 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::codec::{self, Encode, Reader};
-use crate::id::{AuthorId, Dot, InodeId, S8Id};
+use crate::content::Content;
+use crate::id::{AuthorId, Dot, GlyphId, InodeId, S8Id};
 use crate::namespace::derive::dot_of;
 use crate::namespace::row::{self, Closure, Evidence, InodeRow, Mode, Owner, Version};
 use crate::namespace::tables::{Rows, Table, Tables, malformed};
@@ -62,6 +63,24 @@ impl KeptVersion {
     /// As `.phi/versions` shows it: sorted by name, versions are sorted by time.
     pub fn name(&self) -> String {
         format!("{}Z-{}", utc(self.hlc.millis()).replace(' ', "T"), self.dot)
+    }
+
+    /// What was never written shows its birth, if that is asked for: a symlink as a file that says where it leads.
+    pub fn of_birth<T: Tables>(rows: &T, id: InodeId, dot: Dot) -> Result<Option<Self>> {
+        let row = rows.inode(id)?.ok_or(VolumeError::Stale)?;
+        let Some(birth) = row.birth.latest().filter(|birth| birth.dot == dot && row.versions.is_empty()) else {
+            return Ok(None);
+        };
+        let target = &birth.value.target;
+        let Stat { owner, mode, mtime, .. } = Stat::of(&row);
+        let content = match target.len() as u64 {
+            0 => Content::Empty,
+            len_bytes => Content::Inline { len_bytes, hash: GlyphId::of(target) },
+        };
+        let evidence = Evidence::default();
+        let version = Version { content, mtime, closure: Closure::Close, evidence, bases: Vec::new() };
+        let inline = Bytes::copy_from_slice(target);
+        Ok(Some(Self { dot, hlc: birth.hlc, replaced: None, owner, mode, version, inline }))
     }
 
     fn encode(&self, replaced: Timestamp) -> Vec<u8> {
@@ -182,6 +201,26 @@ pub fn keep_replaced<T: Tables>(
     }
     for version in new.iter().filter(|new| !excess.iter().any(|excess| excess.dot == new.dot)) {
         draft.local.push((key(id, version.dot), Some(version.encode(replaced))));
+    }
+    Ok(())
+}
+
+/// Adds to the draft that decides for one of several files that what another one was is kept among its versions.
+pub fn adopt<T: Tables>(
+    rows: &T,
+    draft: &mut Draft,
+    id: InodeId,
+    (other, row): (InodeId, &InodeRow),
+    retention: Retention,
+) -> Result<()> {
+    if retention.versions == 0 {
+        return Ok(());
+    }
+    let replaced = draft.time;
+    let mut adopted = load(rows, other)?;
+    adopted.extend(current(rows, other, row)?);
+    for version in adopted {
+        draft.local.push((key(id, version.dot), Some(version.encode(version.replaced.unwrap_or(replaced)))));
     }
     Ok(())
 }
@@ -325,7 +364,6 @@ impl LocalVolume {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::content::Content;
     use proptest::prelude::*;
 
     fn version(hlc: u64, closure: Closure) -> KeptVersion {

@@ -11,6 +11,7 @@
 //! | `publication` | staged bytes become versions; the files of a group together |
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
 //! | `collect` | garbage collection |
+//! | `conflicts` | what people have to decide about |
 //! | `branches` | lines of changes of their own, which began as snapshots |
 //! | `snapshots` | named snapshots: taken, sealed, deleted |
 //! | `settings` | what is set for the volume |
@@ -60,6 +61,7 @@ mod branches;
 mod cached;
 mod check;
 mod collect;
+mod conflicts;
 mod durable;
 mod files;
 mod history;
@@ -82,6 +84,7 @@ mod verify;
 pub use branches::BranchError;
 pub use check::{CheckReport, Problem};
 pub use collect::CollectReport;
+pub use conflicts::{Found as FoundConflict, Resolution, Resolved};
 pub use history::FileVersion;
 pub use lost::{LostFile, LostRows};
 pub use recover::{OpenError, Opening, Progress};

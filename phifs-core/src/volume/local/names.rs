@@ -549,7 +549,7 @@ fn touch_dir(rows: &Scope<'_>, draft: &mut Draft, parent: &Parent) -> Result<()>
     Ok(())
 }
 
-fn touch_inode(draft: &mut Draft, inode: InodeId, row: &InodeRow) {
+pub(super) fn touch_inode(draft: &mut Draft, inode: InodeId, row: &InodeRow) {
     draft.effects.push(plan::touch(inode, row, draft.time));
 }
 

@@ -352,7 +352,7 @@ impl Restoring<'_> {
             return Ok(true);
         }
         for (dir, name) in view::names_of(&*state, inode, row.kind())? {
-            let above = path_of_dir(&*state, dir)?;
+            let above = view::path_of_dir(&*state, dir)?;
             let is_within = above.is_some_and(|above| self.scope.contains(&[&above[..], b"/", &name].concat()));
             // What had to make way is within it.
             if !is_within && !self.displaced.iter().any(|((at, _), temporary)| *at == dir && *temporary == name) {
@@ -514,7 +514,7 @@ impl Restoring<'_> {
             let Some(row) = state.inode(inode)? else { return Ok(()) };
             let mut is_within = false;
             for (dir, name) in view::names_of(&*state, inode, row.kind())? {
-                let above = path_of_dir(&*state, dir)?;
+                let above = view::path_of_dir(&*state, dir)?;
                 is_within |= above.is_some_and(|above| self.scope.contains(&[&above[..], b"/", &name].concat()));
             }
             is_within || inode == DirId::ROOT.inode() && self.scope.path.is_none()
@@ -662,15 +662,4 @@ fn xattr_changes(now: &Looks, looks: &Looks) -> Vec<(Vec<u8>, Option<Vec<u8>>)> 
     let names: std::collections::BTreeSet<&Vec<u8>> = now.xattrs.iter().chain(&looks.xattrs).map(|(n, _)| n).collect();
     let changes = names.into_iter().map(|name| (name.clone(), value(&looks.xattrs, name)));
     changes.filter(|(name, wanted)| value(&now.xattrs, name) != *wanted).collect()
-}
-
-/// Nothing if it is not below the root; empty for the root.
-fn path_of_dir<T: Tables>(tables: &T, mut dir: DirId) -> Result<Option<Vec<u8>>> {
-    let mut names = Vec::new();
-    while dir != DirId::ROOT {
-        let Some((parent, name)) = view::place_of(tables, Child::Dir(dir))? else { return Ok(None) };
-        names.push(name);
-        dir = parent;
-    }
-    Ok(Some(names.iter().rev().flat_map(|name| [b"/", name.as_slice()].concat()).collect()))
 }

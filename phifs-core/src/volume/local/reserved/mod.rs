@@ -4,11 +4,14 @@
 //! | --- | --- | --- |
 //! | `.phi/status.json` | how the volume is | |
 //! | `.phi/snapshots/NAME/..` | the directory as it was when the snapshot was taken | `inside` |
+//! | `.phi/conflicts/PATH/RANK~AUTHOR~TIME` | what a disputed name may mean | `conflicts` |
+//! | `.phi/orphans/ID/..` | directories that are nowhere | `conflicts` |
 //! | `.phi/versions/FILE/TIME` | the published versions of a file that are kept | `versions` |
 //!
 //! Nothing of it can be changed. The lists are made at the moment of asking, and the kernel keeps nothing of them; what
 //! is inside a snapshot it keeps for as long as it likes. `nodes` says what the inode numbers stand for.
 
+mod conflicts;
 mod inside;
 mod nodes;
 mod versions;
@@ -42,6 +45,8 @@ pub const NAME: &[u8] = b".phi";
 const STATUS_NAME: &[u8] = b"status.json";
 const SNAPSHOTS_NAME: &[u8] = b"snapshots";
 const VERSIONS_NAME: &[u8] = b"versions";
+const CONFLICTS_NAME: &[u8] = b"conflicts";
+const ORPHANS_NAME: &[u8] = b"orphans";
 
 /// What somebody has in use of it.
 #[derive(Default)]
@@ -71,6 +76,8 @@ enum Listed {
     Node(Node),
     /// A snapshot, entered from this directory.
     Snapshot(DirId),
+    /// A directory of the volume itself.
+    Real(DirId),
 }
 
 impl LocalVolume {
@@ -92,6 +99,11 @@ impl LocalVolume {
             (Node::Phi(_), STATUS_NAME) => Node::Status,
             (Node::Phi(dir), SNAPSHOTS_NAME) => Node::Snapshots(dir),
             (Node::Phi(dir), VERSIONS_NAME) => Node::Versions(dir),
+            (Node::Phi(dir), CONFLICTS_NAME) => Node::Conflicts { from: dir, dir },
+            (Node::Phi(dir), ORPHANS_NAME) => Node::Orphans(dir),
+            (Node::Conflicts { from, dir }, name) => self.conflicts_named(from, dir, name)?,
+            (Node::Choices { link, .. }, name) => self.choice_named(link, name)?,
+            (Node::Orphans(_), name) => return self.orphan_named(name),
             (Node::Snapshots(dir), name) => return self.enter_snapshot(dir, name),
             (Node::Versions(dir), name) => self.versions_named(dir, name)?,
             (Node::VersionsOf(link), name) => self.version_named(link, name)?,
@@ -115,11 +127,13 @@ impl LocalVolume {
             Node::Top { view, dir } => self.attr_inside(view, dir.inode(), ino),
             Node::Inside { view, inode } => self.attr_inside(view, inode, ino),
             Node::Version { inode, version } => self.attr_of_version(inode, version, ino),
-            // Three directories, of which two are in it.
-            Node::Phi(dir) => self.attr_of_list(&self.state.read(), dir, 4, ino),
+            // Itself, and the four directories that are in it.
+            Node::Phi(dir) => self.attr_of_list(&self.state.read(), dir, 6, ino),
             // One, for a number of subdirectories that is not known.
-            Node::Snapshots(dir) | Node::Versions(dir) => self.attr_of_list(&self.state.read(), dir, 1, ino),
-            Node::VersionsOf(link) => {
+            Node::Snapshots(dir) | Node::Versions(dir) | Node::Conflicts { dir, .. } | Node::Orphans(dir) => {
+                self.attr_of_list(&self.state.read(), dir, 1, ino)
+            }
+            Node::VersionsOf(link) | Node::Choices { link, .. } => {
                 let state = self.state.read();
                 let dir = versions::place_of(&state, link)?.parent;
                 self.attr_of_list(&state, dir, 2, ino)
@@ -176,7 +190,16 @@ impl LocalVolume {
                 let ino = self.state.read().ino(dir.inode());
                 self.getattr(ino, None)
             }
-            Node::Snapshots(dir) | Node::Versions(dir) => self.reserved_attr_of(Node::Phi(dir)),
+            Node::Snapshots(dir) | Node::Versions(dir) | Node::Orphans(dir) => self.reserved_attr_of(Node::Phi(dir)),
+            Node::Conflicts { from, dir } if from == dir => self.reserved_attr_of(Node::Phi(from)),
+            Node::Conflicts { from, dir } => {
+                let dir = self.state.read().dir(dir)?.ok_or(VolumeError::Stale)?.parent;
+                self.reserved_attr_of(Node::Conflicts { from, dir })
+            }
+            Node::Choices { from, link } => {
+                let dir = versions::place_of(&self.state.read(), link)?.parent;
+                self.reserved_attr_of(Node::Conflicts { from, dir })
+            }
             Node::VersionsOf(link) => {
                 let dir = versions::place_of(&self.state.read(), link)?.parent;
                 self.reserved_attr_of(Node::Versions(dir))
@@ -194,7 +217,12 @@ impl LocalVolume {
             Node::Inside { view, inode } => return self.list_inside(view, inode, after, each),
             Node::Status | Node::Version { .. } => return Err(VolumeError::NotDirectory),
             Node::Versions(dir) => return self.list_files(dir, after, each),
+            Node::Conflicts { from, dir } => self.conflicts_in(from, dir)?,
+            Node::Choices { link, .. } => self.choices_in(link)?,
+            Node::Orphans(_) => self.orphans()?,
             Node::Phi(dir) => vec![
+                (CONFLICTS_NAME.to_vec(), Listed::Node(Node::Conflicts { from: dir, dir })),
+                (ORPHANS_NAME.to_vec(), Listed::Node(Node::Orphans(dir))),
                 (SNAPSHOTS_NAME.to_vec(), Listed::Node(Node::Snapshots(dir))),
                 (STATUS_NAME.to_vec(), Listed::Node(Node::Status)),
                 (VERSIONS_NAME.to_vec(), Listed::Node(Node::Versions(dir))),
@@ -213,6 +241,7 @@ impl LocalVolume {
             let attr = match what {
                 Listed::Node(node) => self.reserved_attr_of(node),
                 Listed::Snapshot(dir) => self.enter_snapshot(dir, &name),
+                Listed::Real(dir) => self.attr(&self.state.read(), dir.inode()),
             };
             let attr = match attr {
                 // It went while it was listed, or the snapshot does not have the directory.
@@ -346,7 +375,8 @@ impl LocalVolume {
         let state = self.state.read();
         let dir = match node {
             Node::Phi(dir) | Node::Snapshots(dir) | Node::Versions(dir) => dir,
-            Node::VersionsOf(link) => versions::place_of(&state, link)?.parent,
+            Node::Conflicts { dir, .. } | Node::Orphans(dir) => dir,
+            Node::VersionsOf(link) | Node::Choices { link, .. } => versions::place_of(&state, link)?.parent,
             Node::Version { inode, version } => {
                 let acl = self.kept_version(&state, inode, version)?.mode.acl;
                 return if acl.is_empty() { Err(VolumeError::NoAttribute) } else { Ok(acl) };

@@ -33,7 +33,13 @@ pub enum Node {
     Versions(DirId),
     /// `DIR/.phi/versions/FILE`
     VersionsOf(LinkId),
-    /// A file in that.
+    /// `FROM/.phi/conflicts`, and the directories below.
+    Conflicts { from: DirId, dir: DirId },
+    /// `FROM/.phi/conflicts/PATH`
+    Choices { from: DirId, link: LinkId },
+    /// `DIR/.phi/orphans`, the same for all but for where it is.
+    Orphans(DirId),
+    /// A file in `.phi/versions/FILE` or `.phi/conflicts/PATH`.
     Version { inode: InodeId, version: Dot },
 }
 
@@ -45,8 +51,9 @@ pub struct ViewId(pub u32);
 impl Node {
     fn lasts(self) -> Lasts {
         match self {
-            Self::Phi(_) | Self::Snapshots(_) | Self::Versions(_) => Lasts::Itself,
+            Self::Phi(_) | Self::Snapshots(_) | Self::Versions(_) | Self::Orphans(_) => Lasts::Itself,
             Self::Status | Self::Top { .. } | Self::VersionsOf(_) | Self::Version { .. } => Lasts::Moment,
+            Self::Conflicts { .. } | Self::Choices { .. } => Lasts::Moment,
             Self::Inside { .. } => Lasts::Ever,
         }
     }
@@ -70,6 +77,9 @@ enum Packed {
     Versions(u64),
     VersionsOf(u64),
     Version(u64, u64),
+    Conflicts(u64, u64),
+    Choices(u64, u64),
+    Orphans(u64),
 }
 
 const _: () = assert!(size_of::<Packed>() <= 24);
@@ -110,6 +120,9 @@ impl Authors {
             Node::Versions(dir) => Packed::Versions(self.pack(dir.0)?),
             Node::VersionsOf(link) => Packed::VersionsOf(self.pack(link.0)?),
             Node::Version { inode, version } => Packed::Version(self.pack(inode.0)?, self.pack(version)?),
+            Node::Conflicts { from, dir } => Packed::Conflicts(self.pack(from.0)?, self.pack(dir.0)?),
+            Node::Choices { from, link } => Packed::Choices(self.pack(from.0)?, self.pack(link.0)?),
+            Node::Orphans(dir) => Packed::Orphans(self.pack(dir.0)?),
         })
     }
 
@@ -122,6 +135,13 @@ impl Authors {
             Packed::Inside(view, inode) => Node::Inside { view, inode: InodeId(self.unpack(inode)) },
             Packed::Versions(dir) => Node::Versions(DirId(self.unpack(dir))),
             Packed::VersionsOf(link) => Node::VersionsOf(LinkId(self.unpack(link))),
+            Packed::Conflicts(from, dir) => {
+                Node::Conflicts { from: DirId(self.unpack(from)), dir: DirId(self.unpack(dir)) }
+            }
+            Packed::Choices(from, link) => {
+                Node::Choices { from: DirId(self.unpack(from)), link: LinkId(self.unpack(link)) }
+            }
+            Packed::Orphans(dir) => Node::Orphans(DirId(self.unpack(dir))),
             Packed::Version(inode, version) => {
                 Node::Version { inode: InodeId(self.unpack(inode)), version: self.unpack(version) }
             }
@@ -303,6 +323,9 @@ mod tests {
             Node::Snapshots(DirId(dot(1, 7))),
             Node::Versions(DirId(dot(2, 7))),
             Node::VersionsOf(LinkId(dot(1, 7))),
+            Node::Conflicts { from: DirId(dot(1, 7)), dir: DirId(dot(1, 8)) },
+            Node::Choices { from: DirId(dot(1, 7)), link: LinkId(dot(1, 8)) },
+            Node::Orphans(DirId(dot(1, 7))),
             Node::Version { inode: InodeId(dot(1, 7)), version: dot(3, 1 << 43) },
         ];
         for _ in 0..2 {

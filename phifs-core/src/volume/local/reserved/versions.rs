@@ -77,7 +77,10 @@ impl LocalVolume {
 
     pub(super) fn kept_version(&self, state: &State, inode: InodeId, version: Dot) -> Result<KeptVersion> {
         let kept = self.kept_versions(state, inode)?;
-        kept.into_iter().find(|kept| kept.dot == version).ok_or(VolumeError::Stale)
+        match kept.into_iter().find(|kept| kept.dot == version) {
+            Some(kept) => Ok(kept),
+            None => KeptVersion::of_birth(state, inode, version)?.ok_or(VolumeError::Stale),
+        }
     }
 
     pub(super) fn attr_of_version(

@@ -1,0 +1,424 @@
+//! What people have to decide about, and deciding it.
+//!
+//! A decision is an operation like any other: it replaces what it has seen. What was decided against is kept among the
+//! versions of the file that stays, as long as those are kept.
+
+use std::collections::BTreeSet;
+
+use crate::id::{DirId, Dot, InodeId};
+use crate::namespace::conflict::{self, Choice, Conflict, Matter};
+use crate::namespace::derive::Child;
+use crate::namespace::op::InodeEffect;
+use crate::namespace::row::{Closure, InodeRow, NAME_BYTES_MAX, Version};
+use crate::namespace::tables::{Rows, Table, Tables, suffixed_key};
+use crate::namespace::view::{self, Reached, Stat};
+use crate::namespace::{Effect, plan, union};
+use crate::volume::{FileKind, Result, VolumeError};
+
+use super::LocalVolume;
+use super::files::inline_bytes;
+use super::history;
+use super::names::{foldable, touch_inode};
+use super::scope::Scope;
+use super::state::{Draft, State};
+
+/// How to decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// For the choice with this rank; 0 is the one that is shown.
+    Pick(usize),
+    /// For all: those that are not shown get names of their own.
+    KeepBoth,
+    /// For the one that was published last.
+    Newest,
+    /// For the one that is shown.
+    Coherent,
+}
+
+/// A conflict, and where it is: from the root, beginning with a slash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub path: Vec<u8>,
+    pub conflict: Conflict,
+}
+
+/// What was decided, or would be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    pub path: Vec<u8>,
+    /// The choice that has the name from now on.
+    pub kept: Choice,
+    /// Where the others are from now on; nothing for those that only `.phi/versions` has.
+    pub beside: Vec<Vec<u8>>,
+}
+
+impl LocalVolume {
+    /// What there is to decide about at a path and below it, in the order of paths.
+    pub fn conflicts(&self, path: &[u8]) -> Result<Vec<Found>> {
+        let state = self.state.read();
+        let mut found = found_in(&state)?;
+        let path = path.strip_suffix(b"/").unwrap_or(path);
+        found.retain(|found| {
+            found.path.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+        });
+        Ok(found)
+    }
+
+    /// All states that the file at a path has, the one that is shown first: one, unless there is something to decide.
+    pub fn choices_at(&self, path: &[u8]) -> Result<(Option<Matter>, Vec<Choice>)> {
+        let state = self.state.read();
+        let (dir, name) = parent_of(&*state, path)?;
+        if let Some(conflict) = conflict::at(&*state, dir, name)? {
+            return Ok((Some(conflict.matter), conflict.choices));
+        }
+        let found = view::find(&*state, dir, name)?.ok_or(VolumeError::NotFound)?;
+        match found.shown {
+            Child::Dir(_) => Err(VolumeError::IsDirectory),
+            Child::Link { .. } => Ok((None, conflict::choices(&*state, &found.all)?)),
+        }
+    }
+
+    /// Decides about the name at a path, or with `recursive` about all at it and below.
+    pub fn resolve(&self, path: &[u8], how: Resolution, recursive: bool, dry_run: bool) -> Result<Vec<Resolved>> {
+        let mut found = self.conflicts(path)?;
+        if !recursive {
+            found.retain(|found| found.path == path);
+        }
+        let mut resolved = Vec::new();
+        for Found { path, conflict } in found {
+            if dry_run {
+                resolved.push(foresee(&*self.state.read(), &path, &conflict, how)?);
+            } else {
+                resolved.extend(self.decide(path, conflict, how)?);
+            }
+        }
+        if !dry_run && !resolved.is_empty() {
+            self.commit_journal()?;
+        }
+        Ok(resolved)
+    }
+
+    fn decide(&self, path: Vec<u8>, conflict: Conflict, how: Resolution) -> Result<Option<Resolved>> {
+        self.check_writable()?;
+        for choice in &conflict.choices {
+            // A cache of the old bytes would be in the way.
+            self.evict(choice.inode)?;
+        }
+        let mut beside = Vec::new();
+        if how == Resolution::KeepBoth {
+            // One operation makes one file, so copies of versions come first; until the end nothing is decided.
+            for choice in copied(&conflict) {
+                let name = self.copy_beside(&conflict, choice)?;
+                beside.push(path_beside(&path, &name));
+            }
+        }
+        let mut state = self.state.write();
+        let rows = Scope::new(&state);
+        let now = conflict::at(&rows, conflict.dir, &conflict.name)?;
+        if now.as_ref() != Some(&conflict) {
+            // Somebody else decided, or there is more to decide about.
+            return Ok(None);
+        }
+        let mut draft = state.draft(self.env.now());
+        let kept = conflict.choices[chosen(&conflict, how)?].clone();
+        let mut gone = Vec::new();
+        let mut names = vec![conflict.name.clone(), conflict.seen_name()];
+        if how == Resolution::KeepBoth {
+            for choice in moved(&conflict) {
+                let name = free_name(&rows, conflict.dir, &conflict, choice, &names)?;
+                place(&rows, &mut draft, choice, conflict.dir, &name)?;
+                beside.push(path_beside(&path, &name));
+                names.push(name);
+            }
+        } else {
+            gone = self.drop_rivals(&rows, &mut draft, kept.inode, &rivals(&conflict, kept.inode))?;
+        }
+        let row = rows.inode(kept.inode)?.ok_or(VolumeError::NotFound)?;
+        if row.versions.entries().len() > 1 {
+            let version = kept.version.clone().ok_or(VolumeError::NotFound)?;
+            let inline = inline_bytes(&rows, kept.inode, Some(kept.dot), &version.content)?;
+            let inline = matches!(version.content, crate::content::Content::Inline { .. }).then(|| inline.to_vec());
+            let version = Version { closure: Closure::Close, bases: row.versions.dots().collect(), ..version };
+            history::keep_replaced(&rows, &mut draft, kept.inode, &row, self.retention())?;
+            draft.effects.extend(plan::publish(&rows, kept.inode, &row, (version, inline), draft.time)?);
+        } else {
+            touch_inode(&mut draft, kept.inode, &row);
+        }
+        let above = rows.inode(conflict.dir.inode())?.unwrap_or_default();
+        draft.effects.extend(plan::touch_dir(&rows, conflict.dir, &above, draft.time)?);
+        let members = union::members(&rows, conflict.dir)?;
+        let rows = rows.into_rows();
+        state.commit_with(draft, rows, &self.journal)?;
+        self.cached_versions.lock().remove(&kept.inode);
+        if let Some(sink) = &*self.invalidate.read() {
+            for member in members {
+                let ino = state.ino(member.inode());
+                names.iter().for_each(|name| sink.entry(ino, name));
+                sink.inode(ino, true);
+            }
+            conflict.choices.iter().for_each(|choice| sink.inode(state.ino(choice.inode), true));
+        }
+        drop(state);
+        self.names_gone(gone);
+        Ok(Some(Resolved { path, kept, beside }))
+    }
+
+    /// Adds to the draft that these files lose the name that `kept` keeps. What they were is kept among its versions.
+    pub(super) fn drop_rivals(
+        &self,
+        rows: &Scope<'_>,
+        draft: &mut Draft,
+        kept: InodeId,
+        rivals: &[Child],
+    ) -> Result<Vec<(InodeId, bool)>> {
+        let mut adopted = BTreeSet::new();
+        for rival in rivals {
+            if rival.kind() == FileKind::File && adopted.insert(rival.inode()) {
+                let row = rows.inode(rival.inode())?.unwrap_or_default();
+                history::adopt(rows, draft, kept, (rival.inode(), &row), self.retention())?;
+            }
+        }
+        self.drop_links(rows, draft, rivals)
+    }
+
+    /// Makes a file of its own out of a version.
+    fn copy_beside(&self, conflict: &Conflict, choice: &Choice) -> Result<Vec<u8>> {
+        let mut state = self.state.write();
+        let rows = Scope::new(&state);
+        let row = rows.inode(choice.inode)?.ok_or(VolumeError::NotFound)?;
+        let version = choice.version.clone().ok_or(VolumeError::NotFound)?;
+        let name = free_name(&rows, conflict.dir, conflict, choice, &[])?;
+        let mut draft = state.draft(self.env.now());
+        copy(&rows, &mut draft, &row, choice, version)?;
+        let copy = InodeId(draft.dot);
+        draft.effects.push(plan::link(draft.dot, copy, choice.kind, conflict.dir, &name));
+        let above = rows.inode(conflict.dir.inode())?.unwrap_or_default();
+        draft.effects.extend(plan::touch_dir(&rows, conflict.dir, &above, draft.time)?);
+        let members = union::members(&rows, conflict.dir)?;
+        let rows = rows.into_rows();
+        state.commit_with(draft, rows, &self.journal)?;
+        if let Some(sink) = &*self.invalidate.read() {
+            members.iter().for_each(|member| sink.entry(state.ino(member.inode()), &name));
+        }
+        Ok(name)
+    }
+}
+
+/// Everything to decide about that has a path.
+fn found_in(state: &State) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for conflict in conflict::all(state)? {
+        if let Some(above) = view::path_of_dir(state, conflict.dir)? {
+            found.push(Found { path: [&above[..], b"/", &conflict.seen_name()].concat(), conflict });
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
+}
+
+/// The directory that a path's last name is in, and that name.
+fn parent_of<'a, T: Tables>(tables: &T, path: &'a [u8]) -> Result<(DirId, &'a [u8])> {
+    let path = path.strip_suffix(b"/").unwrap_or(path);
+    let at = path.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+    let (above, name) = path.split_at(at);
+    if name.is_empty() {
+        return Err(VolumeError::IsDirectory);
+    }
+    match view::follow(tables, above)? {
+        Reached::Child(Child::Dir(dir)) => Ok((dir, name)),
+        Reached::Nothing => Err(VolumeError::NotFound),
+        _ => Err(VolumeError::NotDirectory),
+    }
+}
+
+/// The rank of the choice that a resolution decides for.
+fn chosen(conflict: &Conflict, how: Resolution) -> Result<usize> {
+    let choices = &conflict.choices;
+    let newest = || (0..choices.len()).max_by_key(|at| (choices[*at].hlc, choices[*at].dot.author));
+    if conflict.matter == Matter::Type && choices.len() < 2 && how != Resolution::KeepBoth {
+        return Err(VolumeError::Invalid("a directory has that name as well: the file can only get another one"));
+    }
+    match how {
+        Resolution::Pick(rank) if rank < choices.len() => Ok(rank),
+        Resolution::Pick(_) => Err(VolumeError::Invalid("there are not so many choices")),
+        Resolution::Newest => Ok(newest().unwrap_or(0)),
+        Resolution::KeepBoth | Resolution::Coherent => Ok(0),
+    }
+}
+
+fn foresee(state: &State, path: &[u8], conflict: &Conflict, how: Resolution) -> Result<Resolved> {
+    let kept = conflict.choices[chosen(conflict, how)?].clone();
+    let mut names: Vec<Vec<u8>> = Vec::new();
+    if how == Resolution::KeepBoth {
+        for choice in copied(conflict).chain(moved(conflict)) {
+            names.push(free_name(state, conflict.dir, conflict, choice, &names)?);
+        }
+    }
+    let beside = names.iter().map(|name| path_beside(path, name)).collect();
+    Ok(Resolved { path: path.to_vec(), kept, beside })
+}
+
+/// The choices that become files of their own if all are kept: versions of a file that has others.
+fn copied(conflict: &Conflict) -> impl Iterator<Item = &Choice> {
+    let first_of = |choice: &Choice| conflict.choices.iter().find(|other| other.inode == choice.inode);
+    conflict.choices.iter().filter(move |choice| first_of(choice).is_some_and(|first| first.dot != choice.dot))
+}
+
+/// The choices that get another name if all are kept: files other than the one that is shown, and one that has the name
+/// of a directory.
+fn moved(conflict: &Conflict) -> impl Iterator<Item = &Choice> {
+    let first_of = |choice: &Choice| conflict.choices.iter().find(|other| other.inode == choice.inode);
+    let shown = conflict.choices.first().map(|choice| choice.inode);
+    let stays = move |inode| Some(inode) == shown && conflict.matter != Matter::Type;
+    conflict
+        .choices
+        .iter()
+        .filter(move |choice| !stays(choice.inode) && first_of(choice).is_some_and(|first| first.dot == choice.dot))
+}
+
+fn rivals(conflict: &Conflict, kept: InodeId) -> Vec<Child> {
+    let mut rivals: Vec<Child> =
+        conflict.choices.iter().filter(|choice| choice.inode != kept).map(Choice::as_child).collect();
+    rivals.sort_unstable();
+    rivals.dedup();
+    rivals
+}
+
+fn place(rows: &Scope<'_>, draft: &mut Draft, choice: &Choice, dir: DirId, name: &[u8]) -> Result<()> {
+    let (child, row) = (choice.as_child(), rows.inode(choice.inode)?.ok_or(VolumeError::NotFound)?);
+    draft.effects.extend(plan::place(rows, child, dir, name, &|moves| foldable(rows, child, moves))?);
+    touch_inode(draft, choice.inode, &row);
+    Ok(())
+}
+
+/// Adds a new inode to the draft that looks like another one with this version.
+fn copy(rows: &Scope<'_>, draft: &mut Draft, row: &InodeRow, choice: &Choice, version: Version) -> Result<()> {
+    let stat = Stat::of(row);
+    let inline = inline_bytes(rows, choice.inode, Some(choice.dot), &version.content)?;
+    let inline = matches!(version.content, crate::content::Content::Inline { .. }).then(|| inline.to_vec());
+    let inode = InodeId(draft.dot);
+    draft.effects.push(Effect::Inode(InodeEffect {
+        birth: row.birth.latest().map(|entry| entry.value.clone()),
+        mode: Some(stat.mode),
+        owner: Some(stat.owner),
+        mtime: Some(version.mtime),
+        touched: Some(draft.time),
+        version: Some((Version { bases: Vec::new(), ..version }, inline)),
+        ..InodeEffect::new(inode)
+    }));
+    for (name, _) in rows.with_prefix(Table::Xattrs, &suffixed_key(choice.inode.0, &[]))? {
+        let value = rows.xattr(choice.inode, &name)?.latest().map(|entry| entry.value.clone());
+        draft.effects.push(Effect::Xattr { inode, name, value, drops: Vec::new() });
+    }
+    Ok(())
+}
+
+/// A name beside the disputed one that says who made the choice and when: `report~AUTHOR~TIME.txt`.
+pub(super) fn name_of(name: &[u8], choice: &Choice, again: usize) -> Vec<u8> {
+    let dot = name.iter().rposition(|byte| *byte == b'.').filter(|at| *at > 0).unwrap_or(name.len());
+    let (stem, ending) = name.split_at(dot);
+    let again = if again == 0 { String::new() } else { format!("-{again}") };
+    let tag = format!("~{}{again}", tag_of(choice.dot, choice.hlc));
+    let room = NAME_BYTES_MAX.saturating_sub(tag.len() + ending.len());
+    let mut kept = stem.len().min(room);
+    while kept < stem.len() && kept > 0 && stem[kept] & 0xc0 == 0x80 {
+        kept -= 1;
+    }
+    let mut full = [&stem[..kept], tag.as_bytes(), ending].concat();
+    full.truncate(NAME_BYTES_MAX);
+    full
+}
+
+/// Who and when: eight digits of the author, and the time of day.
+pub(super) fn tag_of(dot: Dot, hlc: crate::time::Hlc) -> String {
+    let author = dot.author.to_string();
+    let author = &author[..author.len().min(8)];
+    format!("{author}~{}", crate::time::utc(hlc.millis()).replace(' ', "T").replace(':', ""))
+}
+
+fn free_name<T: Tables>(
+    rows: &T,
+    dir: DirId,
+    conflict: &Conflict,
+    choice: &Choice,
+    taken: &[Vec<u8>],
+) -> Result<Vec<u8>> {
+    if conflict.matter == Matter::Type && conflict.choices.len() == 1 {
+        // It is seen by this name already.
+        return Ok(conflict.seen_name());
+    }
+    for again in 0.. {
+        let name = name_of(&conflict.name, choice, again);
+        if !taken.contains(&name) && view::find(rows, dir, &name)?.is_none() {
+            return Ok(name);
+        }
+    }
+    Err(VolumeError::NameTooLong)
+}
+
+fn path_beside(path: &[u8], name: &[u8]) -> Vec<u8> {
+    let above = path.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+    [&path[..above], name].concat()
+}
+
+/// Attributes that say something about a file instead of belonging to it. They are read only, and not listed.
+const COUNT: &[u8] = b"user.phi.conflicts";
+const WINNER: &[u8] = b"user.phi.winner";
+const SCORE: &[u8] = b"user.phi.score";
+const WRITER: &[u8] = b"user.phi.writer";
+
+pub(super) fn is_told(name: &[u8]) -> bool {
+    [COUNT, WINNER, SCORE, WRITER].contains(&name)
+}
+
+/// The value of such an attribute: of a file how many choices it has, if more than one; of a directory how many names
+/// below it are disputed; the shown choice, its score and its author.
+pub(super) fn told(state: &State, id: InodeId, name: &[u8]) -> Result<Vec<u8>> {
+    let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+    if row.kind() == FileKind::Directory {
+        return if name == COUNT {
+            Ok(count_below(state, DirId(id.0))?.to_string().into_bytes())
+        } else {
+            Err(VolumeError::NoAttribute)
+        };
+    }
+    let mut choices = Vec::new();
+    if let Some((dir, name)) = view::names_of(state, id, row.kind())?.into_iter().next() {
+        choices = conflict::at(state, dir, &name)?.map_or_else(Vec::new, |conflict| conflict.choices);
+    }
+    let count = choices.len();
+    if choices.is_empty() {
+        let (inode, kind, link) = (id, row.kind(), crate::id::LinkId(id.0));
+        choices = conflict::choices(state, &[Child::Link { link, inode, kind }])?;
+    }
+    let shown = choices.first().ok_or(VolumeError::NoAttribute)?;
+    Ok(match name {
+        COUNT => count.to_string(),
+        WINNER => shown.dot.to_string(),
+        WRITER => shown.dot.author.to_string(),
+        _ => {
+            let terms: Vec<String> =
+                shown.score.terms().map(|term| format!("\"{}\":{}", term.name, term.value)).collect();
+            format!("{{{}}}", terms.join(","))
+        }
+    }
+    .into_bytes())
+}
+
+/// How many names in a directory and below it there is something to decide about.
+fn count_below(state: &State, dir: DirId) -> Result<usize> {
+    let conflicts = conflict::all(state)?;
+    if dir == DirId::ROOT || conflicts.is_empty() {
+        return Ok(conflicts.len());
+    }
+    let members = union::members(state, dir)?;
+    let mut count = 0;
+    for conflict in conflicts {
+        let mut at = Some(conflict.dir);
+        while let Some(dir) = at.filter(|dir| !members.contains(dir)) {
+            at = view::place_of(state, Child::Dir(dir))?.map(|(above, _)| above);
+        }
+        count += usize::from(at.is_some());
+    }
+    Ok(count)
+}
