@@ -1,100 +1,171 @@
-//! The lattice join of two whole states, row by row, each under its own context.
+//! The lattice join of a second state into the tables, row by row, each under its own context.
 //!
-//! A dot that one side holds survives unless the other side's context covers it: then that side has seen it and
-//! removed it. The caller joins the contexts afterwards, never before.
+//! A dot that one side holds survives unless the other side's context covers it: then that side has seen it and removed
+//! it. The caller joins the contexts afterwards, never before.
+//!
+//! Only rows that may differ are looked at: a row that both sides have alike is its own join, whatever the contexts. The
+//! derived tables follow along what changed, so a join takes as long as the difference is large, and not the volume.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use crate::id::{Dot, InodeId, LinkId};
+use bytes::Bytes;
+
+use crate::id::{DirId, Dot, InodeId, LinkId};
 use crate::store::StoreError;
 
 use super::derive;
-use super::position::Move;
-use super::row::{InodeRow, LinkRow, check_xattr_name};
-use super::tables::{REPLICATED, Rows, RowsMut, Table, Tables, TablesMut, malformed};
+use super::op::MoveId;
+use super::position::{self, Move};
+use super::register::Register;
+use super::row::{InodeRow, LinkRow, check_xattr_name, decode_xattr};
+use super::tables::{Rows, RowsMut, Table, TablesMut, malformed};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
-/// One side of a join: its rows, and which dots its context contains.
-pub struct Side<'a, T: ?Sized> {
-    pub tables: &'a T,
-    pub covers: &'a dyn Fn(Dot) -> bool,
+/// Which dots the contexts of the two sides contain.
+pub struct Contexts<'a> {
+    pub mine: &'a dyn Fn(Dot) -> bool,
+    pub theirs: &'a dyn Fn(Dot) -> bool,
 }
 
-/// Joins `theirs` into `mine`, and derives anew what follows.
-pub fn join<T: TablesMut, U: Tables>(mine: &mut T, covers: &dyn Fn(Dot) -> bool, theirs: &Side<'_, U>) -> Result<()> {
-    for table in REPLICATED {
-        let mut keys: BTreeSet<Vec<u8>> = BTreeSet::new();
-        keys.extend(mine.with_prefix(table, &[])?.into_iter().map(|(key, _)| key));
-        keys.extend(theirs.tables.with_prefix(table, &[])?.into_iter().map(|(key, _)| key));
-        for key in keys {
-            match table {
-                Table::Inodes => join_inode(mine, covers, theirs, InodeId(derive::dot_of(&key)?))?,
-                Table::Links => join_link(mine, covers, theirs, LinkId(derive::dot_of(&key)?))?,
-                Table::Xattrs => {
-                    let (dot, name) = key.split_at(Dot::LEN.min(key.len()));
-                    let id = InodeId(derive::dot_of(dot)?);
-                    check_xattr_name(name).map_err(|e| malformed("xattr", &key, e))?;
-                    let joined = mine.xattr(id, name)?.join(covers, theirs.tables.xattr(id, name)?, theirs.covers);
-                    mine.set_xattr(id, name, &joined);
-                }
-                _ => join_dotted_row(mine, covers, theirs, table, &key)?,
+/// A row of the other side in which the two may differ; `None` if it has none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TheirRow {
+    pub table: Table,
+    pub key: Bytes,
+    pub value: Option<Bytes>,
+}
+
+/// Joins rows of another state into the tables, and brings the derived ones along. `rows` has every row in which the two
+/// differ, and each only once; it may have others.
+pub fn join<T: TablesMut + ?Sized>(mine: &mut T, contexts: &Contexts<'_>, rows: &[TheirRow]) -> Result<()> {
+    // Directories that were removed or came alive are shown or hidden at the end: what is in them may change as well.
+    let mut turned: Vec<DirId> = Vec::new();
+    let mut moves = Moves::default();
+    for row in rows {
+        let (key, theirs) = (&row.key[..], row.value.as_ref());
+        match row.table {
+            Table::Inodes => {
+                let id = InodeId(derive::dot_of(key)?);
+                turned.extend(join_inode(mine, contexts, id, theirs)?.then_some(DirId(id.0)));
             }
+            Table::Xattrs => join_xattr(mine, contexts, key, theirs)?,
+            Table::Moves => moves.join(mine, contexts, key, theirs)?,
+            Table::Contents => join_content(mine, contexts, key, theirs)?,
+            // After the directories that they are in.
+            _ => {}
         }
     }
-    derive::rebuild(mine)
+    position::change_moves(mine, moves.added, &moves.dropped)?;
+    for row in rows.iter().filter(|row| row.table == Table::Links) {
+        join_link(mine, contexts, LinkId(derive::dot_of(&row.key)?), row.value.as_ref())?;
+    }
+    turned.into_iter().try_for_each(|dir| derive::show(mine, dir))
 }
 
-fn join_inode<T: TablesMut, U: Tables>(
+/// Says whether the inode came alive or stopped being alive.
+fn join_inode<T: TablesMut + ?Sized>(
     mine: &mut T,
-    covers: &dyn Fn(Dot) -> bool,
-    theirs: &Side<'_, U>,
+    contexts: &Contexts<'_>,
     id: InodeId,
-) -> Result<()> {
+    theirs: Option<&Bytes>,
+) -> Result<bool> {
+    let decode = |bytes: &Bytes| InodeRow::decode(id.0, bytes).map_err(|e| malformed("inode", &id.0.to_bytes(), e));
     let a = mine.inode(id)?.unwrap_or_default();
-    let b = theirs.tables.inode(id)?.unwrap_or_default();
+    let b = theirs.map(decode).transpose()?.unwrap_or_default();
+    let was_alive = !a.alive.is_empty();
     let joined = InodeRow {
-        birth: a.birth.join(covers, b.birth, theirs.covers),
-        alive: a.alive.join(covers, b.alive, theirs.covers),
-        mode: a.mode.join(covers, b.mode, theirs.covers),
-        owner: a.owner.join(covers, b.owner, theirs.covers),
-        mtime: a.mtime.join(covers, b.mtime, theirs.covers),
-        touched: a.touched.join(covers, b.touched, theirs.covers),
-        versions: a.versions.join(covers, b.versions, theirs.covers),
+        birth: contexts.join(a.birth, b.birth),
+        alive: contexts.join(a.alive, b.alive),
+        mode: contexts.join(a.mode, b.mode),
+        owner: contexts.join(a.owner, b.owner),
+        mtime: contexts.join(a.mtime, b.mtime),
+        touched: contexts.join(a.touched, b.touched),
+        versions: contexts.join(a.versions, b.versions),
     };
     mine.set_inode(id, &joined);
-    Ok(())
+    Ok(was_alive == joined.alive.is_empty())
 }
 
-fn join_link<T: TablesMut, U: Tables>(
+fn join_link<T: TablesMut + ?Sized>(
     mine: &mut T,
-    covers: &dyn Fn(Dot) -> bool,
-    theirs: &Side<'_, U>,
+    contexts: &Contexts<'_>,
     id: LinkId,
+    theirs: Option<&Bytes>,
 ) -> Result<()> {
+    let decode = |bytes: &Bytes| LinkRow::decode(id.0, bytes).map_err(|e| malformed("link", &id.0.to_bytes(), e));
     let a = mine.link(id)?.unwrap_or_default();
-    let b = theirs.tables.link(id)?.unwrap_or_default();
-    mine.set_link(id, &LinkRow { places: a.places.join(covers, b.places, theirs.covers) });
+    let b = theirs.map(decode).transpose()?.unwrap_or_default();
+    let before = a.place().cloned();
+    let joined = LinkRow { places: contexts.join(a.places, b.places) };
+    mine.set_link(id, &joined);
+    derive::link_changed(mine, id, before.as_ref(), joined.place())
+}
+
+fn join_xattr<T: TablesMut + ?Sized>(
+    mine: &mut T,
+    contexts: &Contexts<'_>,
+    key: &[u8],
+    theirs: Option<&Bytes>,
+) -> Result<()> {
+    let (dot, name) = key.split_at(Dot::LEN.min(key.len()));
+    let id = InodeId(derive::dot_of(dot)?);
+    check_xattr_name(name).map_err(|e| malformed("xattr", key, e))?;
+    let decode = |bytes: &Bytes| decode_xattr(id.0, bytes).map_err(|e| malformed("xattr", key, e));
+    let theirs = theirs.map(decode).transpose()?.unwrap_or_default();
+    let joined = contexts.join(mine.xattr(id, name)?, theirs);
+    mine.set_xattr(id, name, &joined);
     Ok(())
 }
 
-/// A row that stands for one dot: it is there or not.
-fn join_dotted_row<T: TablesMut, U: Tables>(
+/// The bytes of a version are there or not.
+fn join_content<T: TablesMut + ?Sized>(
     mine: &mut T,
-    covers: &dyn Fn(Dot) -> bool,
-    theirs: &Side<'_, U>,
-    table: Table,
+    contexts: &Contexts<'_>,
     key: &[u8],
+    theirs: Option<&Bytes>,
 ) -> Result<()> {
-    let (a, b) = (mine.get(table, key)?, theirs.tables.get(table, key)?);
-    let dot = |value: &[u8]| match table {
-        Table::Moves => Move::decode(key, value).map(|row| row.id.dot),
-        _ => derive::dot_of(key.get(Dot::LEN..).unwrap_or_default()),
-    };
-    match (a, b) {
-        (Some(value), None) if (theirs.covers)(dot(&value)?) => mine.delete(table, key),
-        (None, Some(value)) if !covers(dot(&value)?) => mine.put(table, key, &value),
+    let version = derive::dot_of(key.get(Dot::LEN..).unwrap_or_default())?;
+    match (mine.get(Table::Contents, key)?, theirs) {
+        (Some(_), None) if (contexts.theirs)(version) => mine.delete(Table::Contents, key),
+        (None, Some(bytes)) if !(contexts.mine)(version) => mine.put(Table::Contents, key, bytes),
         _ => {}
     }
     Ok(())
+}
+
+/// Moves that came and went, to be carried out together.
+#[derive(Default)]
+struct Moves {
+    added: Vec<Move>,
+    dropped: BTreeMap<DirId, Vec<MoveId>>,
+}
+
+impl Moves {
+    fn join<T: TablesMut + ?Sized>(
+        &mut self,
+        mine: &T,
+        contexts: &Contexts<'_>,
+        key: &[u8],
+        theirs: Option<&Bytes>,
+    ) -> Result<()> {
+        let decode = |bytes: &Bytes| Move::decode(key, bytes);
+        match (mine.get(Table::Moves, key)?, theirs) {
+            (Some(mine), None) => {
+                let gone = Move::decode(key, &mine)?;
+                if (contexts.theirs)(gone.id.dot) {
+                    self.dropped.entry(gone.dir).or_default().push(gone.id);
+                }
+            }
+            (None, Some(theirs)) => self.added.extend(Some(decode(theirs)?).filter(|new| !(contexts.mine)(new.id.dot))),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Contexts<'_> {
+    fn join<V>(&self, mine: Register<V>, theirs: Register<V>) -> Register<V> {
+        mine.join(self.mine, theirs, self.theirs)
+    }
 }

@@ -6,8 +6,8 @@
 //! - A directory is where its last move that is not in the table of skipped ones puts it, and nowhere without one.
 //! - Following the positions upwards from any directory ends at the root or at a directory that is nowhere.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
@@ -74,6 +74,55 @@ impl Move {
 
 /// A move was added to the table of moves.
 pub(super) fn move_added<T: TablesMut + ?Sized>(tables: &mut T, new: &Move) -> Result<()> {
+    let is_made_again = note_added(tables, new)?;
+    if is_made_again {
+        replay(tables, &new.key(), [new.dir])?;
+    }
+    // A directory that stays nowhere, as its only move is skipped, has got its row just now.
+    derive::show(tables, new.dir)
+}
+
+/// Drops moves of a directory from the table and from what follows.
+pub(super) fn drop_moves<T: TablesMut + ?Sized>(tables: &mut T, dir: DirId, ids: &[MoveId]) -> Result<()> {
+    if let Some(from) = note_dropped(tables, dir, ids)? {
+        replay(tables, &from, [dir])?;
+    }
+    Ok(())
+}
+
+/// Changes many moves at once: `added` are put into the table, `dropped` removed. Whatever they are, the moves after the
+/// earliest of them are made again only once.
+pub(super) fn change_moves<T: TablesMut + ?Sized>(
+    tables: &mut T,
+    mut added: Vec<Move>,
+    dropped: &BTreeMap<DirId, Vec<MoveId>>,
+) -> Result<()> {
+    // A parent is mostly made before what is in it.
+    added.sort_unstable_by_key(|new| (new.id, new.dir));
+    let (mut from, mut again) = (None::<Vec<u8>>, Vec::new());
+    let mut from_here = |dir: DirId, key: Vec<u8>| {
+        from = Some(from.take().map_or(key.clone(), |from| from.min(key)));
+        again.push(dir);
+    };
+    for (dir, ids) in dropped {
+        if let Some(key) = note_dropped(tables, *dir, ids)? {
+            from_here(*dir, key);
+        }
+    }
+    for new in &added {
+        tables.put(Table::Moves, &new.key(), &new.encode());
+        if note_added(tables, new)? {
+            from_here(new.dir, new.key());
+        }
+    }
+    if let Some(from) = from {
+        replay(tables, &from, again)?;
+    }
+    added.iter().try_for_each(|new| derive::show(tables, new.dir))
+}
+
+/// Enters a move into the row of its directory. Says whether it and those after it have to be made again.
+fn note_added<T: TablesMut + ?Sized>(tables: &mut T, new: &Move) -> Result<bool> {
     let known = tables.dir(new.dir)?;
     // Nothing that is known names a directory before its creation, so a creation changes no other move however late it
     // comes ("Move_Create.thy" beside the paper).
@@ -85,23 +134,22 @@ pub(super) fn move_added<T: TablesMut + ?Sized>(tables: &mut T, new: &Move) -> R
     if is_creation {
         row.parent = new.parent;
         row.name.clone_from(&new.name);
-        derive::put_dir(tables, new.dir, &row);
-        return derive::show(tables, new.dir);
     }
     derive::put_dir(tables, new.dir, &row);
-    replay(tables, &new.key(), new.dir)?;
-    // A directory that stays nowhere, as its only move is skipped, has got its row just now.
-    derive::show(tables, new.dir)
+    if is_creation {
+        derive::show(tables, new.dir)?;
+    }
+    Ok(!is_creation)
 }
 
-/// Drops moves of a directory from the table and from what follows.
-pub(super) fn drop_moves<T: TablesMut + ?Sized>(tables: &mut T, dir: DirId, ids: &[MoveId]) -> Result<()> {
+/// Takes moves out of the table and the row of their directory. Says from which key on moves have to be made again.
+fn note_dropped<T: TablesMut + ?Sized>(tables: &mut T, dir: DirId, ids: &[MoveId]) -> Result<Option<Vec<u8>>> {
     if ids.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
-    let Some(mut row) = tables.dir(dir)? else { return Ok(()) };
+    let Some(mut row) = tables.dir(dir)? else { return Ok(None) };
     let (dropped, kept): (Vec<MoveId>, Vec<MoveId>) = row.moves.iter().partition(|id| ids.contains(id));
-    let (Some(first), Some(last)) = (dropped.first(), dropped.last()) else { return Ok(()) };
+    let (Some(first), Some(last)) = (dropped.first(), dropped.last()) else { return Ok(None) };
     for id in &dropped {
         let key = move_key(*id, dir);
         tables.delete(Table::Moves, &key);
@@ -112,15 +160,15 @@ pub(super) fn drop_moves<T: TablesMut + ?Sized>(tables: &mut T, dir: DirId, ids:
     derive::put_dir(tables, dir, &row);
     let from = move_key(*first, dir);
     if !are_oldest || is_any_skipped(tables, &from)? {
-        return replay(tables, &from, dir);
+        return Ok(Some(from));
     }
     // Without its oldest moves the directory was nowhere for a while, which closes no cycle; as no move waits for one
     // to open, only this directory can change.
     let position = position_before(tables, dir, None)?;
-    if position == row.position() {
-        return Ok(());
+    if position != row.position() {
+        reposition(tables, &BTreeMap::from([(dir, position)]))?;
     }
-    reposition(tables, &BTreeMap::from([(dir, position)]))
+    Ok(None)
 }
 
 fn is_any_skipped<T: Tables + ?Sized>(tables: &T, from: &[u8]) -> Result<bool> {
@@ -132,32 +180,95 @@ fn is_any_skipped<T: Tables + ?Sized>(tables: &T, from: &[u8]) -> Result<bool> {
     Ok(any)
 }
 
-/// Takes back all moves from the key `from` on, and makes those again that are in the table. `dir` has a move there
+/// Takes back all moves from the key `from` on, and makes those again that are in the table. `dirs` have moves there
 /// that came or went.
-fn replay<T: TablesMut + ?Sized>(tables: &mut T, from: &[u8], dir: DirId) -> Result<()> {
+fn replay<T: TablesMut + ?Sized>(tables: &mut T, from: &[u8], dirs: impl IntoIterator<Item = DirId>) -> Result<()> {
     let later = moves_from(tables, from)?;
-    let mut positions: BTreeMap<DirId, Position> = BTreeMap::new();
-    for dir in later.iter().map(|later| later.dir).chain([dir]) {
-        if let Entry::Vacant(unknown) = positions.entry(dir) {
-            unknown.insert(position_before(tables, dir, Some(from))?);
+    let mut was_skipped = BTreeSet::new();
+    tables.scan(Table::Skipped, from, &mut |key, _| {
+        was_skipped.insert(key.to_vec());
+        ControlFlow::Continue(())
+    })?;
+    let mut forest = Forest::default();
+    let mut last: HashMap<DirId, Option<usize>> = HashMap::new();
+    for dir in later.iter().map(|later| later.dir).chain(dirs) {
+        if let Entry::Vacant(unknown) = last.entry(dir) {
+            unknown.insert(None);
+            let position = position_before(tables, dir, Some(from))?;
+            forest.put(dir, position.as_ref().map(|(parent, _)| *parent));
         }
     }
-    for again in later {
+    for (at, again) in later.iter().enumerate() {
         let key = again.key();
-        if leads_to(tables, &positions, again.parent, again.dir)? {
-            tables.put(Table::Skipped, &key, &[]);
-        } else {
-            tables.delete(Table::Skipped, &key);
-            positions.insert(again.dir, Some((again.parent, again.name)));
+        let is_skipped = forest.leads_to(tables, again.parent, again.dir)?;
+        if !is_skipped {
+            forest.put(again.dir, Some(again.parent));
+            last.insert(again.dir, Some(at));
+        }
+        match (was_skipped.contains(&key), is_skipped) {
+            (false, true) => tables.put(Table::Skipped, &key, &[]),
+            (true, false) => tables.delete(Table::Skipped, &key),
+            _ => {}
         }
     }
     let mut changed = BTreeMap::new();
-    for (dir, position) in positions {
+    for (dir, at) in last {
+        let position = match at {
+            Some(at) => Some((later[at].parent, later[at].name.clone())),
+            None => position_before(tables, dir, Some(from))?,
+        };
         if tables.dir(dir)?.and_then(|row| row.position()) != position {
             changed.insert(dir, position);
         }
     }
     reposition(tables, &changed)
+}
+
+/// The parents of directories while moves are made again. Each is looked up once; a way upwards, which somebody can make
+/// as long as there are directories, is then a walk along numbers.
+#[derive(Default)]
+struct Forest {
+    numbers: HashMap<DirId, u32>,
+    dirs: Vec<DirId>,
+    parents: Vec<u32>,
+}
+
+impl Forest {
+    const UNKNOWN: u32 = u32::MAX;
+    const NOWHERE: u32 = u32::MAX - 1;
+
+    fn number(&mut self, dir: DirId) -> u32 {
+        let next = self.dirs.len() as u32;
+        let number = *self.numbers.entry(dir).or_insert(next);
+        if number == next {
+            self.dirs.push(dir);
+            self.parents.push(if dir == DirId::ROOT { Self::NOWHERE } else { Self::UNKNOWN });
+        }
+        number
+    }
+
+    fn put(&mut self, dir: DirId, parent: Option<DirId>) {
+        let number = self.number(dir);
+        self.parents[number as usize] = parent.map_or(Self::NOWHERE, |parent| self.number(parent));
+    }
+
+    /// Whether the way upwards from `dir` comes to `ancestor`.
+    fn leads_to<T: Tables + ?Sized>(&mut self, tables: &T, dir: DirId, ancestor: DirId) -> Result<bool> {
+        let (mut at, ancestor) = (self.number(dir), self.number(ancestor));
+        while at != ancestor {
+            let mut above = self.parents[at as usize];
+            if above == Self::UNKNOWN {
+                let dir = self.dirs[at as usize];
+                self.put(dir, tables.dir(dir)?.and_then(|row| row.position()).map(|(parent, _)| parent));
+                above = self.parents[at as usize];
+            }
+            if above == Self::NOWHERE {
+                return Ok(false);
+            }
+            at = above;
+        }
+        Ok(true)
+    }
 }
 
 fn moves_from<T: Tables + ?Sized>(tables: &T, from: &[u8]) -> Result<Vec<Move>> {
@@ -186,26 +297,12 @@ fn position_before<T: Tables + ?Sized>(tables: &T, dir: DirId, before: Option<&[
 }
 
 /// Whether `dir` is `ancestor` or below it.
-pub fn is_inside<T: Tables + ?Sized>(tables: &T, dir: DirId, ancestor: DirId) -> Result<bool> {
-    leads_to(tables, &BTreeMap::new(), dir, ancestor)
-}
-
-/// Whether the way upwards from `dir` comes to `ancestor`, where `positions` overrule the table.
-fn leads_to<T: Tables + ?Sized>(
-    tables: &T,
-    positions: &BTreeMap<DirId, Position>,
-    mut dir: DirId,
-    ancestor: DirId,
-) -> Result<bool> {
+pub fn is_inside<T: Tables + ?Sized>(tables: &T, mut dir: DirId, ancestor: DirId) -> Result<bool> {
     while dir != ancestor {
         if dir == DirId::ROOT {
             return Ok(false);
         }
-        let parent = match positions.get(&dir) {
-            Some(position) => position.as_ref().map(|(parent, _)| *parent),
-            None => tables.dir(dir)?.and_then(|row| row.position()).map(|(parent, _)| parent),
-        };
-        let Some(parent) = parent else { return Ok(false) };
+        let Some((parent, _)) = tables.dir(dir)?.and_then(|row| row.position()) else { return Ok(false) };
         dir = parent;
     }
     Ok(true)

@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use super::apply::{GENESIS_DOT, genesis};
 use super::derive::{self, Child};
-use super::join::{Side, join};
+use super::join::{Contexts, TheirRow, join};
 use super::op::{Effect, Op};
 use super::tables::{REPLICATED, Rows, Table, Tables, TablesMut};
 use super::{apply, plan, view};
@@ -36,6 +36,19 @@ impl MapTables {
     fn replicated(&self) -> Cells {
         let rows = self.0.iter().filter(|((table, _), _)| REPLICATED.contains(table));
         rows.map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// The rows that `other` has in the places where the two differ.
+    fn differing(&self, other: &Self) -> Vec<TheirRow> {
+        let mut rows = self.replicated().into_keys().chain(other.replicated().into_keys()).collect::<Vec<_>>();
+        rows.sort_unstable();
+        rows.dedup();
+        rows.retain(|key| self.0.get(key) != other.0.get(key));
+        let theirs = |(table, key): (Table, Vec<u8>)| {
+            let value = other.0.get(&(table, key.clone())).cloned();
+            TheirRow { table, key: key.into(), value }
+        };
+        rows.into_iter().map(theirs).collect()
     }
 }
 
@@ -128,12 +141,16 @@ impl Replica {
     }
 
     fn join(&mut self, other: &Self) {
-        let theirs = Side { tables: &other.tables, covers: &|dot| other.context.contains(dot) };
-        join(&mut self.tables, &|dot| self.context.contains(dot), &theirs).unwrap();
+        self.join_rows(other, &self.tables.differing(&other.tables));
         self.model.join(&self.context, &other.model, &other.context);
         self.context.join(&other.context);
         self.hlc = self.hlc.max(other.hlc);
         self.check();
+    }
+
+    fn join_rows(&mut self, other: &Self, rows: &[TheirRow]) {
+        let contexts = Contexts { mine: &|dot| self.context.contains(dot), theirs: &|dot| other.context.contains(dot) };
+        join(&mut self.tables, &contexts, rows).unwrap();
     }
 
     fn check(&self) {
