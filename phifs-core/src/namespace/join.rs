@@ -19,6 +19,7 @@ use super::position::{self, Move};
 use super::register::Register;
 use super::row::{InodeRow, LinkRow, check_xattr_name, decode_xattr};
 use super::tables::{Rows, RowsMut, Table, TablesMut, malformed};
+use super::union;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -73,7 +74,7 @@ fn join_inode<T: TablesMut + ?Sized>(
     let decode = |bytes: &Bytes| InodeRow::decode(id.0, bytes).map_err(|e| malformed("inode", &id.0.to_bytes(), e));
     let a = mine.inode(id)?.unwrap_or_default();
     let b = theirs.map(decode).transpose()?.unwrap_or_default();
-    let was_alive = !a.alive.is_empty();
+    let (was_alive, versions) = (!a.alive.is_empty(), a.versions.entries().len());
     let joined = InodeRow {
         birth: contexts.join(a.birth, b.birth),
         alive: contexts.join(a.alive, b.alive),
@@ -84,6 +85,7 @@ fn join_inode<T: TablesMut + ?Sized>(
         versions: contexts.join(a.versions, b.versions),
     };
     mine.set_inode(id, &joined);
+    union::versions_changed(mine, id, versions, joined.versions.entries().len())?;
     Ok(was_alive == joined.alive.is_empty())
 }
 

@@ -17,6 +17,7 @@
 //! | `position` | directory positions, kept in step with the moves |
 //! | `recompute` | the derived tables from nothing |
 //! | `join` | the lattice join of two whole states |
+//! | `events` | what a join came across that people want to hear of |
 //! | `plan` | what each kind of change means as effects |
 //! | `coherence` | which of several concurrent states is shown |
 //! | `view` | reading: what a name means, what an inode looks like |
@@ -25,6 +26,7 @@ pub mod apply;
 pub mod coherence;
 pub mod conflict;
 pub mod derive;
+pub mod events;
 pub mod join;
 pub mod op;
 pub mod plan;
