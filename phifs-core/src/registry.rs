@@ -127,6 +127,22 @@ impl Cut {
     pub fn is_pending(&self) -> bool {
         self.roots == Roots::default()
     }
+
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        self.roots.encode(out);
+        self.context.encode(out);
+        out.put_hlc(self.hlc);
+        out.put_time(self.time);
+    }
+
+    pub fn decode(reader: &mut Reader<'_>) -> codec::Result<Self> {
+        Ok(Self {
+            roots: Roots::decode(reader)?,
+            context: VersionVector::decode(reader)?,
+            hlc: reader.hlc()?,
+            time: reader.time()?,
+        })
+    }
 }
 
 /// What a name of a snapshot stands for.
@@ -143,7 +159,7 @@ pub struct NamedSnapshot {
 impl NamedSnapshot {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![SNAPSHOT_VERSION];
-        put_cut(&mut out, &self.cut);
+        self.cut.encode(&mut out);
         out.put_u8(u8::from(self.id.is_some()));
         out.put_bytes(self.id.as_ref().map_or(&[], |id| &id.0[..]));
         out.put_u8(u8::from(self.scheduled));
@@ -155,7 +171,7 @@ impl NamedSnapshot {
     pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
         let mut reader = Reader::new(bytes);
         reader.format("a named snapshot", SNAPSHOT_VERSION)?;
-        let cut = get_cut(&mut reader)?;
+        let cut = Cut::decode(&mut reader)?;
         let id = if flag(&mut reader)? { Some(S8Id(reader.array()?)) } else { None };
         let scheduled = flag(&mut reader)?;
         let labels = (0..reader.count()?).map(|_| text(&mut reader)).collect::<codec::Result<_>>()?;
@@ -179,7 +195,7 @@ impl Branch {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![BRANCH_VERSION];
         out.put_varint(u64::from(self.number));
-        put_cut(&mut out, &self.base);
+        self.base.encode(&mut out);
         out.put_blob(self.base_name.as_bytes());
         out
     }
@@ -188,27 +204,11 @@ impl Branch {
         let mut reader = Reader::new(bytes);
         reader.format("a branch", BRANCH_VERSION)?;
         let number = reader.varint_u32()?;
-        let base = get_cut(&mut reader)?;
+        let base = Cut::decode(&mut reader)?;
         let base_name = text(&mut reader)?;
         reader.finish()?;
         Ok(Self { number, base, base_name })
     }
-}
-
-fn put_cut(out: &mut Vec<u8>, cut: &Cut) {
-    cut.roots.encode(out);
-    cut.context.encode(out);
-    out.put_hlc(cut.hlc);
-    out.put_time(cut.time);
-}
-
-fn get_cut(reader: &mut Reader<'_>) -> codec::Result<Cut> {
-    Ok(Cut {
-        roots: Roots::decode(reader)?,
-        context: VersionVector::decode(reader)?,
-        hlc: reader.hlc()?,
-        time: reader.time()?,
-    })
 }
 
 pub(crate) fn flag(reader: &mut Reader<'_>) -> codec::Result<bool> {

@@ -37,6 +37,10 @@ impl Memtable {
         self.rows.get(key)
     }
 
+    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.rows.keys()
+    }
+
     pub(super) fn from(&self, key: &[u8]) -> Range<'_, Key, Option<Bytes>> {
         self.rows.range::<[u8], _>((Bound::Included(key), Bound::Unbounded))
     }

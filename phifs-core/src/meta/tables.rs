@@ -195,6 +195,16 @@ impl Meta {
         self.active[index].len() > 0 || self.frozen.as_ref().is_some_and(|frozen| frozen[index].len() > 0)
     }
 
+    /// The keys of the rows of a table that have changed since the last checkpoint installed, in order.
+    pub fn changed_keys(&self, table: TableId) -> Vec<Key> {
+        let index = self.index(table);
+        let frozen = self.frozen.iter().flat_map(|frozen| frozen[index].keys());
+        let mut keys: Vec<Key> = self.active[index].keys().chain(frozen).cloned().collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
     /// The state of the last checkpoint installed.
     pub fn roots(&self) -> &Roots {
         &self.roots

@@ -45,23 +45,42 @@ pub fn join<T: TablesMut + ?Sized>(mine: &mut T, contexts: &Contexts<'_>, rows: 
     let mut moves = Moves::default();
     for row in rows {
         let (key, theirs) = (&row.key[..], row.value.as_ref());
-        match row.table {
-            Table::Inodes => {
+        match (row.table, contexts.meet(row)?) {
+            (Table::Moves, _) => moves.join(mine, contexts, key, theirs)?,
+            // After the directories that they are in.
+            (Table::Links, _) | (_, Meeting::OnlyMine) => {}
+            (table, Meeting::OnlyTheirs(value)) => mine.put(table, key, value),
+            (Table::Inodes, Meeting::Both) => {
                 let id = InodeId(derive::dot_of(key)?);
                 turned.extend(join_inode(mine, contexts, id, theirs)?.then_some(DirId(id.0)));
             }
-            Table::Xattrs => join_xattr(mine, contexts, key, theirs)?,
-            Table::Moves => moves.join(mine, contexts, key, theirs)?,
-            Table::Contents => join_content(mine, contexts, key, theirs)?,
-            // After the directories that they are in.
-            _ => {}
+            (Table::Xattrs, Meeting::Both) => join_xattr(mine, contexts, key, theirs)?,
+            (_, Meeting::Both) => join_content(mine, contexts, key, theirs)?,
         }
     }
     position::change_moves(mine, moves.added, &moves.dropped)?;
     for row in rows.iter().filter(|row| row.table == Table::Links) {
-        join_link(mine, contexts, LinkId(derive::dot_of(&row.key)?), row.value.as_ref())?;
+        let id = LinkId(derive::dot_of(&row.key)?);
+        match contexts.meet(row)? {
+            Meeting::OnlyMine => {}
+            Meeting::OnlyTheirs(value) => {
+                let new = LinkRow::decode(id.0, value).map_err(|e| malformed("link", &row.key, e))?;
+                mine.put(Table::Links, &row.key, value);
+                derive::link_changed(mine, id, None, new.place())?;
+            }
+            Meeting::Both => join_link(mine, contexts, id, row.value.as_ref())?,
+        }
     }
     turned.into_iter().try_for_each(|dir| derive::show(mine, dir))
+}
+
+/// Who knows of the inode or link that a row is about. (A context that has an operation on it has the one that made it.)
+enum Meeting<'a> {
+    /// The other side has never heard of it, so my row stays.
+    OnlyMine,
+    /// I have never heard of it, so their row is taken as it is.
+    OnlyTheirs(&'a Bytes),
+    Both,
 }
 
 /// Says whether the inode came alive or stopped being alive.
@@ -167,6 +186,18 @@ impl Moves {
 }
 
 impl Contexts<'_> {
+    fn meet<'a>(&self, row: &'a TheirRow) -> Result<Meeting<'a>> {
+        if row.table == Table::Moves {
+            return Ok(Meeting::Both);
+        }
+        let made = derive::dot_of(row.key.get(..Dot::LEN).unwrap_or_default())?;
+        Ok(match &row.value {
+            None if !(self.theirs)(made) => Meeting::OnlyMine,
+            Some(value) if !(self.mine)(made) => Meeting::OnlyTheirs(value),
+            _ => Meeting::Both,
+        })
+    }
+
     fn join<V>(&self, mine: Register<V>, theirs: Register<V>) -> Register<V> {
         mine.join(self.mine, theirs, self.theirs)
     }

@@ -16,7 +16,8 @@
 //! | `conflict` | what people have to decide about |
 //! | `position` | directory positions, kept in step with the moves |
 //! | `recompute` | the derived tables from nothing |
-//! | `join` | the lattice join of two whole states |
+//! | `join` | the lattice join of a second state |
+//! | `suspect` | whether a second state can be believed |
 //! | `events` | what a join came across that people want to hear of |
 //! | `plan` | what each kind of change means as effects |
 //! | `coherence` | which of several concurrent states is shown |
@@ -34,6 +35,7 @@ pub mod position;
 mod recompute;
 pub mod register;
 pub mod row;
+pub mod suspect;
 pub mod tables;
 pub mod union;
 pub mod version;

@@ -9,6 +9,7 @@ mod harness;
 mod kernel;
 mod leftovers;
 mod lost;
+mod merging;
 mod model;
 mod semantics;
 mod snapshots;

@@ -6,6 +6,7 @@ mod hostile;
 mod laws;
 mod model;
 mod scenarios;
+mod suspects;
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
@@ -38,12 +39,12 @@ impl MapTables {
         rows.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
-    /// The rows that `other` has in the places where the two differ.
-    fn differing(&self, other: &Self) -> Vec<TheirRow> {
+    /// The rows that `other` has in the places where the two differ, or where any of them has one.
+    fn all_or_differing(&self, other: &Self, all: bool) -> Vec<TheirRow> {
         let mut rows = self.replicated().into_keys().chain(other.replicated().into_keys()).collect::<Vec<_>>();
         rows.sort_unstable();
         rows.dedup();
-        rows.retain(|key| self.0.get(key) != other.0.get(key));
+        rows.retain(|key| all || self.0.get(key) != other.0.get(key));
         let theirs = |(table, key): (Table, Vec<u8>)| {
             let value = other.0.get(&(table, key.clone())).cloned();
             TheirRow { table, key: key.into(), value }
@@ -141,7 +142,10 @@ impl Replica {
     }
 
     fn join(&mut self, other: &Self) {
-        self.join_rows(other, &self.tables.differing(&other.tables));
+        let mut whole = self.clone();
+        whole.join_rows(other, &self.tables.all_or_differing(&other.tables, true));
+        self.join_rows(other, &self.tables.all_or_differing(&other.tables, false));
+        assert_eq!(self.tables, whole.tables, "a join of what differs is not one of everything");
         self.model.join(&self.context, &other.model, &other.context);
         self.context.join(&other.context);
         self.hlc = self.hlc.max(other.hlc);

@@ -157,11 +157,12 @@ impl LocalVolume {
             }
         }
         // The tables are ahead of both copies if the last checkpoint failed at its end.
-        let roots = vec![
+        let mut roots = vec![
             self.state.read().meta.roots().clone(),
             checkpoints.last.roots.clone(),
             checkpoints.previous_roots.clone(),
         ];
+        roots.extend(checkpoints.merged.iter().map(|(_, roots)| roots.clone()));
         Ok((roots, (!is_written).then_some(checkpoints)))
     }
 

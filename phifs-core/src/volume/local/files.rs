@@ -73,6 +73,11 @@ impl Gate {
 /// The bytes of a file: its published version, and the staging file over it if there is one.
 pub(super) struct Data {
     pub(super) version: Option<Dot>,
+    /// The versions that there were when they were loaded. What is published replaces these, and no others.
+    pub(super) seen: Vec<Dot>,
+    /// A merge has brought another version, or taken this one away. Until the last of its users closes the file, these
+    /// bytes stay, and stat(2) shows this.
+    pub(super) outdated: Option<Shown>,
     pub(super) inline: Bytes,
     pub(super) reader: ContentReader,
     pub(super) staging: Option<Staging>,
@@ -132,12 +137,12 @@ impl FileCell {
     /// A file whose unpublished bytes were found when the volume was opened.
     pub fn recovered(
         id: InodeId,
-        version: Option<Dot>,
+        (version, seen): (Option<Dot>, Vec<Dot>),
         inline: Bytes,
         reader: ContentReader,
         staging: Staging,
     ) -> Self {
-        let data = Data { version, inline, reader, staging: Some(staging), failed: false };
+        let data = Data { version, seen, outdated: None, inline, reader, staging: Some(staging), failed: false };
         Self {
             id,
             users: AtomicU32::new(0),
@@ -285,7 +290,8 @@ impl LocalVolume {
             };
             let inline = inline_bytes(state, cell.id, version, &content)?;
             let reader = ContentReader::new(content, inline.clone())?;
-            *data = Some(Data { version, inline, reader, staging: None, failed: false });
+            let seen = row.versions.dots().collect();
+            *data = Some(Data { version, seen, outdated: None, inline, reader, staging: None, failed: false });
         }
         Ok(data)
     }
@@ -361,7 +367,15 @@ impl LocalVolume {
         let kernel = !place.in_memory && how.passthrough && !how.syncs_unheard() && !set_id && self.has_room();
         let record = if kernel { Some(staging.hand_over_new().map_err(looking_failed)?) } else { None };
         let reader = ContentReader::new(Content::Empty, Bytes::new())?;
-        let data = Data { version: None, inline: Bytes::new(), reader, staging: Some(staging), failed: false };
+        let data = Data {
+            version: None,
+            seen: Vec::new(),
+            outdated: None,
+            inline: Bytes::new(),
+            reader,
+            staging: Some(staging),
+            failed: false,
+        };
         let mut entered = None;
         let made = self.make_node(caller, parent, name, node, |draft: &mut Draft, id| {
             draft.local.extend(record.map(|record| records::first(id, &record)));
@@ -415,6 +429,7 @@ impl LocalVolume {
             self.check_writable()?;
         }
         let id = self.state.read().inode_id(ino)?;
+        self.leave_outdated(id)?;
         let user = self.enter(id);
         let opening = Opening::new(&user.cell);
         if how.truncate {
@@ -706,6 +721,7 @@ impl LocalVolume {
 
     pub(super) fn truncate(&self, ino: Ino, len: u64) -> Result<()> {
         let id = self.state.read().inode_id(ino)?;
+        self.leave_outdated(id)?;
         let user = self.enter(id);
         let gate = user.cell.gate.lock();
         let open = gate.cached + gate.kernel > 0;
@@ -869,7 +885,32 @@ impl LocalVolume {
         if last_writer || last {
             self.enqueue(cell.id);
         }
+        let is_outdated = last && cell.data.lock().as_ref().is_some_and(|data| data.outdated.is_some());
         self.leave(&cell);
+        if is_outdated {
+            self.invalidate_inode(cell.id, true);
+        }
+    }
+
+    /// A merge gives the file another version, or takes its last one. `stat` is what it looked like before.
+    pub(super) fn outdate(&self, id: InodeId, stat: &Stat) {
+        let Some(cell) = self.files.lock().get(&id).cloned() else { return };
+        let mut data = cell.data.lock();
+        let Some(data) = data.as_mut() else { return };
+        let content = data.reader.content();
+        data.outdated.get_or_insert(Shown {
+            len_bytes: content.len_bytes(),
+            allocated_bytes: content.allocated_bytes(),
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+        });
+    }
+
+    /// Drops the bytes of a file that a merge has changed since they were loaded, if nobody needs them.
+    fn leave_outdated(&self, id: InodeId) -> Result<()> {
+        let Some(user) = self.known(id) else { return Ok(()) };
+        let is_outdated = user.cell.data.lock().as_ref().is_some_and(|data| data.outdated.is_some());
+        if is_outdated { self.cache_or_drop(&user.cell, false) } else { Ok(()) }
     }
 
     /// The versions that are being read, and those under files that are being changed.
@@ -983,7 +1024,13 @@ impl LocalVolume {
         let mut state = self.state.write();
         let mut data = cell.data.lock();
         let Some(loaded) = data.as_mut() else { return Ok(()) };
-        let Some(staging) = loaded.staging.as_mut() else { return Ok(()) };
+        let is_outdated = loaded.outdated.is_some();
+        let Some(staging) = loaded.staging.as_mut() else {
+            if is_outdated {
+                *data = None;
+            }
+            return Ok(());
+        };
         staging.observe().map_err(looking_failed)?;
         if staging.dirty {
             return Ok(());
@@ -999,12 +1046,19 @@ impl LocalVolume {
         };
         let len = staging.overlay.len_bytes();
         let is_worth = len >= CACHE_BYTES_MIN && staging.overlay.is_whole() && !loaded.failed;
-        if may_stay && is_worth && self.staging_cache.admit(cell.id, len, self.settings.read().cache_bytes) {
+        if may_stay
+            && is_worth
+            && !is_outdated
+            && self.staging_cache.admit(cell.id, len, self.settings.read().cache_bytes)
+        {
             return Ok(());
         }
         let handed = staging.is_handed();
         if let Some(staging) = loaded.staging.take() {
             staging.retire(&self.staging, lsn);
+        }
+        if is_outdated {
+            *data = None;
         }
         drop((data, state, gate));
         if handed {
@@ -1034,10 +1088,12 @@ impl LocalVolume {
     pub(super) fn shown(&self, id: InodeId) -> Result<Option<Shown>> {
         let Some(cell) = self.files.lock().get(&id).cloned() else { return Ok(None) };
         let mut data = cell.data.lock();
-        let Some(staging) = data.as_mut().and_then(|data| data.staging.as_mut()) else { return Ok(None) };
+        let Some(Data { staging, outdated, .. }) = data.as_mut() else { return Ok(None) };
+        let pinned = || outdated.filter(|_| cell.is_open());
+        let Some(staging) = staging else { return Ok(pinned()) };
         staging.observe().map_err(looking_failed)?;
         if !staging.dirty {
-            return Ok(None);
+            return Ok(pinned());
         }
         Ok(Some(Shown {
             len_bytes: staging.overlay.len_bytes(),

@@ -35,7 +35,7 @@ const ROW_VERSION: u8 = 1;
 const OPEN_SHARE: usize = 4;
 
 /// Which versions are kept.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// So many of each file, beside the current one.
     pub versions: u32,
@@ -161,6 +161,15 @@ fn current<T: Tables>(rows: &T, id: InodeId, row: &InodeRow) -> Result<Vec<KeptV
 }
 
 impl Retention {
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_varint(u64::from(self.versions));
+        out.put_varint(u64::try_from(self.age_max.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    pub fn decode(reader: &mut Reader<'_>) -> codec::Result<Self> {
+        Ok(Self { versions: reader.varint_u32()?, age_max: Duration::from_millis(reader.varint()?) })
+    }
+
     /// Takes out what is to be kept no longer, and leaves the rest in the order of time.
     fn take_excess(&self, kept: &mut Vec<KeptVersion>, now: Timestamp) -> Vec<KeptVersion> {
         kept.sort_by_key(|version| (version.hlc, version.dot.author));

@@ -16,6 +16,7 @@
 //! | `snapshots` | named snapshots: taken, sealed, deleted |
 //! | `settings` | what is set for the volume |
 //! | `restore` | putting back what a snapshot holds |
+//! | `merge`, `join`, `bulk` | another line, or a snapshot, joined into one |
 //! | `transfer` | snapshots that go out and come in as a stream |
 //! | `bootstrap` | a new store out of such a stream |
 //! | `verify` | whether all of a snapshot is there and sound |
@@ -58,6 +59,7 @@ mod attrs;
 mod ballast;
 mod bootstrap;
 mod branches;
+mod bulk;
 mod cached;
 mod check;
 mod collect;
@@ -65,7 +67,9 @@ mod conflicts;
 mod durable;
 mod files;
 mod history;
+mod join;
 mod lost;
+mod merge;
 mod names;
 mod publication;
 mod records;
@@ -87,6 +91,7 @@ pub use collect::CollectReport;
 pub use conflicts::{Found as FoundConflict, Resolution, Resolved};
 pub use history::FileVersion;
 pub use lost::{LostFile, LostRows};
+pub use merge::{MergeError, MergeOptions, Merged, Side};
 pub use recover::{OpenError, Opening, Progress};
 pub use restore::Restored;
 pub use settings::SettingError;

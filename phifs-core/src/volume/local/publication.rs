@@ -176,6 +176,10 @@ impl LocalVolume {
                 // The kernel's cache holds what was published.
                 self.cached_versions.lock().advance(item.cell.id, loaded.version, version);
             }
+            if has_version {
+                loaded.seen = vec![dot];
+                loaded.outdated = None;
+            }
             loaded.version = version;
             loaded.inline = published.inline;
             loaded.reader = ContentReader::new(published.content, loaded.inline.clone())?;
@@ -244,7 +248,10 @@ impl LocalVolume {
             // Opened in the meantime, perhaps with the promise that it is found in the staging file.
             return Ok(Err(Publication::Changing));
         }
-        let Some(row) = state.inode(cell.id)? else { return Ok(Err(Publication::Gone)) };
+        let Some(mut row) = state.inode(cell.id)? else { return Ok(Err(Publication::Gone)) };
+        // What others have done since is none of what was read here: it stays beside what was made of that.
+        let unseen: Vec<_> = row.versions.dots().filter(|dot| !loaded.seen.contains(dot)).collect();
+        unseen.into_iter().for_each(|dot| row.versions.remove(dot));
         // A record that outlived this version would bring back older bytes after a crash. But what the kernel may still
         // write, and sync by itself, must be found; the staging file has just been synced with the bytes published here.
         let record = prepared.written.then(|| staging.record()).transpose();

@@ -23,7 +23,7 @@ use crate::identity::{Author, NodeKey};
 use crate::merkle::NodeCache;
 use crate::meta::journal::{self, Journal, JournalError, Repair};
 use crate::meta::superblock::{StoreId, Superblock, SuperblockError};
-use crate::meta::{Lsn, Meta, Roots};
+use crate::meta::{Frozen, Lsn, Meta, Roots};
 use crate::namespace::Effect;
 use crate::namespace::apply::GENESIS_DOT;
 use crate::namespace::op::{Field, InodeEffect};
@@ -41,6 +41,7 @@ use crate::volume::VolumeError;
 use super::ballast::Ballast;
 use super::branches::Branches;
 use super::files::FileCell;
+use super::join::RECORD_MERGE;
 use super::records::{Base, Delta, Records, Staged, base_inode, delta_number, delta_prefix};
 use super::staged::{MEMORY_BYTES_MAX, Place, Staging, StagingPool};
 use super::state::{RECORD_TRANSACTION, State, local_key};
@@ -175,6 +176,7 @@ impl LocalVolume {
         };
         state.settings = settings.clone();
         let mut replayed = 0;
+        let mut merged = Vec::new();
         let journal = {
             let glyphs = store.clone();
             let store = store.clone();
@@ -189,6 +191,10 @@ impl LocalVolume {
                     && let Some(name) = state.replay(lsn, payload)?
                 {
                     make_cut(&mut state, &glyphs, &name)?;
+                }
+                if kind == RECORD_MERGE {
+                    let frozen = |roots: &Roots| Frozen::new(nodes.clone(), roots.clone());
+                    merged.extend(state.replay_merge(lsn, payload, frozen)?.map(|roots| (lsn, roots)));
                 }
                 replayed += 1;
                 if replayed % 4096 == 0 {
@@ -258,6 +264,7 @@ impl LocalVolume {
                 previous_roots: checkpoint.roots.clone(),
                 last: checkpoint,
                 pending: None,
+                merged,
             }),
             registry: registry.unwrap_or_else(|| state.clone()),
             state,
@@ -393,7 +400,14 @@ impl LocalVolume {
             state.commit_local(changes, self.env.now(), &self.journal)?;
         }
         let reader = ContentReader::new(content, inline.clone()).map_err(VolumeError::from)?;
-        let cell = FileCell::recovered(id, version, inline, reader, staging);
+        // Which versions it was made of is known only from the bytes under it; a file that was rewritten has none.
+        let base = *staging.overlay.base();
+        let mut seen: Vec<_> =
+            row.versions.entries().iter().filter(|entry| entry.value.content == base).map(|entry| entry.dot).collect();
+        if seen.is_empty() && row.versions.entries().len() == 1 {
+            seen.extend(row.versions.dots());
+        }
+        let cell = FileCell::recovered(id, (version, seen), inline, reader, staging);
         drop(state);
         self.files.lock().insert(id, Arc::new(cell));
         self.enqueue(id);

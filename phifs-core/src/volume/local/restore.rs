@@ -128,7 +128,7 @@ impl LocalVolume {
     }
 
     /// A full disk in the middle would leave half of it done.
-    fn check_room_for(&self, changes: u64) -> Result<()> {
+    pub(super) fn check_room_for(&self, changes: u64) -> Result<()> {
         let space = self.disk.space();
         let space = space.map_err(|source| VolumeError::Disk { doing: "asking for free space", source })?;
         let needed = self.store.reserve_bytes().saturating_add(changes.saturating_mul(BYTES_PER_CHANGE));

@@ -287,6 +287,7 @@ impl LocalVolume {
                 draft.registry.push((Key::Snapshot(name.clone()), None));
                 draft.registry.extend(snapshot.id.map(|id| (Key::Record(id), None)));
                 draft.local.push((line_key(name), None));
+                draft.local.push((parents_key(name), None));
             }
             state.commit(draft, &self.journal)?;
         }
@@ -343,21 +344,29 @@ impl LocalVolume {
 
     fn seal_snapshot(&self, name: &str, mut snapshot: NamedSnapshot) -> Result<()> {
         let authors = self.authors_in(&snapshot.cut)?;
-        let (head_key, parent, volume, author) = {
+        let (head_key, mut parents, volume, author) = {
             let state = self.state.read();
-            let branch = branch_of(&state, name)?;
-            let parent = match (head(&state, branch)?, branch) {
-                (None, Some(number)) => base_of(&state, number)?,
-                (head, _) => head,
+            // What was merged is no step of any line.
+            let (head_key, parents) = match merged_parents(&state, name)? {
+                Some(parents) => (None, parents),
+                None => {
+                    let branch = branch_of(&state, name)?;
+                    let parent = match (head(&state, branch)?, branch) {
+                        (None, Some(number)) => base_of(&state, number)?,
+                        (head, _) => head,
+                    };
+                    (Some(head_key(branch)), parent.into_iter().collect())
+                }
             };
-            (head_key(branch), parent, self.volume_id(&state)?, state.author)
+            (head_key, parents, self.volume_id(&state)?, state.author)
         };
-        let facts = self.count_facts(parent, &snapshot.cut)?;
+        let facts = self.count_facts(parents.first().copied(), &snapshot.cut)?;
+        parents.sort_unstable();
         let usage = self.store.usage();
         let record = Record {
             volume,
             roots: snapshot.cut.roots.clone(),
-            parents: parent.into_iter().collect(),
+            parents,
             context: snapshot.cut.context.clone(),
             authors,
             theta: Theta { hlc: snapshot.cut.hlc, time: snapshot.cut.time, lag_micros: 0 },
@@ -382,8 +391,9 @@ impl LocalVolume {
         let mut draft = state.draft(self.env.now());
         draft.registry.push((Key::Record(id), Some(sealed.encode())));
         draft.registry.push((Key::Snapshot(name.into()), Some(snapshot.encode())));
-        draft.local.push((head_key, Some(id.0.to_vec())));
+        draft.local.extend(head_key.map(|key| (key, Some(id.0.to_vec()))));
         draft.local.push((line_key(name), None));
+        draft.local.push((parents_key(name), None));
         state.commit(draft, &self.journal)?;
         Ok(())
     }
@@ -428,13 +438,27 @@ pub fn candidates(snapshots: &[(String, NamedSnapshot)]) -> Vec<Candidate<'_>> {
     snapshots.iter().map(|(_, snapshot)| Candidate { millis: taken(snapshot), labels: &snapshot.labels }).collect()
 }
 
-fn check_free(state: &State, name: &str) -> Result<()> {
+pub(super) fn check_free(state: &State, name: &str) -> Result<()> {
     if state.snapshot(name)?.is_some() { Err(SnapshotError::Exists(name.into())) } else { Ok(()) }
 }
 
 /// Where it is kept which branch a snapshot is of, until that is sealed.
 fn line_key(name: &str) -> Vec<u8> {
     local_key(b'l', name.as_bytes())
+}
+
+/// Where it is kept which two snapshots one was merged of, until it is sealed.
+pub(super) fn parents_key(name: &str) -> Vec<u8> {
+    local_key(b'p', name.as_bytes())
+}
+
+/// The one that the other was merged into comes first.
+fn merged_parents(state: &State, name: &str) -> Result<Option<Vec<S8Id>>> {
+    let key = parents_key(name);
+    let Some(value) = state.get(Table::Local, &key)? else { return Ok(None) };
+    let mut reader = Reader::new(&value);
+    let parents = [reader.array(), reader.array()].into_iter().map(|id| id.map(S8Id)).collect();
+    Ok(Some(parents).transpose().map_err(|e| malformed("the parents of a snapshot", &key, e))?)
 }
 
 /// Where it is kept which snapshot of a line was sealed last.

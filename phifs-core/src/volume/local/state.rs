@@ -4,7 +4,7 @@
 //! copy of the rows it touches; only when that worked does it go to the journal and into the tables. So a failing disk
 //! in the middle of an operation leaves nothing half done, and the journal's order is the order of the operations.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -26,9 +26,10 @@ use crate::store::StoreError;
 use crate::time::{Hlc, Timestamp};
 use crate::volume::{Ino, VolumeError};
 
+use super::bulk::Changes;
 use super::scope::{Rows, Scope};
 
-/// The kind of the only journal record there is: a transaction.
+/// The kind of the journal record of a transaction. (The only other one is that of a merge: see `join`.)
 pub const RECORD_TRANSACTION: u8 = 1;
 
 /// Bits of an inode number that hold the operation's number; above them is the local number of its author.
@@ -158,8 +159,35 @@ impl State {
         for (_, branch) in self.branches()? {
             known.join(&branch.base.context);
         }
+        known.join(&self.merged()?);
         *self.known.write() = known;
         Ok(())
+    }
+
+    /// What lines of this store, or others, have learnt from each other by merging. Only the main line keeps it.
+    fn merged(&self) -> Result<VersionVector, StoreError> {
+        let Some(bytes) = self.get(Table::Local, &local_key(b'k', &[]))? else { return Ok(VersionVector::new()) };
+        let mut reader = Reader::new(&bytes);
+        let known = VersionVector::decode(&mut reader).and_then(|known| reader.finish().map(|()| known));
+        known.map_err(|e| malformed("merged states", b"k", e))
+    }
+
+    /// Notes that somebody else is about to know all of this, and may change it.
+    pub fn note_merged(
+        &mut self,
+        context: &VersionVector,
+        now: Timestamp,
+        journal: &Journal,
+    ) -> Result<(), StoreError> {
+        let mut merged = self.merged()?;
+        if merged.covers(context) {
+            return Ok(());
+        }
+        merged.join(context);
+        let mut value = Vec::new();
+        merged.encode(&mut value);
+        self.commit_local(vec![(local_key(b'k', &[]), Some(value))], now, journal)?;
+        self.look_at_registry()
     }
 
     /// The value of an entry of the registry.
@@ -422,6 +450,17 @@ impl State {
         self.transactions += 1;
     }
 
+    /// The same for a transaction of any size.
+    pub(super) fn take_changes(&mut self, changes: BTreeMap<Table, Changes>, inodes: u64) {
+        self.inodes = inodes;
+        for (table, rows) in changes {
+            for (key, value) in rows {
+                self.meta.set(TableId(table as u8), key, value);
+            }
+        }
+        self.transactions += 1;
+    }
+
     /// How many transactions there were since the start.
     pub fn transactions(&self) -> u64 {
         self.transactions
@@ -461,6 +500,8 @@ impl TablesMut for State {
 ///
 /// `a` author number -> author; `s` inode and `d` inode, number -> its dirty bytes (see `records`); `t` inode -> atime;
 /// `o` inode -> nothing: unlinked while open; `g` inode -> nothing: a grave, without names but known to others.
+/// `k` -> what is known elsewhere because it was merged; `p` name of a snapshot -> the two that it was merged of, until it
+/// is sealed.
 /// `h` -> the last snapshot that was sealed, and with the number of a branch that of the branch; `l` name of a snapshot
 /// -> the number of the branch that it was taken of, until it is sealed; `v` inode, version -> a superseded version that
 /// is kept (see `history`); `u` directory -> nothing: of a union, the member by whose number the kernel knows it.

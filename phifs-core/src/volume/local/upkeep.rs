@@ -88,6 +88,8 @@ pub struct Checkpoints {
     pub previous_roots: Roots,
     /// A snapshot that was promised and whose maps are still to be made.
     pub pending: Option<PendingCut>,
+    /// States that the journal names at these places, because they were merged there.
+    pub merged: Vec<(Lsn, Roots)>,
 }
 
 /// The tables as they were when a snapshot was taken. They stay frozen until its maps are made, whatever fails.
@@ -478,6 +480,8 @@ impl LocalVolume {
         }
         self.counters.checkpoint_lsn.store(next.lsn.0, Ordering::Relaxed);
         let previous = std::mem::replace(last, next);
+        // Either copy of the superblock may be what the next start finds.
+        checkpoints.merged.retain(|(lsn, _)| *lsn > previous.lsn);
         checkpoints.previous_roots = previous.roots;
         if let Err(error) = self.oplog.trim(self.options.oplog_bytes) {
             tracing::warn!(%error, "the operation log could not be trimmed");

@@ -1,0 +1,362 @@
+//! What joining another state means for the tables of a line of changes, the rows of this machine included.
+//!
+//! The journal says no more of it than which state that was. Joining is a pure function of the two states, so replaying
+//! does the same again.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::causal::VersionVector;
+use crate::codec::{self, Encode, Reader};
+use crate::id::{DirId, Dot, InodeId, LinkId};
+use crate::identity::Author;
+use crate::merkle;
+use crate::meta::{Frozen, Journal, Lsn, Roots, TableId};
+use crate::namespace::derive::{Children, dot_of};
+use crate::namespace::join::{Contexts, TheirRow, join};
+use crate::namespace::row::{InodeRow, LinkRow};
+use crate::namespace::suspect::{self, Suspect};
+use crate::namespace::tables::{REPLICATED, Rows, Table, Tables, TablesMut, malformed};
+use crate::namespace::view::{self, Stat};
+use crate::registry::Cut;
+use crate::store::StoreError;
+use crate::volume::{FileKind, VolumeError};
+
+use super::bulk::{Bulk, Changes};
+use super::history::{self, Retention};
+use super::state::{State, local_key};
+
+/// The kind of the journal record of a join.
+pub const RECORD_MERGE: u8 = 2;
+
+const MERGE_VERSION: u8 = 1;
+
+/// Another state, to be joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merge {
+    /// Its nodes and glyphs are in this store. `time` is when it is joined.
+    pub theirs: Cut,
+    /// Everybody who made something in it.
+    pub authors: Vec<Author>,
+    /// Which of the versions are kept that it replaces.
+    pub retention: Retention,
+}
+
+impl Merge {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![MERGE_VERSION];
+        self.theirs.encode(&mut out);
+        self.retention.encode(&mut out);
+        out.put_varint(self.authors.len() as u64);
+        self.authors.iter().for_each(|author| author.encode(&mut out));
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
+        let mut reader = Reader::new(bytes);
+        reader.format("the record of a merge", MERGE_VERSION)?;
+        let theirs = Cut::decode(&mut reader)?;
+        let retention = Retention::decode(&mut reader)?;
+        let authors = (0..reader.count()?).map(|_| Author::decode(&mut reader)).collect::<codec::Result<_>>()?;
+        reader.finish()?;
+        Ok(Self { theirs, authors, retention })
+    }
+}
+
+/// The rows in which a state with these maps and another one differ.
+pub fn differing(mine: &Roots, theirs: &Frozen) -> Result<Vec<TheirRow>, StoreError> {
+    let mut rows = Vec::new();
+    for table in REPLICATED {
+        let id = TableId(table as u8);
+        merkle::diff(theirs.source(), &mine.get(id), &theirs.roots().get(id), &mut |change| {
+            rows.push(TheirRow { table, key: change.key, value: change.new });
+            ControlFlow::Continue(())
+        })?;
+    }
+    Ok(rows)
+}
+
+/// What a state becomes by joining another one, in `rows` of which the two differ; or what is wrong with that one.
+pub fn joined<'a, T: Tables + ?Sized>(
+    mine: &'a T,
+    context: &VersionVector,
+    theirs: &Cut,
+    rows: &[TheirRow],
+) -> Result<Bulk<'a, T>, Suspect> {
+    suspect::check_rows(mine, &theirs.context, rows)?;
+    let bulk = joined_unchecked(mine, context, theirs, rows)?;
+    suspect::check_joined(&bulk, rows)?;
+    if let Some((table, key)) = bulk.too_large() {
+        let source = codec::DecodeError::NotCanonical("the size of a row");
+        return Err(malformed(&table.to_string(), key, source).into());
+    }
+    Ok(bulk)
+}
+
+fn joined_unchecked<'a, T: Tables + ?Sized>(
+    mine: &'a T,
+    context: &VersionVector,
+    theirs: &Cut,
+    rows: &[TheirRow],
+) -> Result<Bulk<'a, T>, StoreError> {
+    let contexts = Contexts { mine: &|dot| context.contains(dot), theirs: &|dot| theirs.context.contains(dot) };
+    let mut bulk = Bulk::new(mine);
+    join(&mut bulk, &contexts, rows)?;
+    Ok(bulk)
+}
+
+/// What a join changes for those who look at the files.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// Names that mean something else now.
+    pub names: Vec<(DirId, Vec<u8>)>,
+    /// Inodes that were there and look different.
+    pub inodes: Vec<InodeId>,
+    /// Of these, the files that have another version now, and those that are gone.
+    pub contents: Vec<InodeId>,
+    /// Inodes that have lost their last name.
+    pub nameless: Vec<InodeId>,
+}
+
+/// What a join changes in a line of changes: rows, and how many inodes there are then.
+pub struct Joined {
+    pub told: Told,
+    changes: BTreeMap<Table, Changes>,
+    inodes: u64,
+    transactions: u64,
+}
+
+impl State {
+    /// Adds to `rows` those that were changed here since the maps were made and that the other state has.
+    pub fn add_changed(
+        &self,
+        rows: &mut Vec<TheirRow>,
+        theirs: &Frozen,
+        context: &VersionVector,
+    ) -> Result<(), StoreError> {
+        let found = rows.len();
+        for table in REPLICATED {
+            let changed = self.meta.changed_keys(TableId(table as u8));
+            if changed.is_empty() {
+                continue;
+            }
+            let known: HashSet<&[u8]> =
+                rows[..found].iter().filter(|row| row.table == table).map(|row| &row.key[..]).collect();
+            let mut new = Vec::new();
+            for key in changed.iter().filter(|key| !known.contains(&key[..])) {
+                // Of what they have never heard of they have nothing, and cannot have removed anything.
+                let made = key.get(if table == Table::Moves { 8..8 + Dot::LEN } else { 0..Dot::LEN });
+                if context.contains(dot_of(made.unwrap_or_default())?) {
+                    let value = theirs.get(table, key)?;
+                    new.push(TheirRow { table, key: Bytes::copy_from_slice(key), value });
+                }
+            }
+            rows.extend(new);
+        }
+        Ok(())
+    }
+
+    /// Finds out what a join makes of the tables. `checked`: the other state is known to be sound.
+    pub fn rehearse_merge(&self, merge: &Merge, rows: &[TheirRow], checked: bool) -> Result<Joined, Suspect> {
+        let mut bulk = if checked {
+            joined_unchecked(self, &self.context, &merge.theirs, rows)?
+        } else {
+            joined(self, &self.context, &merge.theirs, rows)?
+        };
+        let told = tell(&bulk)?;
+        let (named, nameless) = self.names_of_changed(&bulk, &told)?;
+        self.bring_along(&mut bulk, merge, named, &nameless)?;
+        let mut inodes = self.inodes();
+        for (key, row) in bulk.changed(Table::Inodes) {
+            let is_new = !self.context.contains(dot_of(key)?);
+            let was_there = !is_new && self.get(Table::Inodes, key)?.is_some();
+            inodes = inodes + u64::from(row.is_some()) - u64::from(was_there);
+        }
+        let told = Told { nameless, ..told };
+        Ok(Joined { told, changes: bulk.into_changes(), inodes, transactions: self.transactions() })
+    }
+
+    /// Which of the inodes that a join is about have names afterwards, and which have none.
+    fn names_of_changed(
+        &self,
+        joined: &Bulk<'_, Self>,
+        told: &Told,
+    ) -> Result<(Vec<InodeId>, Vec<InodeId>), StoreError> {
+        let mut named: HashSet<InodeId> = HashSet::new();
+        let mut asked: BTreeSet<InodeId> = told.inodes.iter().copied().collect();
+        for (key, row) in joined.changed(Table::Links) {
+            let id = LinkId(dot_of(key)?);
+            let place = |row: &LinkRow| row.place().map(|place| place.inode);
+            let now = row.map(|row| LinkRow::decode(id.0, row).map_err(|e| malformed("link", key, e))).transpose()?;
+            named.extend(now.as_ref().and_then(place));
+            if self.context.contains(id.0) {
+                asked.extend(self.link(id)?.as_ref().and_then(place));
+            }
+        }
+        for (key, _) in joined.changed(Table::Dirs) {
+            asked.insert(InodeId(dot_of(key)?));
+        }
+        for (key, _) in joined.changed(Table::Inodes) {
+            asked.insert(InodeId(dot_of(key)?));
+        }
+        asked.remove(&DirId::ROOT.inode());
+        let (mut has, mut has_none) = (Vec::new(), Vec::new());
+        for id in asked.into_iter().chain(named.iter().copied()).collect::<BTreeSet<_>>() {
+            let is_named = named.contains(&id)
+                || match joined.inode(id)? {
+                    Some(row) => view::nlink(joined, id, row.kind())? > 0,
+                    None => false,
+                };
+            if is_named { has.push(id) } else { has_none.push(id) }
+        }
+        Ok((has, has_none))
+    }
+
+    /// Brings the rows of this machine along: graves of inodes without names, and versions that were replaced.
+    fn bring_along(
+        &self,
+        joined: &mut Bulk<'_, Self>,
+        merge: &Merge,
+        named: Vec<InodeId>,
+        nameless: &[InodeId],
+    ) -> Result<(), StoreError> {
+        let local = |about: u8, id: InodeId| local_key(about, &id.0.to_bytes());
+        let mut draft = self.draft(merge.theirs.time);
+        let failed = |error: VolumeError| match error {
+            VolumeError::Store(error) => error,
+            error => unreachable!("rows of history only fail to be read: {error}"),
+        };
+        for (key, row) in joined.changed(Table::Inodes) {
+            let id = InodeId(dot_of(key)?);
+            let Some(mut before) = (if self.context.contains(id.0) { self.inode(id)? } else { None }) else { continue };
+            let Some(row) = row else {
+                history::forget(self, &mut draft, id, &before).map_err(failed)?;
+                draft.local.push((local(b't', id), None));
+                continue;
+            };
+            let now = InodeRow::decode(id.0, row).map_err(|e| malformed("inode", key, e))?;
+            for dot in now.versions.dots() {
+                before.versions.remove(dot);
+            }
+            history::keep_replaced(self, &mut draft, id, &before, merge.retention).map_err(failed)?;
+        }
+        // Most have neither, and there are few of these rows.
+        for about in [b'g', b'o'] {
+            if self.with_any(about)? {
+                for id in &named {
+                    if self.get(Table::Local, &local(about, *id))?.is_some() {
+                        draft.local.push((local(about, *id), None));
+                    }
+                }
+            }
+        }
+        for id in nameless {
+            let is_there = joined.get(Table::Inodes, &id.0.to_bytes())?.is_some();
+            draft.local.push((local(b'g', *id), is_there.then(Vec::new)));
+        }
+        for (key, value) in draft.local {
+            match value {
+                Some(value) => joined.put(Table::Local, &key, &value),
+                None => joined.delete(Table::Local, &key),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is any row of this kind in the local table.
+    fn with_any(&self, about: u8) -> Result<bool, StoreError> {
+        let mut any = false;
+        self.scan(Table::Local, &[about], &mut |key, _| {
+            any = key.first() == Some(&about);
+            ControlFlow::Break(())
+        })?;
+        Ok(any)
+    }
+
+    /// Carries a join out: journal, then tables.
+    ///
+    /// # Panics
+    /// If there was a transaction since it was rehearsed.
+    pub fn commit_merge(&mut self, merge: &Merge, joined: Joined, journal: &Journal) -> Lsn {
+        let lsn = journal.append(RECORD_MERGE, &merge.encode());
+        self.take_merge(merge, joined);
+        lsn
+    }
+
+    fn take_merge(&mut self, merge: &Merge, joined: Joined) {
+        assert_eq!(joined.transactions, self.transactions(), "a join outlived the state it was made of");
+        let authors = self.meet(&merge.authors);
+        for (key, value) in authors {
+            self.put(Table::Local, &key, &value.unwrap_or_default());
+        }
+        self.take_changes(joined.changes, joined.inodes);
+        self.context.join(&merge.theirs.context);
+        self.hlc = self.hlc.max(merge.theirs.hlc);
+    }
+
+    /// Does a join again that is found in the journal. Says what was joined, unless the tables have it already.
+    pub fn replay_merge(
+        &mut self,
+        lsn: Lsn,
+        payload: &[u8],
+        frozen: impl Fn(&Roots) -> Frozen,
+    ) -> Result<Option<Roots>, StoreError> {
+        let record = |source| StoreError::Malformed { what: format!("journal record {}", lsn.0), source };
+        let merge = Merge::decode(payload).map_err(record)?;
+        if self.context.covers(&merge.theirs.context) {
+            return Ok(None);
+        }
+        let theirs = frozen(&merge.theirs.roots);
+        let mut rows = differing(self.meta.roots(), &theirs)?;
+        self.add_changed(&mut rows, &theirs, &merge.theirs.context)?;
+        let joined = self.rehearse_merge(&merge, &rows, true).map_err(|error| match error {
+            Suspect::Store(error) => error,
+            error => unreachable!("it was checked when it was joined: {error}"),
+        })?;
+        self.take_merge(&merge, joined);
+        Ok(Some(merge.theirs.roots))
+    }
+}
+
+/// What is different in the tables for those who look at the files.
+fn tell(joined: &Bulk<'_, State>) -> Result<Told, StoreError> {
+    const HASH_BYTES: usize = 8;
+    let mut told = Told::default();
+    let before = joined.under();
+    for (key, row) in joined.changed(Table::Children) {
+        let shown = |row: &Bytes| {
+            let children = Children::decode(row).map_err(|e| malformed("child", key, e))?;
+            Ok::<_, StoreError>(children.shown())
+        };
+        let was = before.get(Table::Children, key)?.as_ref().map(shown).transpose()?;
+        if was.flatten() != row.map(shown).transpose()?.flatten() {
+            let dir = DirId(dot_of(key.get(..Dot::LEN).unwrap_or_default())?);
+            told.names.push((dir, key.get(Dot::LEN + HASH_BYTES..).unwrap_or_default().to_vec()));
+        }
+    }
+    let mut inodes = BTreeSet::new();
+    for (key, row) in joined.changed(Table::Inodes) {
+        let id = InodeId(dot_of(key)?);
+        if !before.context.contains(id.0) {
+            continue;
+        }
+        let Some(was) = before.inode(id)? else { continue };
+        let now = row.map(|row| InodeRow::decode(id.0, row).map_err(|e| malformed("inode", key, e))).transpose()?;
+        if now.as_ref() == Some(&was) {
+            continue;
+        }
+        inodes.insert(id);
+        let version = |row: &InodeRow| Stat::of(row).version.map(|(dot, _)| dot);
+        if was.kind() == FileKind::File && now.as_ref().map(version) != Some(version(&was)) {
+            told.contents.push(id);
+        }
+    }
+    for (key, _) in joined.changed(Table::Xattrs) {
+        let id = InodeId(dot_of(key.get(..Dot::LEN).unwrap_or_default())?);
+        inodes.extend(before.context.contains(id.0).then_some(id));
+    }
+    told.inodes.extend(inodes);
+    Ok(told)
+}
