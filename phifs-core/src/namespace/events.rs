@@ -96,6 +96,11 @@ impl Event {
         out
     }
 
+    /// Whether people have to decide about it.
+    pub fn is_dispute(&self) -> bool {
+        matches!(self.what, What::Name | What::Type | What::Content)
+    }
+
     pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
         let mut reader = Reader::new(bytes);
         reader.format("an event", VERSION)?;
@@ -267,7 +272,8 @@ impl<T: Tables + ?Sized, U: Tables + ?Sized> Joined<'_, T, U> {
 
     fn inode(&self, id: InodeId, theirs: &TheirRow, events: &mut Vec<Event>) -> Result<()> {
         let Some(after) = self.after.inode(id)? else { return Ok(()) };
-        let decode = |bytes: &bytes::Bytes| InodeRow::decode(id.0, bytes).map_err(|e| malformed("inode", &theirs.key, e));
+        let decode =
+            |bytes: &bytes::Bytes| InodeRow::decode(id.0, bytes).map_err(|e| malformed("inode", &theirs.key, e));
         let there = theirs.value.as_ref().map(decode).transpose()?.unwrap_or_default();
         let here = self.before.inode(id)?.unwrap_or_default();
         if after.kind() == FileKind::Directory {

@@ -49,6 +49,12 @@ pub fn join<T: TablesMut + ?Sized>(mine: &mut T, contexts: &Contexts<'_>, rows: 
             (Table::Moves, _) => moves.join(mine, contexts, key, theirs)?,
             // After the directories that they are in.
             (Table::Links, _) | (_, Meeting::OnlyMine) => {}
+            (Table::Inodes, Meeting::OnlyTheirs(value)) => {
+                let id = InodeId(derive::dot_of(key)?);
+                let new = InodeRow::decode(id.0, value).map_err(|e| malformed("inode", key, e))?;
+                mine.put(Table::Inodes, key, value);
+                union::versions_changed(mine, id, 0, new.versions.entries().len())?;
+            }
             (table, Meeting::OnlyTheirs(value)) => mine.put(table, key, value),
             (Table::Inodes, Meeting::Both) => {
                 let id = InodeId(derive::dot_of(key)?);

@@ -2,6 +2,7 @@
 
 mod branches;
 mod browsing;
+mod conflicts;
 mod crash;
 mod damage;
 mod faults;

@@ -13,16 +13,16 @@ use phifs_core::volume::{FileKind, Ino, Invalidate, NewKind, NewNode, OpenHow, R
 
 use crate::harness::{CALLER, NODE, READ, TestEnv, WRITE, open, open_with, options, settle};
 
-type Tree = BTreeMap<Vec<u8>, Vec<u8>>;
+pub type Tree = BTreeMap<Vec<u8>, Vec<u8>>;
 
-fn new_volume() -> (MemDisk, Arc<TestEnv>, LocalVolume) {
+pub fn new_volume() -> (MemDisk, Arc<TestEnv>, LocalVolume) {
     let disk = MemDisk::new();
     let env = TestEnv::new(1);
     let volume = reopen(&disk, &env);
     (disk, env, volume)
 }
 
-fn reopen(disk: &MemDisk, env: &Arc<TestEnv>) -> LocalVolume {
+pub fn reopen(disk: &MemDisk, env: &Arc<TestEnv>) -> LocalVolume {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
     open(&disk, env).unwrap()
 }
@@ -45,24 +45,24 @@ fn try_write_in(volume: &LocalVolume, dir: Ino, name: &[u8], bytes: &[u8]) -> Re
     Ok(())
 }
 
-fn write_in(volume: &LocalVolume, dir: Ino, name: &[u8], bytes: &[u8]) {
+pub fn write_in(volume: &LocalVolume, dir: Ino, name: &[u8], bytes: &[u8]) {
     try_write_in(volume, dir, name, bytes).unwrap();
 }
 
-fn write(volume: &LocalVolume, name: &[u8], bytes: &[u8]) {
+pub fn write(volume: &LocalVolume, name: &[u8], bytes: &[u8]) {
     write_in(volume, Ino::ROOT, name, bytes);
 }
 
-fn mkdir(volume: &LocalVolume, dir: Ino, name: &[u8]) -> Ino {
+pub fn mkdir(volume: &LocalVolume, dir: Ino, name: &[u8]) -> Ino {
     let node = NewNode { kind: NewKind::Directory, permissions: 0o755, umask: 0 };
     volume.make(&CALLER, dir, name, &node).unwrap().ino
 }
 
-fn find(volume: &LocalVolume, dir: Ino, name: &[u8]) -> Ino {
+pub fn find(volume: &LocalVolume, dir: Ino, name: &[u8]) -> Ino {
     volume.lookup(&CALLER, dir, name).unwrap().ino
 }
 
-fn read(volume: &LocalVolume, ino: Ino) -> Vec<u8> {
+pub fn read(volume: &LocalVolume, ino: Ino) -> Vec<u8> {
     let opened = volume.open(&CALLER, ino, &READ).unwrap();
     let bytes = volume.read(ino, opened.handle, 0, 1 << 24).unwrap();
     volume.release(ino, opened.handle);
@@ -70,7 +70,7 @@ fn read(volume: &LocalVolume, ino: Ino) -> Vec<u8> {
 }
 
 /// Every path, with the bytes of files.
-fn tree(volume: &LocalVolume) -> Tree {
+pub fn tree(volume: &LocalVolume) -> Tree {
     let mut tree = Tree::new();
     let mut dirs = vec![(Ino::ROOT, Vec::new())];
     while let Some((dir, path)) = dirs.pop() {
@@ -94,11 +94,11 @@ fn tree(volume: &LocalVolume) -> Tree {
     tree
 }
 
-fn paths(volume: &LocalVolume) -> Vec<String> {
+pub fn paths(volume: &LocalVolume) -> Vec<String> {
     tree(volume).into_keys().map(|path| String::from_utf8(path).unwrap()).collect()
 }
 
-fn branch(volume: &LocalVolume, snapshot: &str, name: &str) -> Arc<LocalVolume> {
+pub fn branch(volume: &LocalVolume, snapshot: &str, name: &str) -> Arc<LocalVolume> {
     volume.clone_snapshot(snapshot, name).unwrap();
     volume.open_branch(name, &|_| {}).unwrap()
 }
@@ -111,12 +111,12 @@ fn try_merge(volume: &LocalVolume, source: &str, target: &str) -> Result<Merged,
     volume.merge(&side(source), &side(target), &MergeOptions::default())
 }
 
-fn merge(volume: &LocalVolume, source: &str, target: &str) -> Merged {
+pub fn merge(volume: &LocalVolume, source: &str, target: &str) -> Merged {
     try_merge(volume, source, target).unwrap()
 }
 
 /// Names the state of a line.
-fn root(volume: &LocalVolume, line: &str) -> [u8; 32] {
+pub fn root(volume: &LocalVolume, line: &str) -> [u8; 32] {
     let name = format!("root of {line} {}", volume.snapshots().unwrap().len());
     match line {
         "live" => volume.create_snapshot(&name, vec![], false).unwrap(),
@@ -131,7 +131,7 @@ fn record(volume: &LocalVolume, name: &str) -> phifs_core::snapshot::Record {
     volume.sealed_record(id).unwrap().unwrap().record
 }
 
-fn check(volume: &LocalVolume) {
+pub fn check(volume: &LocalVolume) {
     let report = volume.fsck(false, &|_| {}).unwrap();
     assert_eq!(report.problems, []);
 }

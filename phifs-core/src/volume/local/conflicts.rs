@@ -204,6 +204,12 @@ impl LocalVolume {
     }
 }
 
+/// What there is to decide about at a path.
+pub(super) fn found_at<T: Tables + ?Sized>(tables: &T, path: &[u8]) -> Result<Option<Found>> {
+    let (dir, name) = parent_of(tables, path)?;
+    Ok(conflict::at(tables, dir, name)?.map(|conflict| Found { path: path.to_vec(), conflict }))
+}
+
 /// Everything to decide about that has a path.
 fn found_in(state: &State) -> Result<Vec<Found>> {
     let mut found = Vec::new();
@@ -217,7 +223,7 @@ fn found_in(state: &State) -> Result<Vec<Found>> {
 }
 
 /// The directory that a path's last name is in, and that name.
-fn parent_of<'a, T: Tables>(tables: &T, path: &'a [u8]) -> Result<(DirId, &'a [u8])> {
+fn parent_of<'a, T: Tables + ?Sized>(tables: &T, path: &'a [u8]) -> Result<(DirId, &'a [u8])> {
     let path = path.strip_suffix(b"/").unwrap_or(path);
     let at = path.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
     let (above, name) = path.split_at(at);

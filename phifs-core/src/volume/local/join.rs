@@ -14,11 +14,13 @@ use crate::id::{DirId, Dot, InodeId, LinkId};
 use crate::identity::Author;
 use crate::merkle;
 use crate::meta::{Frozen, Journal, Lsn, Roots, TableId};
-use crate::namespace::derive::{Children, dot_of};
+use crate::namespace::derive::{Child, Children, dot_of};
+use crate::namespace::events::{self, Event};
 use crate::namespace::join::{Contexts, TheirRow, join};
 use crate::namespace::row::{InodeRow, LinkRow};
 use crate::namespace::suspect::{self, Suspect};
 use crate::namespace::tables::{REPLICATED, Rows, Table, Tables, TablesMut, malformed};
+use crate::namespace::union;
 use crate::namespace::view::{self, Stat};
 use crate::registry::Cut;
 use crate::store::StoreError;
@@ -26,12 +28,19 @@ use crate::volume::{FileKind, VolumeError};
 
 use super::bulk::{Bulk, Changes};
 use super::history::{self, Retention};
+use super::names::known_as;
 use super::state::{State, local_key};
 
 /// The kind of the journal record of a join.
 pub const RECORD_MERGE: u8 = 2;
 
 const MERGE_VERSION: u8 = 1;
+
+/// Rows of the local table about what joins came across: time of the join, number -> event.
+const EVENT: u8 = b'e';
+
+/// So many are kept, the latest.
+const EVENTS_MAX: usize = 10_000;
 
 /// Another state, to be joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,6 +127,8 @@ pub struct Told {
     pub contents: Vec<InodeId>,
     /// Inodes that have lost their last name.
     pub nameless: Vec<InodeId>,
+    /// What people may want to hear of.
+    pub events: Vec<Event>,
 }
 
 /// What a join changes in a line of changes: rows, and how many inodes there are then.
@@ -167,14 +178,17 @@ impl State {
         };
         let told = tell(&bulk)?;
         let (named, nameless) = self.names_of_changed(&bulk, &told)?;
+        let events = events_of(&bulk, &self.context, &merge.theirs.context, rows)?;
         self.bring_along(&mut bulk, merge, named, &nameless)?;
+        self.keep_known_numbers(&mut bulk)?;
+        self.note_events(&mut bulk, merge, &events)?;
         let mut inodes = self.inodes();
         for (key, row) in bulk.changed(Table::Inodes) {
             let is_new = !self.context.contains(dot_of(key)?);
             let was_there = !is_new && self.get(Table::Inodes, key)?.is_some();
             inodes = inodes + u64::from(row.is_some()) - u64::from(was_there);
         }
-        let told = Told { nameless, ..told };
+        let told = Told { nameless, events, ..told };
         Ok(Joined { told, changes: bulk.into_changes(), inodes, transactions: self.transactions() })
     }
 
@@ -265,6 +279,53 @@ impl State {
         Ok(())
     }
 
+    /// Notes what happened for `phifs log --conflicts`, and forgets the oldest of what was noted before.
+    fn note_events(&self, joined: &mut Bulk<'_, Self>, merge: &Merge, events: &[Event]) -> Result<(), StoreError> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let known = self.with_prefix(Table::Local, &[EVENT])?;
+        for (rest, _) in known.iter().take((known.len() + events.len()).saturating_sub(EVENTS_MAX)) {
+            joined.delete(Table::Local, &local_key(EVENT, rest));
+        }
+        let millis = merge.theirs.time.millis();
+        for (n, event) in events.iter().take(EVENTS_MAX).enumerate() {
+            let which = [&millis.to_be_bytes()[..], &(n as u32).to_be_bytes()].concat();
+            joined.put(Table::Local, &local_key(EVENT, &which), &event.encode());
+        }
+        Ok(())
+    }
+
+    /// What was noted, the latest last: when, and what.
+    pub fn noted_events(&self) -> Result<Vec<(u64, Event)>, StoreError> {
+        let noted = |(rest, value): (Vec<u8>, Bytes)| {
+            let millis = rest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+            Ok((millis, Event::decode(&value).map_err(|e| malformed("event", &rest, e))?))
+        };
+        self.with_prefix(Table::Local, &[EVENT])?.into_iter().map(noted).collect()
+    }
+
+    /// Of each new union the member that was seen here before keeps its number.
+    fn keep_known_numbers(&self, joined: &mut Bulk<'_, Self>) -> Result<(), StoreError> {
+        let changed: Vec<DirId> = joined
+            .changed(Table::Unions)
+            .filter(|(_, row)| row.is_some())
+            .map(|(key, _)| dot_of(key).map(DirId))
+            .collect::<Result<_, _>>()?;
+        for dir in changed {
+            let members = union::members(joined, dir)?;
+            if members[0] != dir {
+                continue;
+            }
+            let before = members.iter().map(|member| Ok((*member, self.dir(*member)?.is_some_and(|row| row.shown))));
+            let before = before.collect::<Result<Vec<_>, StoreError>>()?;
+            let Some((seen, _)) = before.into_iter().find(|(_, shown)| *shown) else { continue };
+            let Child::Dir(known) = known_as(self, Child::Dir(seen))? else { continue };
+            joined.put(Table::Local, &local_key(b'u', &known.0.to_bytes()), &[]);
+        }
+        Ok(())
+    }
+
     /// Whether there is any row of this kind in the local table.
     fn with_any(&self, about: u8) -> Result<bool, StoreError> {
         let mut any = false;
@@ -320,6 +381,26 @@ impl State {
     }
 }
 
+/// What a join comes across that people may want to hear of.
+pub fn events_of<T: Tables + ?Sized>(
+    joined: &Bulk<'_, T>,
+    mine: &VersionVector,
+    theirs: &VersionVector,
+    rows: &[TheirRow],
+) -> Result<Vec<Event>, StoreError> {
+    let before = joined.under();
+    let mut new = Vec::new();
+    for table in [Table::Conflicts, Table::Unions, Table::Skipped] {
+        for (key, row) in joined.changed(table) {
+            if row.is_some() && before.get(table, key)?.as_ref() != row {
+                new.push((table, key.to_vec()));
+            }
+        }
+    }
+    let contexts = Contexts { mine: &|dot| mine.contains(dot), theirs: &|dot| theirs.contains(dot) };
+    events::Joined { before, after: joined, contexts: &contexts, rows, new: &new }.events()
+}
+
 /// What is different in the tables for those who look at the files.
 fn tell(joined: &Bulk<'_, State>) -> Result<Told, StoreError> {
     const HASH_BYTES: usize = 8;
@@ -337,6 +418,16 @@ fn tell(joined: &Bulk<'_, State>) -> Result<Told, StoreError> {
         }
     }
     let mut inodes = BTreeSet::new();
+    for (key, _) in joined.changed(Table::Unions) {
+        // Everything in them may mean something else: the kernel drops what it knows of all that is below such a name.
+        let dir = DirId(dot_of(key)?);
+        for tables in [before as &dyn Tables, joined] {
+            told.names.extend(view::place_of(tables, Child::Dir(dir))?);
+        }
+        if before.context.contains(dir.0) {
+            inodes.insert(dir.inode());
+        }
+    }
     for (key, row) in joined.changed(Table::Inodes) {
         let id = InodeId(dot_of(key)?);
         if !before.context.contains(id.0) {

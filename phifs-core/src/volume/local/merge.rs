@@ -23,9 +23,10 @@ use crate::identity::Author;
 use crate::merkle::{self, MapError, Node, NodeSource};
 use crate::meta::{Frozen, Roots, TableId};
 use crate::namespace::Table;
+use crate::namespace::events::Event;
 use crate::namespace::row::Closure;
 use crate::namespace::suspect::{self, Suspect};
-use crate::namespace::tables::Rows;
+use crate::namespace::tables::{Rows, Tables};
 use crate::namespace::view::Stat;
 use crate::registry::{Cut, Key, NamedSnapshot, check_name};
 use crate::snapshot::changes::{Change, changes};
@@ -35,7 +36,8 @@ use crate::volume::VolumeError;
 
 use super::branches::BranchError;
 use super::bulk::Changes;
-use super::join::{Merge, Told, differing, joined};
+use super::conflicts::Found as FoundConflict;
+use super::join::{Merge, Told, differing, events_of, joined};
 use super::lost::path_in;
 use super::snapshots::{SnapshotError, check_free, parents_key};
 use super::state::State;
@@ -104,6 +106,10 @@ pub struct Merged {
     pub inodes: u64,
     /// What would change, if it was only to be told.
     pub changes: Vec<Change>,
+    /// What both sides had changed, and which rule said what comes of it.
+    pub events: Vec<Event>,
+    /// What is disputed afterwards at the names that the events are about.
+    pub conflicts: Vec<FoundConflict>,
     /// The snapshot that was made.
     pub snapshot: Option<String>,
 }
@@ -271,6 +277,8 @@ impl LocalVolume {
                 operations,
                 names: told.names.len() as u64,
                 inodes: told.inodes.len() as u64,
+                conflicts: disputed(&*state, &told.events)?,
+                events: told.events.clone(),
                 ..Merged::default()
             };
             (told, merged)
@@ -292,9 +300,10 @@ impl LocalVolume {
         }
         let mine = self.frozen(target);
         let made = Arc::new(NodesInMemory { made: Mutex::default(), under: self.nodes.clone() });
-        let roots = self.join_frozen(&mine, target, source, &mut |plain| Ok(made.add(plain)))?;
-        let changes = changes(&mine, &Frozen::new(made, roots))?;
-        Ok(Merged { operations, changes, ..Merged::default() })
+        let (roots, events) = self.join_frozen(&mine, target, source, &mut |plain| Ok(made.add(plain)))?;
+        let joined = Frozen::new(made, roots);
+        let changes = changes(&mine, &joined)?;
+        Ok(Merged { operations, changes, conflicts: disputed(&joined, &events)?, events, ..Merged::default() })
     }
 
     /// Joins two states that never change. Says the roots of the result, whose new nodes go to `sink`.
@@ -304,10 +313,16 @@ impl LocalVolume {
         target: &Cut,
         source: &Source,
         sink: &mut dyn FnMut(&[u8]) -> std::result::Result<GlyphId, StoreError>,
-    ) -> Result<Roots> {
+    ) -> Result<(Roots, Vec<Event>)> {
         let rows = differing(&target.roots, &self.frozen(&source.cut))?;
-        let changes = joined(mine, &target.context, &source.cut, &rows)?.into_changes();
-        Ok(write_changes(mine, changes, sink)?)
+        let joined = joined(mine, &target.context, &source.cut, &rows)?;
+        let events = events_of(&joined, &target.context, &source.cut.context, &rows)?;
+        Ok((write_changes(mine, joined.into_changes(), sink)?, events))
+    }
+
+    /// What merges came across, the latest last: when, and what.
+    pub fn events(&self) -> std::result::Result<Vec<(u64, Event)>, VolumeError> {
+        Ok(self.state.read().noted_events()?)
     }
 
     fn merge_snapshots(&self, target: &str, source: &Source, options: &MergeOptions) -> Result<Merged> {
@@ -329,7 +344,9 @@ impl LocalVolume {
             source.id.ok_or_else(|| VolumeError::Internal("a snapshot is merged with an unnamed state".into()))?;
         let _hold = self.store.hold();
         let mine = self.frozen(&target);
-        let roots = self.join_frozen(&mine, &target, source, &mut |plain| self.store.write(GlyphKind::Node, plain))?;
+        let (roots, events) =
+            self.join_frozen(&mine, &target, source, &mut |plain| self.store.write(GlyphKind::Node, plain))?;
+        let conflicts = disputed(&self.frozen(&Cut { roots: roots.clone(), ..target.clone() }), &events)?;
         let mut context = target.context.clone();
         context.join(&source.cut.context);
         let cut =
@@ -347,7 +364,7 @@ impl LocalVolume {
         self.commit_journal()?;
         self.seal_snapshots()?;
         self.snapshots_changed();
-        Ok(Merged { operations, snapshot: Some(name), ..Merged::default() })
+        Ok(Merged { operations, snapshot: Some(name), events, conflicts, ..Merged::default() })
     }
 
     /// Publishes all that was written, however long it is and whoever writes on.
@@ -411,6 +428,15 @@ impl LocalVolume {
         }
         Ok(())
     }
+}
+
+/// What there is to decide about where something happened.
+fn disputed<T: Tables + ?Sized>(tables: &T, events: &[Event]) -> Result<Vec<FoundConflict>> {
+    let mut found = Vec::new();
+    for event in events.iter().filter(|event| event.is_dispute()) {
+        found.extend(super::conflicts::found_at(tables, &event.path)?);
+    }
+    Ok(found)
 }
 
 /// How many operations the second context has and the first one has not.

@@ -10,8 +10,9 @@ use crate::content::overlay::Sources;
 use crate::content::publish::{self, Published};
 use crate::content::reader::ContentReader;
 use crate::content::{Content, ContentError, validate};
-use crate::id::{DirId, InodeId};
-use crate::namespace::derive;
+use crate::id::{DirId, InodeId, LinkId};
+use crate::namespace::conflict;
+use crate::namespace::derive::{self, Child};
 use crate::namespace::plan;
 use crate::namespace::row::{Closure, Evidence, InodeRow, Version};
 use crate::namespace::tables::{Rows, Table};
@@ -20,6 +21,7 @@ use crate::time::Hlc;
 use crate::volume::Result;
 
 use super::files::{ASKING, Data, FileCell, Gate, User, looking_failed, staging_io};
+use super::scope::Scope;
 use super::state::{Draft, State};
 use super::{LocalVolume, history};
 
@@ -44,6 +46,13 @@ struct Prepared {
     /// Which bytes they are: the staging file, and how often it had changed.
     seen: (u64, u64),
     published: Published,
+}
+
+/// What a publication decides: names that mean one thing now, and files that lost one.
+#[derive(Default)]
+struct Decided {
+    names: Vec<(DirId, Vec<u8>)>,
+    gone: Vec<(InodeId, bool)>,
 }
 
 /// A file that is being published.
@@ -149,9 +158,15 @@ impl LocalVolume {
         let mut datas: Vec<MutexGuard<'_, Option<Data>>> = items.iter().map(|item| item.cell.data.lock()).collect();
         let mut draft = state.draft(self.env.now());
         let mut drafted = Vec::with_capacity(items.len());
+        let mut rivals = Vec::new();
         for (n, item) in items.iter().enumerate() {
             match self.draft_item(&state, &mut draft, item, &gates[n], &mut datas[n])? {
-                Ok(has_version) => drafted.push(Some(has_version)),
+                Ok(has_version) => {
+                    if let Some(loaded) = datas[n].as_ref().filter(|_| has_version) {
+                        rivals.push((item.cell.id, loaded.rivals.clone()));
+                    }
+                    drafted.push(Some(has_version));
+                }
                 Err(Publication::Changing) => return Ok(Publication::Changing),
                 Err(other) => {
                     if item.cell.id == files[0].0.id {
@@ -165,6 +180,8 @@ impl LocalVolume {
             return Ok(first);
         }
         let dot = draft.dot;
+        let published: Vec<InodeId> = items.iter().map(|item| item.cell.id).collect();
+        let decided = self.decide_by_writing(&state, &mut draft, &rivals, &published)?;
         let lsn = state.commit(draft, &self.journal)?;
         for ((item, data), has_version) in items.into_iter().zip(&mut datas).zip(drafted) {
             let Some(has_version) = has_version else { continue };
@@ -187,7 +204,41 @@ impl LocalVolume {
             staging.retire_replaced(&self.staging, lsn);
             self.counters.published.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
+        drop((datas, gates));
+        if let (Some(sink), false) = (&*self.invalidate.read(), decided.names.is_empty()) {
+            for (dir, name) in &decided.names {
+                sink.entry(state.ino(dir.inode()), name);
+            }
+        }
+        drop(state);
+        self.names_gone(decided.gone);
         Ok(first)
+    }
+
+    /// Adds to the draft that what is published takes the place of the other files of its name, as far as the writer
+    /// could know of them.
+    fn decide_by_writing(
+        &self,
+        state: &State,
+        draft: &mut Draft,
+        rivals: &[(InodeId, Vec<LinkId>)],
+        published: &[InodeId],
+    ) -> Result<Decided> {
+        let mut decided = Decided::default();
+        for (id, known) in rivals.iter().filter(|(_, known)| !known.is_empty()) {
+            let is_known = |child: &Child| match child {
+                // Of two that are published together neither replaces the other.
+                Child::Link { link, inode, .. } => known.contains(link) && !published.contains(inode),
+                Child::Dir(_) => false,
+            };
+            let rivals: Vec<Child> = conflict::rivals(state, *id)?.into_iter().filter(is_known).collect();
+            let rows = Scope::new(state);
+            for rival in &rivals {
+                decided.names.extend(crate::namespace::view::place_of(state, *rival)?);
+            }
+            decided.gone.extend(self.drop_rivals(&rows, draft, *id, &rivals)?);
+        }
+        Ok(decided)
     }
 
     /// Stores the bytes of a file; or says why there is nothing to be done.

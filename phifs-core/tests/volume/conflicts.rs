@@ -1,0 +1,323 @@
+//! Names that mean several things after a merge: what is seen, told and decided.
+
+use std::sync::Arc;
+
+use phifs_core::disk::MemDisk;
+use phifs_core::namespace::conflict::Matter;
+use phifs_core::namespace::events::What;
+use phifs_core::volume::local::{LocalVolume, MergeOptions, Resolution, Side};
+use phifs_core::volume::{FileKind, Ino, NewKind, NewNode, RenameMode, Volume, VolumeError, XattrMode};
+
+use crate::harness::{CALLER, READ, WRITE, settle};
+use crate::merging::{branch, check, find, merge, mkdir, new_volume, paths, read, reopen, root, tree, write, write_in};
+
+/// The volume and a branch of it, both with these files and directories.
+fn two_lines(
+    make: impl FnOnce(&LocalVolume),
+) -> (MemDisk, Arc<crate::harness::TestEnv>, LocalVolume, Arc<LocalVolume>) {
+    let (disk, env, volume) = new_volume();
+    make(&volume);
+    settle(&volume);
+    volume.create_snapshot("base", vec![], false).unwrap();
+    let one = branch(&volume, "base", "one");
+    (disk, env, volume, one)
+}
+
+fn below(volume: &LocalVolume, path: &str) -> Ino {
+    path.split('/').filter(|name| !name.is_empty()).fold(Ino::ROOT, |dir, name| find(volume, dir, name.as_bytes()))
+}
+
+fn listed(volume: &LocalVolume, path: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let each = &mut |entry: &phifs_core::volume::Entry| {
+        names.push(String::from_utf8(entry.name.clone()).unwrap());
+        true
+    };
+    volume.readdir(below(volume, path), 0, each).unwrap();
+    names.retain(|name| name != "." && name != "..");
+    names.sort();
+    names
+}
+
+fn disputed(volume: &LocalVolume) -> Vec<(String, Matter, usize)> {
+    let found = volume.conflicts(b"/").unwrap();
+    let text = |path: &[u8]| String::from_utf8(path.to_vec()).unwrap();
+    found.iter().map(|found| (text(&found.path), found.conflict.matter, found.conflict.choices.len())).collect()
+}
+
+fn xattr(volume: &LocalVolume, path: &str, name: &str) -> String {
+    String::from_utf8(volume.getxattr(below(volume, path), name.as_bytes()).unwrap()).unwrap()
+}
+
+fn events(volume: &LocalVolume) -> Vec<(What, u8, String)> {
+    let told = volume.events().unwrap();
+    told.into_iter().map(|(_, event)| (event.what, event.row, String::from_utf8(event.path).unwrap())).collect()
+}
+
+#[test]
+fn directories_that_both_sides_made_are_one_however_deep() {
+    let (disk, env, volume, one) = two_lines(|_| {});
+    for (line, name) in [(&volume, &b"here"[..]), (&*one, b"there")] {
+        let dir = mkdir(line, Ino::ROOT, b"d");
+        let deep = mkdir(line, dir, b"deep");
+        write_in(line, deep, name, name);
+        write_in(line, dir, b"same", b"equal");
+    }
+    let known = below(&volume, "d");
+    merge(&volume, "one", "live");
+    assert_eq!(paths(&volume), ["/d", "/d/deep", "/d/deep/here", "/d/deep/there", "/d/same"]);
+    assert_eq!(below(&volume, "d"), known, "the kernel knows it by this number");
+    assert_eq!(disputed(&volume), [], "equal files are one");
+    assert_eq!(volume.getattr(known, None).unwrap().nlink, 1);
+    assert_eq!(events(&volume), [(What::Union, 3, "/d".into()), (What::Union, 3, "/d/deep".into())]);
+    // What is done to the union is done to all of it.
+    write_in(&volume, below(&volume, "d/deep"), b"after", b"after");
+    volume.rename(Ino::ROOT, b"d", Ino::ROOT, b"e", RenameMode::Replace).unwrap();
+    assert!(matches!(volume.rmdir(Ino::ROOT, b"e"), Err(VolumeError::NotEmpty)));
+    assert_eq!(listed(&volume, "e/deep"), ["after", "here", "there"]);
+    check(&volume);
+    volume.commit().unwrap();
+    drop(one);
+    drop(volume);
+    let volume = reopen(&disk, &env);
+    assert_eq!(below(&volume, "e"), known);
+    for name in ["after", "here", "there"] {
+        volume.unlink(below(&volume, "e/deep"), name.as_bytes()).unwrap();
+    }
+    volume.rmdir(below(&volume, "e"), b"deep").unwrap();
+    volume.unlink(below(&volume, "e"), b"same").unwrap();
+    volume.rmdir(Ino::ROOT, b"e").unwrap();
+    assert_eq!(paths(&volume), [""; 0]);
+    check(&volume);
+}
+
+#[test]
+fn a_change_of_a_union_reaches_everybody_who_stands_in_a_member() {
+    let (_, _, volume, one) = two_lines(|_| {});
+    let here = mkdir(&volume, Ino::ROOT, b"d");
+    let there = mkdir(&one, Ino::ROOT, b"d");
+    volume.setattr(&CALLER, here, &permissions(0o750)).unwrap();
+    one.setattr(&CALLER, there, &permissions(0o705)).unwrap();
+    one.setxattr(&CALLER, there, b"user.x", b"1", XattrMode::Set).unwrap();
+    merge(&volume, "one", "live");
+    merge(&volume, "live", "one");
+    let union = volume.getattr(here, None).unwrap();
+    assert_eq!(union.permissions, 0o700, "what both grant");
+    assert_eq!(volume.getxattr(here, b"user.x").unwrap(), b"1");
+    volume.setattr(&CALLER, here, &permissions(0o755)).unwrap();
+    assert_eq!(volume.getattr(here, None).unwrap().permissions, 0o755);
+    write_in(&one, there, b"f", b"through the other member");
+    assert_eq!(listed(&one, "d"), ["f"]);
+    merge(&volume, "one", "live");
+    assert_eq!(read(&volume, find(&volume, here, b"f")), b"through the other member");
+}
+
+fn permissions(bits: u32) -> phifs_core::volume::SetAttr {
+    phifs_core::volume::SetAttr { permissions: Some(bits), ..Default::default() }
+}
+
+#[test]
+fn files_of_one_name_are_candidates_until_somebody_writes() {
+    let (_, env, volume, one) = two_lines(|_| {});
+    write(&volume, b"f", b"here");
+    settle(&volume);
+    env.advance();
+    write(&one, b"f", b"there, later");
+    merge(&volume, "one", "live");
+    assert_eq!(paths(&volume), ["/f"]);
+    assert_eq!(disputed(&volume), [("/f".into(), Matter::Name, 2)]);
+    assert_eq!(events(&volume), [(What::Name, 1, "/f".into())]);
+    let shown = read(&volume, below(&volume, "f"));
+    assert_eq!(shown, b"there, later");
+    assert_eq!(
+        (xattr(&volume, "f", "user.phi.conflicts"), xattr(&volume, "", "user.phi.conflicts")),
+        ("2".into(), "1".into())
+    );
+    assert!(xattr(&volume, "f", "user.phi.score").starts_with("{\"admissible\":1,\"closure\":"));
+    assert!(volume.listxattr(below(&volume, "f")).unwrap().is_empty());
+    // Both can be read.
+    assert_eq!(listed(&volume, ".phi/conflicts"), ["f"]);
+    let names = listed(&volume, ".phi/conflicts/f");
+    let choices: Vec<_> =
+        names.iter().map(|name| read(&volume, below(&volume, &format!(".phi/conflicts/f/{name}")))).collect();
+    assert_eq!(choices, [&b"there, later"[..], b"here"]);
+    write(&volume, b"f", b"decided");
+    settle(&volume);
+    assert_eq!(disputed(&volume), []);
+    assert_eq!(read(&volume, below(&volume, "f")), b"decided");
+    assert_eq!(xattr(&volume, "f", "user.phi.conflicts"), "0");
+    let versions: Vec<_> = listed(&volume, ".phi/versions/f")
+        .iter()
+        .map(|name| read(&volume, below(&volume, &format!(".phi/versions/f/{name}"))))
+        .collect();
+    assert!(versions.contains(&b"here".to_vec()) && versions.contains(&b"there, later".to_vec()), "{versions:?}");
+    // The decision is one for the branch as well.
+    merge(&volume, "live", "one");
+    assert_eq!(read(&one, below(&one, "f")), b"decided");
+    assert_eq!(root(&volume, "live"), root(&volume, "one"));
+    check(&volume);
+}
+
+#[test]
+fn a_writer_who_could_not_know_decides_nothing() {
+    let (_, env, volume, one) = two_lines(|_| {});
+    write(&volume, b"f", b"here");
+    settle(&volume);
+    env.advance();
+    write(&one, b"f", b"there");
+    let ino = below(&volume, "f");
+    let opened = volume.open(&CALLER, ino, &WRITE).unwrap();
+    merge(&volume, "one", "live");
+    volume.write(&CALLER, ino, opened.handle, 0, b"opened before", false).unwrap();
+    volume.release(ino, opened.handle);
+    settle(&volume);
+    assert_eq!(disputed(&volume), [("/f".into(), Matter::Name, 2)]);
+    assert_eq!(read(&volume, below(&volume, "f")), b"opened before", "the newest");
+}
+
+#[test]
+fn a_file_is_seen_beside_a_directory_of_its_name() {
+    let (_, _, volume, one) = two_lines(|_| {});
+    write(&volume, b"x", b"a file");
+    mkdir(&one, Ino::ROOT, b"x");
+    write_in(&one, below(&one, "x"), b"inside", b"1");
+    merge(&volume, "one", "live");
+    let names = listed(&volume, "");
+    assert_eq!(names.len(), 2, "{names:?}");
+    assert!(names[1].starts_with("x~phi-") && names[1].len() == 14, "{names:?}");
+    assert_eq!(volume.lookup(&CALLER, Ino::ROOT, b"x").unwrap().kind, FileKind::Directory);
+    assert_eq!(read(&volume, below(&volume, &names[1])), b"a file");
+    assert_eq!(disputed(&volume), [(format!("/{}", names[1]), Matter::Type, 1)]);
+    assert!(matches!(volume.make(&CALLER, Ino::ROOT, names[1].as_bytes(), &DIR), Err(VolumeError::Exists)));
+    let refused = volume.resolve(format!("/{}", names[1]).as_bytes(), Resolution::Pick(0), false, false);
+    assert!(matches!(refused, Err(VolumeError::Invalid(_))));
+    volume.rename(Ino::ROOT, names[1].as_bytes(), Ino::ROOT, b"y", RenameMode::Replace).unwrap();
+    assert_eq!(paths(&volume), ["/x", "/x/inside", "/y"]);
+    assert_eq!(disputed(&volume), []);
+    check(&volume);
+}
+
+const DIR: NewNode<'_> = NewNode { kind: NewKind::Directory, permissions: 0o755, umask: 0 };
+
+#[test]
+fn versions_of_a_file_are_picked_kept_both_or_decided_by_policy() {
+    let (disk, env, volume, one) = two_lines(|volume| {
+        for name in [b"a.txt", b"b.txt", b"c.txt"] {
+            write(volume, name, b"base");
+        }
+    });
+    for name in [b"a.txt", b"b.txt", b"c.txt"] {
+        write(&volume, name, b"here");
+        settle(&volume);
+        env.advance();
+        write(&one, name, b"there");
+    }
+    merge(&volume, "one", "live");
+    let all = ["/a.txt", "/b.txt", "/c.txt"].map(|path| (path.to_owned(), Matter::Content, 2));
+    assert_eq!(disputed(&volume), all);
+    drop(one);
+    drop(volume);
+    let volume = reopen(&disk, &env);
+    assert_eq!(disputed(&volume), all, "they outlive a restart");
+    let before = tree(&volume);
+    let foreseen = volume.resolve(b"/a.txt", Resolution::Pick(1), false, true).unwrap();
+    assert_eq!((foreseen.len(), tree(&volume), disputed(&volume).len()), (1, before, 3), "a dry run");
+    volume.resolve(b"/a.txt", Resolution::Pick(1), false, false).unwrap();
+    assert_eq!(read(&volume, below(&volume, "a.txt")), b"here");
+    let kept = volume.resolve(b"/b.txt", Resolution::KeepBoth, false, false).unwrap();
+    let beside = String::from_utf8(kept[0].beside[0].clone()).unwrap();
+    assert!(beside.starts_with("/b~") && beside.ends_with(".txt"), "{beside}");
+    assert_eq!(
+        (read(&volume, below(&volume, "b.txt")), read(&volume, below(&volume, &beside))),
+        (b"there".to_vec(), b"here".to_vec())
+    );
+    let decided = volume.resolve(b"/", Resolution::Newest, true, false).unwrap();
+    assert_eq!(decided.len(), 1);
+    assert_eq!(read(&volume, below(&volume, "c.txt")), b"there");
+    assert_eq!(disputed(&volume), []);
+    settle(&volume);
+    check(&volume);
+    // Deciding is an operation like any other: a branch that learns of it has nothing to decide.
+    volume.open_branch("one", &|_| {}).unwrap();
+    merge(&volume, "live", "one");
+    assert_eq!(root(&volume, "live"), root(&volume, "one"));
+}
+
+#[test]
+fn files_of_one_name_can_all_be_kept() {
+    let (_, env, volume, one) = two_lines(|_| {});
+    write(&volume, b"f", b"here");
+    settle(&volume);
+    env.advance();
+    write(&one, b"f", b"there");
+    merge(&volume, "one", "live");
+    let kept = volume.resolve(b"/f", Resolution::KeepBoth, false, false).unwrap();
+    assert_eq!(kept[0].beside.len(), 1);
+    let mut bytes: Vec<_> = tree(&volume).into_values().collect();
+    bytes.sort();
+    assert_eq!(bytes, [&b"here"[..], b"there"]);
+    assert_eq!(disputed(&volume), []);
+    check(&volume);
+}
+
+#[test]
+fn a_collection_keeps_candidates_and_what_was_decided_against() {
+    let (_, env, volume, one) = two_lines(|_| {});
+    let long = |seed: u8| vec![seed; 100_000];
+    write(&volume, b"f", &long(1));
+    settle(&volume);
+    env.advance();
+    write(&one, b"f", &long(2));
+    merge(&volume, "one", "live");
+    volume.close_branch("one").unwrap();
+    drop(one);
+    volume.delete_branch("one").unwrap();
+    volume.delete_snapshots(&["base".into()]).unwrap();
+    volume.collect(1.0, &|_| {}).unwrap();
+    let path = |n: usize| format!(".phi/conflicts/f/{}", listed(&volume, ".phi/conflicts/f")[n]);
+    assert!(read(&volume, below(&volume, &path(0))) == long(2) && read(&volume, below(&volume, &path(1))) == long(1));
+    volume.resolve(b"/f", Resolution::Pick(1), false, false).unwrap();
+    settle(&volume);
+    volume.collect(1.0, &|_| {}).unwrap();
+    let kept: Vec<_> = listed(&volume, ".phi/versions/f")
+        .iter()
+        .map(|name| read(&volume, below(&volume, &format!(".phi/versions/f/{name}"))))
+        .collect();
+    assert!(kept.contains(&long(2)), "{} versions", kept.len());
+    check(&volume);
+}
+
+#[test]
+fn a_dry_run_tells_each_conflict_with_its_row() {
+    let (_, env, volume, one) = two_lines(|volume| {
+        write(volume, b"w", b"base");
+        mkdir(volume, Ino::ROOT, b"gone");
+        for name in [&b"p"[..], b"q"] {
+            mkdir(volume, Ino::ROOT, name);
+        }
+    });
+    write(&volume, b"w", b"here");
+    settle(&volume);
+    env.advance();
+    write(&one, b"w", b"there");
+    volume.rmdir(Ino::ROOT, b"gone").unwrap();
+    write_in(&one, below(&one, "gone"), b"new", b"1");
+    volume.rename(Ino::ROOT, b"p", below(&volume, "q"), b"p", RenameMode::Replace).unwrap();
+    env.advance();
+    one.rename(Ino::ROOT, b"q", below(&one, "p"), b"q", RenameMode::Replace).unwrap();
+    let dry = MergeOptions { dry_run: true, ..MergeOptions::default() };
+    let told = volume.merge(&Side::Branch("one".into()), &Side::Live, &dry).unwrap();
+    let rows = |merged: &phifs_core::volume::local::Merged| -> Vec<(u8, String)> {
+        merged.events.iter().map(|event| (event.row, String::from_utf8(event.path.clone()).unwrap())).collect()
+    };
+    assert_eq!(rows(&told), [(21, "/gone".into()), (27, "/q".into()), (6, "/w".into())]);
+    assert_eq!(told.conflicts.len(), 1);
+    assert_eq!(volume.events().unwrap(), []);
+    let merged = merge(&volume, "one", "live");
+    assert_eq!(merged.events, told.events);
+    assert_eq!(volume.events().unwrap().len(), 3);
+    assert_eq!(paths(&volume), ["/gone", "/gone/new", "/q", "/q/p", "/w"]);
+    let open = volume.open(&CALLER, below(&volume, "w"), &READ).unwrap();
+    volume.release(below(&volume, "w"), open.handle);
+    check(&volume);
+}
