@@ -11,6 +11,7 @@ pub mod content;
 pub mod disk;
 pub mod id;
 pub mod identity;
+pub mod merge;
 pub mod merkle;
 pub mod meta;
 pub mod namespace;

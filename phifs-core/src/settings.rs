@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
+use crate::merge::Pinned;
 use crate::namespace::coherence::Preference;
 use crate::snapshot::keep::KeepRules;
 
@@ -36,6 +37,8 @@ pub struct Settings {
     pub versions_max_age: Duration,
     /// What is shown of concurrent versions of a file.
     pub prefer: Preference,
+    /// How concurrent versions are merged.
+    pub merge_drivers: Pinned,
 }
 
 impl Default for Settings {
@@ -49,12 +52,13 @@ impl Default for Settings {
             versions_keep: 16,
             versions_max_age: Duration::from_secs(7 * 24 * 3600),
             prefer: Preference::default(),
+            merge_drivers: Pinned::default(),
         }
     }
 }
 
 /// The settings there are, in the order of their names.
-pub static SETTINGS: [Setting; 8] = [
+pub static SETTINGS: [Setting; 9] = [
     Setting {
         name: "cache_size",
         takes: "a size, as in 4GiB",
@@ -80,6 +84,16 @@ pub static SETTINGS: [Setting; 8] = [
             0 => "off".to_owned(),
             level => level.to_string(),
         },
+    },
+    Setting {
+        name: "merge.drivers",
+        takes: "drivers with their versions, as in \"append/1 text/1 json/1\", or none",
+        about: "which concurrent versions of files to merge, on all machines alike",
+        set: |settings, text| {
+            settings.merge_drivers = text.parse()?;
+            Ok(())
+        },
+        show: |settings| settings.merge_drivers.to_string(),
     },
     Setting {
         name: "prefer",
@@ -200,7 +214,20 @@ mod tests {
 
     #[test]
     fn every_setting_takes_what_it_shows_and_refuses_nonsense() {
-        let values = ["4GiB", "off", "19", "250ms", "15m", "off", "last=2 daily=7", "all", "0", "3h", "recency"];
+        let values = [
+            "4GiB",
+            "off",
+            "19",
+            "250ms",
+            "15m",
+            "off",
+            "last=2 daily=7",
+            "all",
+            "0",
+            "3h",
+            "recency",
+            "text/1 json/7",
+        ];
         for setting in &SETTINGS {
             let mut settings = Settings::default();
             let mut taken = 0;
