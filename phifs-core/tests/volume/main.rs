@@ -5,6 +5,7 @@ mod browsing;
 mod conflicts;
 mod crash;
 mod damage;
+mod drivers;
 mod faults;
 mod harness;
 mod kernel;

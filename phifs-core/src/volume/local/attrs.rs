@@ -55,6 +55,9 @@ impl LocalVolume {
         nlink: u32,
     ) -> Result<Attr> {
         let mut attr = attr_of_stat(state.ino(id), &view::stat(rows, id, row)?, nlink);
+        if let Some(merged) = self.merged(state, id, row)? {
+            merged.apply(&mut attr);
+        }
         if let Some(atime) = atime(rows, id)? {
             attr.atime = atime;
         }

@@ -28,6 +28,7 @@ use crate::volume::{
     Allocate, Attr, Caller, FileKind, Handle, Ino, NewNode, OpenHow, Opened, Path, Result, Seek, VolumeError,
 };
 
+use super::drivers::is_merged;
 use super::publication::Publication;
 use super::records::Base;
 use super::staged::{Change, MEMORY_BYTES_MAX, Staging};
@@ -309,11 +310,13 @@ impl LocalVolume {
                 FileKind::Directory => return Err(VolumeError::IsDirectory),
                 _ => return Err(VolumeError::Invalid("not a regular file")),
             }
-            let (version, content) = match stat.version {
-                Some((dot, version)) => (Some(dot), version.content),
-                None => (None, Content::Empty),
+            let (version, content, inline) = match (self.merged(state, cell.id, &row)?, stat.version) {
+                (Some(merged), _) => (Some(merged.dot), merged.content(), merged.bytes.clone()),
+                (None, Some((dot, version))) => {
+                    (Some(dot), version.content, inline_bytes(state, cell.id, Some(dot), &version.content)?)
+                }
+                (None, None) => (None, Content::Empty, Bytes::new()),
             };
-            let inline = inline_bytes(state, cell.id, version, &content)?;
             let reader = ContentReader::new(content, inline.clone())?;
             let seen = row.versions.dots().collect();
             let rivals = rivals_of(state, cell.id)?;
@@ -334,7 +337,13 @@ impl LocalVolume {
         let now = self.env.now();
         let begin = || -> Result<Staging> {
             let mtime = state.inode(cell.id)?.map_or(now, |row| Stat::in_tables(state, &row).mtime);
-            let overlay = Overlay::over(*data.reader.content(), &*place.file)?;
+            let overlay = if is_merged(data.version) {
+                // No version has these bytes, so nothing may lie over them: after a crash they could not be found.
+                place.file.write_at(&data.inline, 0).map_err(staging_io("writing a staging file"))?;
+                Overlay::whole(data.inline.len() as u64)
+            } else {
+                Overlay::over(*data.reader.content(), &*place.file)?
+            };
             Staging::new(place.clone(), overlay, now, mtime).map_err(looking_failed)
         };
         let begun = begin().inspect_err(|_| self.staging.give_back(&place, Lsn::default()));

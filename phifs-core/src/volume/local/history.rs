@@ -134,7 +134,7 @@ fn key(id: InodeId, version: Dot) -> Vec<u8> {
 }
 
 /// All rows of a file.
-fn load<T: Tables>(rows: &T, id: InodeId) -> Result<Vec<KeptVersion>> {
+pub(super) fn load<T: Tables>(rows: &T, id: InodeId) -> Result<Vec<KeptVersion>> {
     let mut kept = Vec::new();
     for (rest, value) in rows.with_prefix(Table::Local, &prefix(id))? {
         let dot = dot_of(&rest)?;
@@ -153,7 +153,7 @@ fn current<T: Tables>(rows: &T, id: InodeId, row: &InodeRow) -> Result<Vec<KeptV
             replaced: None,
             owner,
             mode: mode.clone(),
-            version: Version { bases: Vec::new(), ..entry.value.clone() },
+            version: entry.value.clone(),
             inline: inline_bytes(rows, id, Some(entry.dot), &entry.value.content)?,
         })
     });

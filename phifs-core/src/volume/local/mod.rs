@@ -23,6 +23,7 @@
 //! | `check`, `lost` | scrub and fsck; which files a lost glyph takes with it |
 //! | `ballast` | room for making room on a full disk |
 //! | `history` | superseded versions of files |
+//! | `drivers` | concurrent versions that are merged while they are read |
 //! | `reserved` | `.phi` |
 //!
 //! Locks, in the order in which they are taken: housekeeping, the making of branches, a branch's slot, checkpoint, a
@@ -64,6 +65,7 @@ mod cached;
 mod check;
 mod collect;
 mod conflicts;
+mod drivers;
 mod durable;
 mod files;
 mod history;
@@ -245,6 +247,7 @@ pub struct LocalVolume {
     invalidate: RwLock<Option<Arc<dyn Invalidate>>>,
     /// What holds for the volume: the defaults of this machine, and what is set in the registry.
     settings: Arc<RwLock<Settings>>,
+    merged: drivers::Remembered,
     counters: upkeep::Counters,
 }
 

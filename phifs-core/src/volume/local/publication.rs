@@ -10,7 +10,7 @@ use crate::content::overlay::Sources;
 use crate::content::publish::{self, Published};
 use crate::content::reader::ContentReader;
 use crate::content::{Content, ContentError, validate};
-use crate::id::{DirId, InodeId, LinkId};
+use crate::id::{DirId, Dot, InodeId, LinkId};
 use crate::namespace::conflict;
 use crate::namespace::derive::{self, Child};
 use crate::namespace::plan;
@@ -318,7 +318,7 @@ impl LocalVolume {
             mtime: staging.mtime,
             closure,
             evidence: self.evidence(&row, &prepared.published, draft.hlc),
-            bases: row.versions.dots().collect(),
+            bases: bases(state, &row),
         };
         self.draft_version(state, draft, cell.id, &row, (version, &prepared.published.inline), staging.changed)?;
         Ok(Ok(true))
@@ -379,4 +379,16 @@ impl LocalVolume {
         super::attrs::drop_capability(state, draft, id)?;
         history::keep_replaced(state, draft, id, row, self.retention())
     }
+}
+
+/// The versions that the next one replaces. Of such as nobody else has seen, those that they replaced as well, as far as
+/// others know them: so whoever changes the file elsewhere finds the one that both began with.
+fn bases(state: &State, row: &InodeRow) -> Vec<Dot> {
+    let mut bases: Vec<Dot> = row.versions.dots().collect();
+    for own in row.versions.entries().iter().filter(|entry| !state.is_shared(entry.dot)) {
+        bases.extend(own.value.bases.iter().filter(|base| state.is_shared(**base)));
+    }
+    bases.sort_unstable();
+    bases.dedup();
+    bases
 }

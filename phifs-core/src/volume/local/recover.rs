@@ -286,6 +286,7 @@ impl LocalVolume {
             stopping: AtomicBool::new(false),
             invalidate: RwLock::new(None),
             settings,
+            merged: super::drivers::Remembered::default(),
             counters: Counters { checkpoint_lsn: AtomicU64::new(checkpoint_lsn.0), ..Counters::default() },
         };
         opened.recovered_files = volume.recover_files(progress)?;
