@@ -5,11 +5,12 @@
 //! with a rest before each; what counts is the ratio of the medians, and the spread is printed beside it.
 //!
 //! `workloads` runs the rows of `rows`; `resources` and `snapshots` measure what it takes to keep files and what it
-//! takes to keep their past; `systems` are the filesystems, `machine` asks the host, `table` prints.
+//! takes to keep their past, `merges` what it takes to bring two of it together; `systems` are the filesystems, `machine` asks the host, `table` prints.
 //! `tools/bench/run` builds all of it, makes the directory to work in and clears it away, however the run ends.
 
 mod lab;
 mod machine;
+mod merges;
 mod population;
 mod resources;
 mod rows;
@@ -89,10 +90,13 @@ enum Table {
     Resources,
     /// Snapshots and exports: time, space, those who write meanwhile
     Snapshots,
+    /// Merges: time and memory of the join, without a mount
+    Merge,
 }
 
 /// The tables that are made of groups.
-const GROUPED: [(Table, &[Group]); 2] = [(Table::Resources, resources::GROUPS), (Table::Snapshots, snapshots::GROUPS)];
+const GROUPED: [(Table, &[Group]); 3] =
+    [(Table::Resources, resources::GROUPS), (Table::Snapshots, snapshots::GROUPS), (Table::Merge, merges::GROUPS)];
 
 impl Arguments {
     fn scale(&self) -> Scale {
@@ -169,6 +173,7 @@ fn measure(arguments: &Arguments) -> Result<Report> {
         workloads: Vec::new(),
         resources: Vec::new(),
         snapshots: Vec::new(),
+        merges: Vec::new(),
     };
     let lab = Lab {
         bench: &bench,
@@ -184,7 +189,11 @@ fn measure(arguments: &Arguments) -> Result<Report> {
         measure_rows(arguments, &rows, &bench, &disk, &mut report)?;
     }
     for (table, groups) in GROUPED {
-        let figures = if table == Table::Resources { &mut report.resources } else { &mut report.snapshots };
+        let figures = match table {
+            Table::Merge => &mut report.merges,
+            Table::Snapshots => &mut report.snapshots,
+            Table::Resources | Table::Workloads => &mut report.resources,
+        };
         for group in groups.iter().filter(|group| arguments.wants(table, group.name)) {
             figures.extend(lab.run(group)?);
         }

@@ -24,6 +24,7 @@ pub struct Report {
     pub workloads: Vec<Workload>,
     pub resources: Vec<Figure>,
     pub snapshots: Vec<Figure>,
+    pub merges: Vec<Figure>,
 }
 
 /// How far a figure has come.
@@ -275,7 +276,9 @@ impl Report {
         if !self.workloads.is_empty() {
             self.workload_tables(&mut out);
         }
-        for (title, figures) in [("resource", &self.resources), ("snapshots", &self.snapshots)] {
+        for (title, figures) in
+            [("resource", &self.resources), ("snapshots", &self.snapshots), ("merges", &self.merges)]
+        {
             if !figures.is_empty() {
                 let _ = writeln!(out, "| {title} | value | limit / goal | how |\n| --- | --- | --- | --- |");
                 lines(&mut out, figures.iter().map(Figure::line));
