@@ -926,8 +926,8 @@ impl LocalVolume {
         }
         let is_outdated = last && cell.data.lock().as_ref().is_some_and(|data| data.outdated.is_some());
         self.leave(&cell);
-        if is_outdated {
-            self.invalidate_inode(cell.id, true);
+        if is_outdated && let Err(error) = self.forget_in_kernel(cell.id) {
+            tracing::error!(%error, inode = %cell.id.0, "the kernel may go on to show old bytes");
         }
     }
 

@@ -133,6 +133,33 @@ impl LocalVolume {
         if source == target {
             return Ok(Merged::default());
         }
+        let is_named = |side: &Side| matches!(side, Side::Snapshot(_));
+        if is_named(target) && !is_named(source) && !options.dry_run {
+            // A parent has a name, if only for so long.
+            let name = self.snapshot_of_source(source)?;
+            let merged = self.merge_held(&Side::Snapshot(name.clone()), target, options);
+            return self.delete_snapshots(&[name]).map_err(MergeError::from).and(merged);
+        }
+        self.merge_held(source, target, options)
+    }
+
+    fn snapshot_of_source(&self, source: &Side) -> Result<String> {
+        let millis = self.env.now().millis();
+        for n in 0.. {
+            let name = format!("merging-{}", millis + n);
+            let taken = match source {
+                Side::Branch(branch) => self.snapshot_branch(branch, &name, Vec::new()).map(drop),
+                _ => self.create_snapshot(&name, Vec::new(), false).map(drop).map_err(BranchError::from),
+            };
+            match taken {
+                Err(BranchError::Snapshot(SnapshotError::Exists(_))) => {}
+                other => return Ok(other.map(|()| name)?),
+            }
+        }
+        unreachable!("the numbers do not end")
+    }
+
+    fn merge_held(&self, source: &Side, target: &Side, options: &MergeOptions) -> Result<Merged> {
         let source = self.source_of(source, options)?;
         self.check_authors(&source.cut.context)?;
         self.commit_journal()?;
@@ -285,10 +312,10 @@ impl LocalVolume {
         };
         drop(checkpoints);
         line.commit_journal()?;
-        line.tell_kernel(&told);
         for id in told.contents.iter().chain(&told.nameless) {
             line.evict(*id)?;
         }
+        line.tell_kernel(&told)?;
         Ok(merged)
     }
 
@@ -392,21 +419,19 @@ impl LocalVolume {
         Ok(())
     }
 
-    fn tell_kernel(&self, told: &Told) {
-        let kernel = self.invalidate.read();
-        let Some(kernel) = &*kernel else { return };
-        let state = self.state.read();
-        for (dir, name) in &told.names {
-            let ino = state.ino(dir.inode());
-            kernel.entry(ino, name);
-            kernel.inode(ino, true);
+    fn tell_kernel(&self, told: &Told) -> Result<()> {
+        if let Some(kernel) = &*self.invalidate.read() {
+            let state = self.state.read();
+            for (dir, name) in &told.names {
+                kernel.entry(state.ino(dir.inode()), name);
+            }
+            for id in told.inodes.iter().chain(&told.nameless) {
+                kernel.inode(state.ino(*id), false);
+            }
         }
-        for id in &told.inodes {
-            kernel.inode(state.ino(*id), told.contents.contains(id) && !self.is_open(*id));
-        }
-        for id in &told.nameless {
-            kernel.inode(state.ino(*id), false);
-        }
+        // Of those that are open the kernel hears when they are closed.
+        let closed = told.contents.iter().filter(|id| !self.is_open(**id));
+        closed.into_iter().try_for_each(|id| Ok(self.forget_in_kernel(*id)?))
     }
 
     /// The files that are loaded and have another version afterwards, or none, with what they look like until then.

@@ -44,15 +44,15 @@ use crate::identity::NodeKey;
 use crate::merkle::{NodeCache, Shape};
 use crate::meta::superblock::{StoreId, Superblock};
 use crate::meta::{Journal, TableId, TableSpec};
-use crate::namespace::Table;
+use crate::namespace::{Table, view};
 use crate::oplog::Oplog;
 use crate::settings::Settings;
 use crate::snapshot::keep::KeepRules;
 use crate::store::GlyphStore;
 use crate::time::Env;
 use crate::volume::{
-    Allocate, Attr, Caller, Entry, Handle, Ino, Invalidate, Named, NewNode, OpenHow, Opened, RenameMode, Result, Seek,
-    SetAttr, StatFs, Volume, VolumeError, XattrMode,
+    Allocate, Attr, Caller, Entry, FileKind, Handle, Ino, Invalidate, Named, NewNode, OpenHow, Opened, RenameMode,
+    Result, Seek, SetAttr, StatFs, Volume, VolumeError, XattrMode,
 };
 
 mod acl;
@@ -262,6 +262,19 @@ impl LocalVolume {
             let ino = self.state.read().ino(id);
             sink.inode(ino, data);
         }
+    }
+
+    /// Makes the kernel forget a file as a whole. Where it caches what is written, it believes in nobody's idea of a length
+    /// but its own for as long as it knows the inode, so the names have to go.
+    fn forget_in_kernel(&self, id: InodeId) -> Result<()> {
+        let sink = self.invalidate.read();
+        let Some(sink) = &*sink else { return Ok(()) };
+        let state = self.state.read();
+        for (dir, name) in view::names_of(&*state, id, FileKind::File)? {
+            sink.entry(state.ino(dir.inode()), &name);
+        }
+        sink.inode(state.ino(id), true);
+        Ok(())
     }
 
     /// The staging file of this inode is being given up; as long as the kernel holds it, its space is not free.

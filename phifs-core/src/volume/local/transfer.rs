@@ -141,6 +141,10 @@ pub struct ImportOptions {
     pub name: Option<String>,
     /// The beginning of the key of a node that is known from now on, if it is this one that signed.
     pub trust: Option<String>,
+    /// It may have a name already, another one than this.
+    pub under_any_name: bool,
+    /// It may be of another volume.
+    pub unrelated: bool,
 }
 
 impl LocalVolume {
@@ -226,8 +230,8 @@ impl LocalVolume {
         let (header, mut reader) = Reader::open(BufReader::with_capacity(BUFFER_BYTES, input))?;
         let Header { sealed, base } = &header;
         let (record, id) = (&sealed.record, sealed.id());
-        let signer = self.check_origin(record, options.trust.as_deref())?;
-        let (name, was_here) = self.name_for(sealed, options.name.as_deref())?;
+        let signer = self.check_origin(record, options)?;
+        let (name, was_here) = self.name_for(sealed, options)?;
         let _kept;
         let before = match base {
             None => None,
@@ -251,9 +255,9 @@ impl LocalVolume {
     }
 
     /// Whether this snapshot may come in. Says which node is to be known from now on.
-    fn check_origin(&self, record: &Record, trust: Option<&str>) -> Result<Option<NodePublicKey>> {
+    fn check_origin(&self, record: &Record, options: &ImportOptions) -> Result<Option<NodePublicKey>> {
         let state = self.state.read();
-        if record.volume != self.volume_id(&state)? {
+        if record.volume != self.volume_id(&state)? && !options.unrelated {
             return Err(TransferError::OtherVolume(record.volume));
         }
         for parent in &record.parents {
@@ -262,6 +266,7 @@ impl LocalVolume {
             }
         }
         let node = record.author.node;
+        let trust = options.trust.as_deref();
         if let Some(digits) = trust
             && (digits.len() < KEY_DIGITS_MIN || !hex(&node.0).starts_with(&digits.to_ascii_lowercase()))
         {
@@ -274,11 +279,12 @@ impl LocalVolume {
     }
 
     /// The name for a snapshot that comes in, and whether it has that already.
-    fn name_for(&self, sealed: &SealedRecord, wanted: Option<&str>) -> Result<(String, bool)> {
+    fn name_for(&self, sealed: &SealedRecord, options: &ImportOptions) -> Result<(String, bool)> {
+        let wanted = options.name.as_deref();
         let id = sealed.id();
         let here = self.state.read().snapshots()?.into_iter().find(|(_, snapshot)| snapshot.id == Some(id));
         match here {
-            Some((name, _)) if wanted.is_none_or(|wanted| wanted == name) => Ok((name, true)),
+            Some((name, _)) if options.under_any_name || wanted.is_none_or(|wanted| wanted == name) => Ok((name, true)),
             Some((name, _)) => Err(SnapshotError::Exists(name).into()),
             None => {
                 let name = wanted.unwrap_or(&sealed.record.label);
