@@ -29,8 +29,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use branches::BranchMounts;
 
 use crate::config::{Config, DataMode};
-use crate::control::{Handed, Handler, Progress, Request, Server};
-use crate::engine::{Engine, Options};
+use crate::control::{Handed, Handler, Progress, Request, Server, Side};
+use crate::engine::{Engine, Merging, Options};
 use crate::env::SystemEnv;
 use crate::failure::{Failure, Kind};
 use crate::file_disk::FileDisk;
@@ -515,6 +515,11 @@ impl Handler for Daemon {
             }
             Request::SnapshotImport { name, trust } => {
                 json(serde_json::to_value(self.engine.import_snapshot(file()?, name, trust, progress)?))
+            }
+            Request::Merge { source, target, dry_run, unrelated, trust, name } => {
+                let file = if [&source, &target].contains(&&Side::File) { Some(file()?) } else { None };
+                let options = Merging { dry_run, unrelated, trust, name };
+                json(serde_json::to_value(self.engine.merge(source, target, file, options, progress)?))
             }
             Request::SnapshotVerify { name } => {
                 json(serde_json::to_value(self.engine.verify_snapshot(&name, progress)?))

@@ -280,6 +280,22 @@ pub struct Resolution {
     pub beside: Vec<Name>,
 }
 
+/// Answer to `merge`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merged {
+    /// Operations that the target did not know; 0 if there was nothing to do.
+    pub operations: u64,
+    /// Names that mean something else now, and files and directories that look different.
+    pub names: u64,
+    pub inodes: u64,
+    /// What would change; present only if it was only to be told.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub changes: Option<Vec<Change>>,
+    /// The snapshot that was made of two.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub snapshot: Option<String>,
+}
+
 /// A setting of the volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingValue {

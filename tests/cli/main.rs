@@ -2,6 +2,7 @@
 
 mod disks;
 mod hosts;
+mod merging;
 mod privileges;
 mod snapshots;
 mod transfer;

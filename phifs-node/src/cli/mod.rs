@@ -10,6 +10,7 @@ mod fsck;
 mod gc;
 mod log;
 mod man;
+mod merge;
 mod mount;
 mod output;
 mod paths;
@@ -77,6 +78,7 @@ enum Command {
     Snapshot(snapshot::Snapshot),
     Volume(volume::Volume),
     Branch(branch::Branches),
+    Merge(merge::Merge),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -133,6 +135,7 @@ pub fn run() -> ExitCode {
         Command::Snapshot(command) => command.run(&context),
         Command::Volume(command) => command.run(&context),
         Command::Branch(command) => command.run(&context),
+        Command::Merge(command) => command.run(&context),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
     };

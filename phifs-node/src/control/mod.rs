@@ -90,6 +90,18 @@ pub enum Request {
     /// Takes a snapshot from the descriptor that comes along. `trust` is the beginning of the key of a node that is known
     /// from now on, if it has signed. Answered with `report::Imported`.
     SnapshotImport { name: Option<String>, trust: Option<String> },
+    /// Merges one side into another; if one of them is a file, its descriptor comes along. `trust` as for an import, `name`
+    /// for the snapshot that is made of two. Answered with `report::Merged`.
+    Merge {
+        source: Side,
+        target: Side,
+        dry_run: bool,
+        unrelated: bool,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        trust: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        name: Option<String>,
+    },
     /// Reads everything that a snapshot names. Answered with `report::Verified`.
     SnapshotVerify { name: String },
     /// Answered with a list of `report::SettingValue`.
@@ -111,6 +123,17 @@ pub enum Decision {
     Coherent,
 }
 
+/// What is merged, or merged into.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    Live,
+    Branch(String),
+    Snapshot(String),
+    /// An export.
+    File,
+}
+
 /// A file, as stat(2) tells it from all others on the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -130,7 +153,7 @@ impl Request {
             Self::Conflicts { .. } | Self::Resolve { .. } => true,
             Self::SnapshotClone { .. } | Self::BranchMount { .. } | Self::BranchDelete { .. } => true,
             Self::SnapshotExport { .. } | Self::SnapshotImport { .. } | Self::SnapshotVerify { .. } => true,
-            Self::SnapshotDiff { .. } | Self::SnapshotRestore { .. } => true,
+            Self::SnapshotDiff { .. } | Self::SnapshotRestore { .. } | Self::Merge { .. } => true,
             Self::SnapshotPrune { .. } | Self::VolumeGet { .. } | Self::VolumeSet { .. } => false,
             Self::SnapshotCreate { .. } | Self::SnapshotShow { .. } | Self::Versions { .. } => true,
         }

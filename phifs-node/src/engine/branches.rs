@@ -59,7 +59,7 @@ fn report(name: &str, branch: &registry::Branch) -> Branch {
     }
 }
 
-fn explain(error: BranchError) -> Failure {
+pub(super) fn explain(error: BranchError) -> Failure {
     let message = error.to_string();
     let (kind, hint) = match error {
         BranchError::BadName(..) => (Kind::Usage, "take letters, digits, dashes and colons, at most 200 bytes"),

@@ -3,11 +3,13 @@
 
 mod branches;
 mod conflicts;
+mod merge;
 mod settings;
 mod snapshots;
 mod transfer;
 mod versions;
 
+pub use merge::Merging;
 pub use snapshots::name_of;
 
 use std::sync::Arc;

@@ -159,7 +159,7 @@ fn seal(sealed: &SealedRecord) -> Seal {
     }
 }
 
-fn change(change: &changes::Change) -> Change {
+pub(super) fn change(change: &changes::Change) -> Change {
     let kind = show::kind(change.kind);
     Change {
         what: match change.what {

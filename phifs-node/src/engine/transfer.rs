@@ -58,10 +58,19 @@ impl Engine {
         trust: Option<String>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Imported, Failure> {
+        let options = ImportOptions { name, trust, ..ImportOptions::default() };
+        self.import(file, &options, progress).map(report)
+    }
+
+    pub(super) fn import(
+        &self,
+        file: Handed,
+        options: &ImportOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<CameIn, Failure> {
         let progress = Mutex::new(progress);
-        let options = ImportOptions { name, trust };
-        let imported = self.volume.import_snapshot(file, &options, &|bytes| self.told(&progress, "importing", bytes));
-        imported.map(report).map_err(refused)
+        let tell = |bytes| self.told(&progress, "importing", bytes);
+        self.volume.import_snapshot(file, options, &tell).map_err(refused)
     }
 
     /// Makes a store out of an export, to be opened then.

@@ -49,7 +49,7 @@ fn is_below(path: &[u8], top: &[u8]) -> bool {
     top == b"/" || path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
-pub(super) fn lines(changes: &[Change]) -> String {
+pub fn lines(changes: &[Change]) -> String {
     changes.iter().map(|change| line(change) + "\n").collect()
 }
 

@@ -14,6 +14,8 @@ mod verify;
 
 use clap::Subcommand;
 
+pub use diff::lines;
+
 use super::Context;
 use crate::failure::Failure;
 
