@@ -457,6 +457,7 @@ impl Handler for Daemon {
         let json = |value: serde_json::Result<serde_json::Value>| value.map_err(Failure::plain);
         match request {
             Request::Status => json(serde_json::to_value(self.status())),
+            Request::Events { count } => json(serde_json::to_value(self.engine.events(count)?)),
             Request::Log { count } => json(serde_json::to_value(self.engine.recent_ops(count)?)),
             Request::Versions { path, inode } => {
                 let device = mounts_of(&self.mount).first().map(|mount| mount.device.clone());

@@ -291,9 +291,28 @@ pub struct Merged {
     /// What would change; present only if it was only to be told.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub changes: Option<Vec<Change>>,
+    /// What both sides had changed, and what comes of it.
+    pub events: Vec<Event>,
+    /// What there is to decide about since.
+    pub conflicts: Vec<Conflict>,
     /// The snapshot that was made of two.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub snapshot: Option<String>,
+}
+
+/// Something that two sides had changed without knowing of each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When it was merged; absent in the answer to `merge`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub millis: Option<u64>,
+    /// As the table in the documentation calls it, and the row of that.
+    pub what: String,
+    pub row: u8,
+    pub path: Name,
+    /// The place that did not hold.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub other: Option<Name>,
 }
 
 /// A setting of the volume.

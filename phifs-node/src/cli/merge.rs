@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use super::{Context, snapshot};
+use super::{Context, log, snapshot, why};
 use crate::control::{Request, Side};
 use crate::failure::{Failure, Kind};
 use crate::report::{Branch, Merged, Snapshot};
@@ -63,6 +63,13 @@ impl Merge {
             None => context.ask(&request)?,
         };
         context.output.result(&merged, describe);
+        let disputed = merged.conflicts.len();
+        if disputed > 0 && !dry_run {
+            let files = if disputed == 1 { "file is" } else { "files are" };
+            context
+                .output
+                .note(&format!("{disputed} {files} disputed: phifs conflicts lists what there is to decide."));
+        }
         if merged.operations == 0 {
             context.output.note("There is nothing to merge.");
         }
@@ -72,7 +79,13 @@ impl Merge {
 
 fn describe(merged: &Merged) -> String {
     if let Some(changes) = &merged.changes {
-        return snapshot::lines(changes);
+        let mut text = snapshot::lines(changes);
+        if !merged.events.is_empty() {
+            text.push_str("\nChanged on both sides:\n");
+            merged.events.iter().for_each(|event| text.push_str(&log::event(event)));
+        }
+        merged.conflicts.iter().for_each(|conflict| text.push_str(&format!("\n{}", why::describe(conflict))));
+        return text;
     }
     let Merged { operations, names, inodes, .. } = merged;
     match (&merged.snapshot, *operations) {

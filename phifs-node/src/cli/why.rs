@@ -30,7 +30,7 @@ impl Why {
     }
 }
 
-fn describe(found: &Conflict) -> String {
+pub(super) fn describe(found: &Conflict) -> String {
     let path = found.path.quoted();
     let mut text = match (found.matter.as_deref(), found.row) {
         (Some("content"), Some(row)) => format!("{path}: versions that did not know of each other (row {row})\n"),

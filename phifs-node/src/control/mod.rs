@@ -38,6 +38,8 @@ pub enum Request {
     Status,
     /// Answered with a list of `report::Operation`, the latest last.
     Log { count: u32 },
+    /// What merges came across. Answered with a list of `report::Event`, the latest last.
+    Events { count: u32 },
     /// Answered with a list of `report::FileVersion`, the latest last. `inode`: what the path leads to, for the one who
     /// asks; if that is none of this volume, the path is one from its root.
     Versions { path: Name, inode: Option<InodeNumber> },
@@ -147,7 +149,12 @@ impl Request {
     /// Whether the answer may take long because of the work, rather than because the daemon hangs.
     pub fn is_long(&self) -> bool {
         match self {
-            Self::Status | Self::Log { .. } | Self::Usage | Self::SnapshotList | Self::SnapshotDelete { .. } => false,
+            Self::Status
+            | Self::Log { .. }
+            | Self::Events { .. }
+            | Self::Usage
+            | Self::SnapshotList
+            | Self::SnapshotDelete { .. } => false,
             Self::Gc | Self::Scrub | Self::Fsck { .. } | Self::Down { .. } => true,
             Self::BranchList | Self::Why { .. } => false,
             Self::Conflicts { .. } | Self::Resolve { .. } => true,

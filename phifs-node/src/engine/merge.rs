@@ -1,13 +1,15 @@
 //! Merging, as the control socket asks for it.
 
+use phifs_core::namespace::events;
 use phifs_core::volume::local::{ImportOptions, MergeError, MergeOptions, Side as Line};
 
-use super::{Engine, branches, snapshots};
+use super::{Engine, branches, conflicts, snapshots};
 use crate::control::{Handed, Progress, Side};
 use crate::env::random;
 use crate::failure::{Failure, Kind};
 use crate::hex;
-use crate::report::Merged;
+use crate::report::{Event, Merged};
+use crate::show::Name;
 
 /// How two sides are merged.
 pub struct Merging {
@@ -59,8 +61,33 @@ impl Engine {
             names: merged.names,
             inodes: merged.inodes,
             changes: dry_run.then(|| merged.changes.iter().map(snapshots::change).collect()),
+            events: merged.events.iter().map(|event| event_of(event, None)).collect(),
+            conflicts: merged
+                .conflicts
+                .iter()
+                .map(|found| {
+                    conflicts::described(Name::new(&found.path), Some(found.conflict.matter), &found.conflict.choices)
+                })
+                .collect(),
             snapshot: merged.snapshot,
         })
+    }
+
+    /// What merges came across lately, the latest last.
+    pub fn events(&self, count: u32) -> Result<Vec<Event>, Failure> {
+        let mut events = self.volume.events().map_err(Failure::plain)?;
+        events.drain(..events.len().saturating_sub(count as usize));
+        Ok(events.iter().map(|(millis, event)| event_of(event, Some(*millis))).collect())
+    }
+}
+
+fn event_of(event: &events::Event, millis: Option<u64>) -> Event {
+    Event {
+        millis,
+        what: event.what.word().into(),
+        row: event.row,
+        path: Name::new(&event.path),
+        other: event.other.as_ref().map(|other| Name::new(other)),
     }
 }
 
