@@ -241,7 +241,10 @@ pub struct Conflict {
     /// The row of the table in the documentation that says what comes of it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub row: Option<u8>,
-    /// The first is shown.
+    /// Of several versions of a file, in the answer to `why`: `merged` if a driver makes one of them, else why none does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub merge: Option<String>,
+    /// The first is shown, unless they are merged.
     pub choices: Vec<Choice>,
 }
 

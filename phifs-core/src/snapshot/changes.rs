@@ -8,9 +8,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crate::content::Content;
 use crate::id::{DirId, Dot, InodeId};
 use crate::meta::Frozen;
-use crate::namespace::derive::{Children, dot_of};
+use crate::namespace::coherence;
+use crate::namespace::derive::{Child, Children, dot_of};
 use crate::namespace::row::{InodeRow, Mode, Owner};
 use crate::namespace::tables::{Rows, Table, Tables, malformed, suffixed_key};
+use crate::namespace::union;
 use crate::namespace::view::{Stat, names_of};
 use crate::store::StoreError;
 use crate::time::Timestamp;
@@ -89,12 +91,18 @@ pub fn stories(before: &Frozen, after: &Frozen) -> Result<Vec<Story>> {
     })?;
     each_change(before, after, Table::Children, &mut |change| {
         let (dir, name) = name_of(&change.key)?;
-        let shown = |row: &Option<bytes::Bytes>| -> Result<Option<InodeId>> {
+        let shown = |tables: &Frozen, row: &Option<bytes::Bytes>| -> Result<Option<Child>> {
             let Some(row) = row else { return Ok(None) };
             let children = Children::decode(row).map_err(|e| malformed("child", &change.key, e))?;
-            Ok(children.shown().map(|child| child.inode()))
+            coherence::shown(tables, children.all())
         };
-        let (old, new) = (shown(&change.old)?, shown(&change.new)?);
+        let (old, new) = (shown(before, &change.old)?, shown(after, &change.new)?);
+        // A directory that is one with another one does not come or go as long as that one is there.
+        let visible = |child: Option<Child>, here: &Frozen, there: &Frozen| -> Result<Option<InodeId>> {
+            let Some(child) = child else { return Ok(None) };
+            Ok(if is_one_with_known(child, here, there)? { None } else { Some(child.inode()) })
+        };
+        let (old, new) = (visible(old, before, after)?, visible(new, after, before)?);
         if old == new {
             return Ok(());
         }
@@ -129,6 +137,18 @@ pub fn changes(before: &Frozen, after: &Frozen) -> Result<Vec<Change>> {
     }
     changes.sort_by(|a, b| (&a.path, a.what).cmp(&(&b.path, b.what)));
     Ok(changes)
+}
+
+/// Whether a directory is one with another one that the other state shows.
+fn is_one_with_known(child: Child, here: &Frozen, there: &Frozen) -> Result<bool> {
+    let Child::Dir(dir) = child else { return Ok(false) };
+    let others = [union::members(here, dir)?, union::members(there, dir)?];
+    for member in others.iter().flatten().filter(|member| **member != dir) {
+        if there.dir(*member)?.is_some_and(|row| row.shown) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn name_of(key: &[u8]) -> Result<(DirId, &[u8])> {

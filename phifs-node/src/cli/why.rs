@@ -38,8 +38,18 @@ pub(super) fn describe(found: &Conflict) -> String {
         (_, Some(row)) => format!("{path}: files that got the same name at the same time (row {row})\n"),
         _ => format!("{path}: nothing to decide\n"),
     };
+    match found.merge.as_deref() {
+        Some("merged") => text.push_str("its versions are merged: what is read is made of all of them\n"),
+        Some(why) => text.push_str(&format!("its versions are not merged: {why}\n")),
+        None => {}
+    }
+    let is_merged = found.merge.as_deref() == Some("merged");
     for (rank, choice) in found.choices.iter().enumerate() {
-        text.push_str(&format!("\n{rank}{}  {}\n", if rank == 0 { " (shown)" } else { "" }, line(choice)));
+        text.push_str(&format!(
+            "\n{rank}{}  {}\n",
+            if rank == 0 && !is_merged { " (shown)" } else { "" },
+            line(choice)
+        ));
         let mut rows = Vec::new();
         for term in &choice.score {
             let decides = choice.ahead_by.as_ref() == Some(&term.name);

@@ -4,7 +4,7 @@ use phifs_core::namespace::coherence::Score;
 use phifs_core::namespace::conflict::{Choice, Matter};
 use phifs_core::namespace::row::Closure;
 use phifs_core::volume::VolumeError;
-use phifs_core::volume::local::{FoundConflict, Resolution};
+use phifs_core::volume::local::{Explained, FoundConflict, Resolution};
 
 use super::Engine;
 use crate::control::Decision;
@@ -22,8 +22,10 @@ impl Engine {
     }
 
     pub fn why(&self, path: &Name) -> Result<report::Conflict, Failure> {
-        let (matter, choices) = self.volume.choices_at(&path.bytes()).map_err(|error| explain(path, &error))?;
-        Ok(described(path.clone(), matter, &choices))
+        let Explained { matter, choices, merge } =
+            self.volume.explain(&path.bytes()).map_err(|error| explain(path, &error))?;
+        let merge = merge.map(|merge| merge.map_or_else(|why| why.to_string(), |()| "merged".to_owned()));
+        Ok(report::Conflict { merge, ..described(path.clone(), matter, &choices) })
     }
 
     pub fn resolve(
@@ -60,6 +62,7 @@ pub(super) fn described(path: Name, matter: Option<Matter>, choices: &[Choice]) 
         path,
         matter: matter.map(|matter| word(matter).into()),
         row: matter.map(Matter::row),
+        merge: None,
         choices: choices.iter().zip(next).map(|(this, next)| choice(this, next)).collect(),
     }
 }

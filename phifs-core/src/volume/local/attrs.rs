@@ -193,7 +193,7 @@ impl LocalVolume {
         }
         let state = self.state.read();
         let id = state.inode_id(ino)?;
-        if conflicts::is_told(name) { conflicts::told(&state, id, name) } else { xattr_of(&*state, id, name) }
+        if conflicts::is_told(name) { self.told(&state, id, name) } else { xattr_of(&*state, id, name) }
     }
 
     pub(super) fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], how: XattrMode) -> Result<()> {

@@ -16,6 +16,7 @@ use crate::namespace::{Effect, plan, union};
 use crate::volume::{FileKind, Result, VolumeError};
 
 use super::LocalVolume;
+use super::drivers::Unmerged;
 use super::files::inline_bytes;
 use super::history;
 use super::names::{foldable, touch_inode};
@@ -33,6 +34,17 @@ pub enum Resolution {
     Newest,
     /// For the one that is shown.
     Coherent,
+}
+
+/// All states that a file has, and why the first is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explained {
+    /// Nothing if there is nothing to decide.
+    pub matter: Option<Matter>,
+    /// The best first.
+    pub choices: Vec<Choice>,
+    /// Of several versions of a file: whether a driver merges them, and else why not.
+    pub merge: Option<std::result::Result<(), Unmerged>>,
 }
 
 /// A conflict, and where it is: from the root, beginning with a slash.
@@ -56,7 +68,7 @@ impl LocalVolume {
     /// What there is to decide about at a path and below it, in the order of paths.
     pub fn conflicts(&self, path: &[u8]) -> Result<Vec<Found>> {
         let state = self.state.read();
-        let mut found = found_in(&state)?;
+        let mut found = self.found_in(&state)?;
         let path = path.strip_suffix(b"/").unwrap_or(path);
         found.retain(|found| {
             found.path.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
@@ -64,18 +76,54 @@ impl LocalVolume {
         Ok(found)
     }
 
-    /// All states that the file at a path has, the one that is shown first: one, unless there is something to decide.
-    pub fn choices_at(&self, path: &[u8]) -> Result<(Option<Matter>, Vec<Choice>)> {
+    /// All states that the file at a path has.
+    pub fn explain(&self, path: &[u8]) -> Result<Explained> {
         let state = self.state.read();
         let (dir, name) = parent_of(&*state, path)?;
-        if let Some(conflict) = conflict::at(&*state, dir, name)? {
-            return Ok((Some(conflict.matter), conflict.choices));
+        let conflict = conflict::at(&*state, dir, name)?;
+        let (matter, choices) = match conflict {
+            Some(conflict) => (Some(conflict.matter), conflict.choices),
+            None => {
+                let found = view::find(&*state, dir, name)?.ok_or(VolumeError::NotFound)?;
+                if let Child::Dir(_) = found.shown {
+                    return Err(VolumeError::IsDirectory);
+                }
+                (None, conflict::choices(&*state, &found.all)?)
+            }
+        };
+        let merge = match (matter, choices.first()) {
+            (Some(Matter::Content), Some(shown)) => {
+                let row = state.inode(shown.inode)?.unwrap_or_default();
+                Some(self.merge_versions(&state, shown.inode, &row)?.map(|_| ()))
+            }
+            _ => None,
+        };
+        let matter = matter.filter(|_| merge != Some(Ok(())));
+        Ok(Explained { matter, choices, merge })
+    }
+
+    /// Everything to decide about that has a path.
+    fn found_in(&self, state: &State) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for conflict in conflict::all(state)? {
+            if self.is_merged(state, &conflict)? {
+                continue;
+            }
+            if let Some(above) = view::path_of_dir(state, conflict.dir)? {
+                found.push(Found { path: [&above[..], b"/", &conflict.seen_name()].concat(), conflict });
+            }
         }
-        let found = view::find(&*state, dir, name)?.ok_or(VolumeError::NotFound)?;
-        match found.shown {
-            Child::Dir(_) => Err(VolumeError::IsDirectory),
-            Child::Link { .. } => Ok((None, conflict::choices(&*state, &found.all)?)),
-        }
+        found.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(found)
+    }
+
+    /// Whether a driver makes one of the versions, so that nobody has to decide.
+    pub(super) fn is_merged(&self, state: &State, conflict: &Conflict) -> Result<bool> {
+        let Some(shown) = conflict.choices.first().filter(|_| conflict.matter == Matter::Content) else {
+            return Ok(false);
+        };
+        let row = state.inode(shown.inode)?.unwrap_or_default();
+        Ok(self.merged(state, shown.inode, &row)?.is_some())
     }
 
     /// Decides about the name at a path, or with `recursive` about all at it and below.
@@ -208,18 +256,6 @@ impl LocalVolume {
 pub(super) fn found_at<T: Tables + ?Sized>(tables: &T, path: &[u8]) -> Result<Option<Found>> {
     let (dir, name) = parent_of(tables, path)?;
     Ok(conflict::at(tables, dir, name)?.map(|conflict| Found { path: path.to_vec(), conflict }))
-}
-
-/// Everything to decide about that has a path.
-fn found_in(state: &State) -> Result<Vec<Found>> {
-    let mut found = Vec::new();
-    for conflict in conflict::all(state)? {
-        if let Some(above) = view::path_of_dir(state, conflict.dir)? {
-            found.push(Found { path: [&above[..], b"/", &conflict.seen_name()].concat(), conflict });
-        }
-    }
-    found.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(found)
 }
 
 /// The directory that a path's last name is in, and that name.
@@ -377,54 +413,66 @@ pub(super) fn is_told(name: &[u8]) -> bool {
     [COUNT, WINNER, SCORE, WRITER].contains(&name)
 }
 
-/// The value of such an attribute: of a file how many choices it has, if more than one; of a directory how many names
-/// below it are disputed; the shown choice, its score and its author.
-pub(super) fn told(state: &State, id: InodeId, name: &[u8]) -> Result<Vec<u8>> {
-    let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
-    if row.kind() == FileKind::Directory {
-        return if name == COUNT {
-            Ok(count_below(state, DirId(id.0))?.to_string().into_bytes())
-        } else {
-            Err(VolumeError::NoAttribute)
-        };
-    }
-    let mut choices = Vec::new();
-    if let Some((dir, name)) = view::names_of(state, id, row.kind())?.into_iter().next() {
-        choices = conflict::at(state, dir, &name)?.map_or_else(Vec::new, |conflict| conflict.choices);
-    }
-    let count = choices.len();
-    if choices.is_empty() {
-        let (inode, kind, link) = (id, row.kind(), crate::id::LinkId(id.0));
-        choices = conflict::choices(state, &[Child::Link { link, inode, kind }])?;
-    }
-    let shown = choices.first().ok_or(VolumeError::NoAttribute)?;
-    Ok(match name {
-        COUNT => count.to_string(),
-        WINNER => shown.dot.to_string(),
-        WRITER => shown.dot.author.to_string(),
-        _ => {
-            let terms: Vec<String> =
-                shown.score.terms().map(|term| format!("\"{}\":{}", term.name, term.value)).collect();
-            format!("{{{}}}", terms.join(","))
+impl LocalVolume {
+    /// The value of such an attribute: of a file how many choices it has, if more than one; of a directory how many names
+    /// below it are disputed; the shown choice, its score and its author.
+    pub(super) fn told(&self, state: &State, id: InodeId, name: &[u8]) -> Result<Vec<u8>> {
+        let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+        if row.kind() == FileKind::Directory {
+            return if name == COUNT {
+                Ok(self.count_below(state, DirId(id.0))?.to_string().into_bytes())
+            } else {
+                Err(VolumeError::NoAttribute)
+            };
         }
+        let mut choices = Vec::new();
+        if let Some((dir, name)) = view::names_of(state, id, row.kind())?.into_iter().next() {
+            let conflict = conflict::at(state, dir, &name)?;
+            if let Some(conflict) = conflict
+                && !self.is_merged(state, &conflict)?
+            {
+                choices = conflict.choices;
+            }
+        }
+        let count = choices.len();
+        if choices.is_empty() {
+            let (inode, kind, link) = (id, row.kind(), crate::id::LinkId(id.0));
+            choices = conflict::choices(state, &[Child::Link { link, inode, kind }])?;
+        }
+        let shown = choices.first().ok_or(VolumeError::NoAttribute)?;
+        Ok(match name {
+            COUNT => count.to_string(),
+            WINNER => shown.dot.to_string(),
+            WRITER => shown.dot.author.to_string(),
+            _ => {
+                let terms: Vec<String> =
+                    shown.score.terms().map(|term| format!("\"{}\":{}", term.name, term.value)).collect();
+                format!("{{{}}}", terms.join(","))
+            }
+        }
+        .into_bytes())
     }
-    .into_bytes())
-}
 
-/// How many names in a directory and below it there is something to decide about.
-fn count_below(state: &State, dir: DirId) -> Result<usize> {
-    let conflicts = conflict::all(state)?;
-    if dir == DirId::ROOT || conflicts.is_empty() {
-        return Ok(conflicts.len());
-    }
-    let members = union::members(state, dir)?;
-    let mut count = 0;
-    for conflict in conflicts {
-        let mut at = Some(conflict.dir);
-        while let Some(dir) = at.filter(|dir| !members.contains(dir)) {
-            at = view::place_of(state, Child::Dir(dir))?.map(|(above, _)| above);
+    /// How many names in a directory and below it there is something to decide about.
+    fn count_below(&self, state: &State, dir: DirId) -> Result<usize> {
+        let mut conflicts = Vec::new();
+        for conflict in conflict::all(state)? {
+            if !self.is_merged(state, &conflict)? {
+                conflicts.push(conflict);
+            }
         }
-        count += usize::from(at.is_some());
+        if dir == DirId::ROOT || conflicts.is_empty() {
+            return Ok(conflicts.len());
+        }
+        let members = union::members(state, dir)?;
+        let mut count = 0;
+        for conflict in conflicts {
+            let mut at = Some(conflict.dir);
+            while let Some(dir) = at.filter(|dir| !members.contains(dir)) {
+                at = view::place_of(state, Child::Dir(dir))?.map(|(above, _)| above);
+            }
+            count += usize::from(at.is_some());
+        }
+        Ok(count)
     }
-    Ok(count)
 }

@@ -63,7 +63,7 @@ pub enum Unmerged {
     Contradiction(Driver),
 }
 
-type Outcome = std::result::Result<Arc<Merged>, Unmerged>;
+pub type Outcome = std::result::Result<Arc<Merged>, Unmerged>;
 
 /// What came of merging lately. Emptied when there is too much of it.
 #[derive(Default)]
@@ -119,7 +119,7 @@ impl LocalVolume {
     }
 
     /// The same, with the reason.
-    fn merge_versions(&self, state: &State, id: InodeId, row: &InodeRow) -> Result<Outcome> {
+    pub(super) fn merge_versions(&self, state: &State, id: InodeId, row: &InodeRow) -> Result<Outcome> {
         let Some(driver) = driver_of(state, id)? else { return Ok(Err(Unmerged::NoDriver)) };
         if !self.settings.read().merge_drivers.runs(driver) {
             return Ok(Err(Unmerged::OtherDriver(driver)));

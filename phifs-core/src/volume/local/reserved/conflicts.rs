@@ -36,6 +36,9 @@ impl LocalVolume {
         let Some(above) = view::path_of_dir(&*state, dir)? else { return Ok(Vec::new()) };
         let mut listed: Vec<(Vec<u8>, Listed)> = Vec::new();
         for conflict in conflict::all(&*state)? {
+            if self.is_merged(&state, &conflict)? {
+                continue;
+            }
             if conflict.dir == dir {
                 listed.extend(node_of(from, &conflict).map(|node| (conflict.seen_name(), Listed::Node(node))));
                 continue;
