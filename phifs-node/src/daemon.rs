@@ -28,7 +28,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use branches::BranchMounts;
 
-use crate::config::{Config, DataMode};
+use crate::config::{Config, Conflicts, DataMode};
 use crate::control::{Handed, Handler, Progress, Request, Server, Side};
 use crate::engine::{Engine, Merging, Options};
 use crate::env::SystemEnv;
@@ -188,6 +188,7 @@ pub fn open(
         publish_interval: config.publish_interval,
         snapshot_every: config.snapshot_every,
         snapshot_keep: config.snapshot_keep.clone(),
+        siblings: config.conflicts == Conflicts::Siblings,
         repair: role.repair,
         rebuild_index: role.rebuild_index,
     };

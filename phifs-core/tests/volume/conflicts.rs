@@ -321,3 +321,40 @@ fn a_dry_run_tells_each_conflict_with_its_row() {
     volume.release(below(&volume, "w"), open.handle);
     check(&volume);
 }
+
+#[test]
+fn the_other_states_are_listed_beside_the_file_if_that_is_asked_for() {
+    let (disk, env, volume, one) = two_lines(|volume| write(volume, b"v.txt", b"base"));
+    for name in [&b"f"[..], b"v.txt"] {
+        write(&volume, name, b"here");
+        settle(&volume);
+        env.advance();
+        write(&one, name, b"there");
+    }
+    merge(&volume, "one", "live");
+    assert_eq!(listed(&volume, ""), ["f", "v.txt"]);
+    drop(one);
+    drop(volume);
+    let disk: Arc<dyn phifs_core::disk::Disk> = Arc::new(disk);
+    let options = phifs_core::volume::local::Options { siblings: true, ..crate::harness::options() };
+    let volume = crate::harness::open_with(&disk, &env, options).unwrap();
+    let names = listed(&volume, "");
+    assert_eq!(names.len(), 4, "{names:?}");
+    let sibling = |start: &str| names.iter().find(|name| name.starts_with(start)).unwrap();
+    let (of_f, of_v) = (sibling("f~"), sibling("v~"));
+    assert!(of_v.ends_with(".txt"), "{of_v}");
+    assert_eq!(
+        (read(&volume, below(&volume, of_f)), read(&volume, below(&volume, of_v))),
+        (b"here".to_vec(), b"here".to_vec())
+    );
+    let refused = volume.open(&CALLER, below(&volume, of_v), &WRITE);
+    assert!(matches!(refused, Err(VolumeError::ReadOnly)));
+    // Removing one decides against it.
+    volume.unlink(Ino::ROOT, of_v.as_bytes()).unwrap();
+    assert_eq!(disputed(&volume), [("/f".into(), Matter::Name, 2)]);
+    volume.unlink(Ino::ROOT, of_f.as_bytes()).unwrap();
+    assert_eq!(disputed(&volume), []);
+    assert_eq!(listed(&volume, ""), ["f", "v.txt"]);
+    assert_eq!(read(&volume, below(&volume, "v.txt")), b"there");
+    check(&volume);
+}

@@ -94,7 +94,8 @@ fn a_write_to_merged_bytes_replaces_all_versions() {
         let Fixture { disk, env, volume } = meet(b"a.log", &base, &[&with(b"2\n")], &[&with(b"x\n")]);
         let merged = with(b"2\nx\n");
         assert_eq!(read(&volume, b"a.log"), merged, "{len}");
-        assert_eq!(volume.conflicts(b"/").unwrap().len(), 1);
+        assert!(volume.conflicts(b"/").unwrap().is_empty(), "nobody has to decide");
+        assert_eq!(volume.explain(b"/a.log").unwrap().merge, Some(Ok(())));
         let ino = volume.lookup(&CALLER, Ino::ROOT, b"a.log").unwrap().ino;
         let opened = volume.open(&CALLER, ino, &WRITE).unwrap();
         volume.write(&CALLER, ino, opened.handle, merged.len() as u64, b"more\n", false).unwrap();
@@ -103,14 +104,14 @@ fn a_write_to_merged_bytes_replaces_all_versions() {
         let crashed = open(&(Arc::new(disk.snapshot()) as Arc<dyn Disk>), &env).unwrap();
         settle(&crashed);
         let all = [&merged[..], b"more\n"].concat();
-        let choices = &crashed.conflicts(b"/").unwrap()[0].conflict.choices;
+        let choices = crashed.explain(b"/a.log").unwrap().choices;
         assert_eq!(choices.len(), 3, "{len}");
         assert!(choices.iter().any(|choice| choice.content().len_bytes() == all.len() as u64), "{len} after a crash");
         assert_eq!(crashed.fsck(false, &|_| {}).unwrap().problems, []);
         volume.release(ino, opened.handle);
         settle(&volume);
         assert!(read(&volume, b"a.log") == all, "{len}");
-        assert!(volume.conflicts(b"/").unwrap().is_empty(), "{len}");
+        assert_eq!(volume.explain(b"/a.log").unwrap().choices.len(), 1, "{len}");
         assert_eq!(volume.fsck(false, &|_| {}).unwrap().problems, []);
     }
 }
@@ -122,7 +123,7 @@ fn who_only_looks_settles_nothing() {
     let opened = volume.open(&CALLER, ino, &WRITE).unwrap();
     volume.release(ino, opened.handle);
     settle(&volume);
-    assert_eq!(volume.conflicts(b"/").unwrap().len(), 1);
+    assert_eq!(volume.explain(b"/a.log").unwrap().choices.len(), 2);
     let again = open(&(Arc::new(disk.snapshot()) as Arc<dyn Disk>), &env).unwrap();
     assert_eq!(read(&again, b"a.log"), b"1\n2\nx\n");
 }

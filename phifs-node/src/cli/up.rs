@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use super::Context;
 use super::output::columns;
-use crate::config::{DataMode, LogFormat, LogLevel, Settings};
+use crate::config::{Conflicts, DataMode, LogFormat, LogLevel, Settings};
 use crate::control::{self, Client, Progress, Request};
 use crate::failure::{Failure, Kind};
 use crate::report::{Ready, Status};
@@ -37,6 +37,9 @@ pub struct Up {
     /// Choose how file bytes travel [default: auto]
     #[arg(long, value_name = "MODE")]
     data_mode: Option<DataMode>,
+    /// Choose where the states of disputed files are seen that are not shown [default: hidden]
+    #[arg(long, value_name = "WHERE")]
+    conflicts: Option<Conflicts>,
     /// Log what is at least this important [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<LogLevel>,
@@ -105,6 +108,7 @@ impl Up {
             suid: self.suid.then_some(true),
             dev: self.dev.then_some(true),
             data_mode: self.data_mode,
+            conflicts: self.conflicts,
             log_level: self.log_level,
             log_format: self.log_format,
             ..Settings::default()

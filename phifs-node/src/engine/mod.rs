@@ -52,6 +52,8 @@ pub struct Options {
     /// How often a snapshot is taken, and which of those are kept, if the volume does not say.
     pub snapshot_every: Option<Duration>,
     pub snapshot_keep: KeepRules,
+    /// Whether the states of disputed files are listed beside them.
+    pub siblings: bool,
     /// Drop what cannot be read in the middle of the journal, instead of refusing to open.
     pub repair: bool,
     /// Begin with an empty glyph index.
@@ -87,6 +89,7 @@ impl Engine {
             publish_interval: options.publish_interval,
             snapshot_every: options.snapshot_every,
             snapshot_keep: options.snapshot_keep.clone(),
+            siblings: options.siblings,
             repair: options.repair,
             ..VolumeOptions::default()
         };

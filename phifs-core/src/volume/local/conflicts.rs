@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use crate::id::{DirId, Dot, InodeId};
 use crate::namespace::conflict::{self, Choice, Conflict, Matter};
 use crate::namespace::derive::Child;
-use crate::namespace::op::InodeEffect;
+use crate::namespace::op::{Field, InodeEffect};
 use crate::namespace::row::{Closure, InodeRow, NAME_BYTES_MAX, Version};
 use crate::namespace::tables::{Rows, Table, Tables, suffixed_key};
 use crate::namespace::view::{self, Reached, Stat};
@@ -227,6 +227,36 @@ impl LocalVolume {
             }
         }
         self.drop_links(rows, draft, rivals)
+    }
+
+    /// Adds to the draft that a state goes that is listed beside the one that is shown: it is decided against.
+    pub(super) fn drop_sibling(
+        &self,
+        rows: &Scope<'_>,
+        draft: &mut Draft,
+        dir: DirId,
+        name: &[u8],
+    ) -> Result<Vec<(InodeId, bool)>> {
+        if !self.options.siblings {
+            return Err(VolumeError::NotFound);
+        }
+        let dir = union::members(rows, dir)?[0];
+        for conflict in conflict::all(rows)?.into_iter().filter(|conflict| conflict.dir == dir) {
+            let is_it = |choice: &&Choice| name_of(&conflict.name, choice, 0) == name;
+            let Some(choice) = conflict.choices[1..].iter().find(is_it) else { continue };
+            let row = rows.inode(choice.inode)?.ok_or(VolumeError::NotFound)?;
+            if row.versions.entries().len() < 2 {
+                return self.drop_rivals(rows, draft, conflict.choices[0].inode, &[choice.as_child()]);
+            }
+            let mut others = row.clone();
+            row.versions.dots().filter(|dot| *dot != choice.dot).for_each(|dot| others.versions.remove(dot));
+            history::keep_replaced(rows, draft, choice.inode, &others, self.retention())?;
+            let drops = vec![(Field::Version, choice.dot)];
+            draft.effects.push(Effect::Inode(InodeEffect { drops, ..InodeEffect::new(choice.inode) }));
+            touch_inode(draft, choice.inode, &row);
+            return Ok(vec![(choice.inode, false)]);
+        }
+        Err(VolumeError::NotFound)
     }
 
     /// Makes a file of its own out of a version.

@@ -137,6 +137,8 @@ pub struct Options {
     pub versions_max_age: std::time::Duration,
     /// Free space on the host that data must leave; `None` for 5 %, at most 10 GiB.
     pub reserve_bytes: Option<u64>,
+    /// Whether the states of disputed files that are not shown are listed beside them, as read-only files.
+    pub siblings: bool,
     /// Drop what follows damage in the middle of the journal, instead of refusing to open.
     pub repair: bool,
 }
@@ -155,6 +157,7 @@ impl Default for Options {
             versions_keep: 16,
             versions_max_age: std::time::Duration::from_secs(7 * 24 * 60 * 60),
             reserve_bytes: None,
+            siblings: false,
             repair: false,
         }
     }

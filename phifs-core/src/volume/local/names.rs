@@ -42,7 +42,13 @@ impl LocalVolume {
         match name {
             b"." => self.attr(&state, dir.inode()),
             b".." => self.attr(&state, above(&state, dir)?.inode()),
-            _ => self.attr_of_child(&state, view::child(&*state, dir, name)?.ok_or(VolumeError::NotFound)?),
+            _ => match view::child(&*state, dir, name)? {
+                Some(child) => self.attr_of_child(&state, child),
+                None => {
+                    drop(state);
+                    self.sibling_named(dir, name)
+                }
+            },
         }
     }
 
@@ -145,12 +151,12 @@ impl LocalVolume {
         let mut state = self.state.write();
         let rows = Scope::new(&state);
         let parent = open_parent(&rows, parent)?;
-        let found = view::find(&rows, parent.id, name)?.ok_or(VolumeError::NotFound)?;
-        if let Child::Dir(_) = found.shown {
-            return Err(VolumeError::IsDirectory);
-        }
         let mut draft = state.draft(self.env.now());
-        let gone = self.drop_links(&rows, &mut draft, &found.all)?;
+        let gone = match view::find(&rows, parent.id, name)? {
+            Some(Found { shown: Child::Dir(_), .. }) => return Err(VolumeError::IsDirectory),
+            Some(found) => self.drop_links(&rows, &mut draft, &found.all)?,
+            None => self.drop_sibling(&rows, &mut draft, parent.id, name)?,
+        };
         touch_dir(&rows, &mut draft, &parent)?;
         let aliases = parent.aliases(name);
         let rows = rows.into_rows();
@@ -382,15 +388,46 @@ impl LocalVolume {
             }
             dir
         };
+        let siblings = self.siblings_in(dir)?;
         loop {
             // The lock is taken for a batch only: a huge directory must not hold up everybody else.
             let state = self.state.read();
             let listed = view::list(&*state, dir, after + 1, BATCH)?;
-            if !pass_on(&listed, &mut after, &mut |child| look(&state, child), each)? {
+            if siblings.is_empty() {
+                if !pass_on(&listed, &mut after, &mut |child| look(&state, child), each)? {
+                    return Ok(());
+                }
+                continue;
+            }
+            let more = listed.len() >= BATCH;
+            let until = listed.last().filter(|_| more).map_or(u64::MAX, |last| last.hash);
+            let real = listed.into_iter().map(|item| (item.hash, item.name, Item::Real(item.child)));
+            let beside = siblings.iter().filter(|(hash, ..)| *hash > after && *hash <= until);
+            let beside = beside.map(|(hash, name, node)| (*hash, name.clone(), Item::Sibling(*node)));
+            let mut items: Vec<_> = real.chain(beside).collect();
+            items.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+            for (at, (hash, name, item)) in items.iter().enumerate() {
+                let told = match item {
+                    Item::Real(child) => look(&state, *child)?,
+                    Item::Sibling(node) => above(self.sibling_attr(&state, *node)?),
+                };
+                let again = items.get(at + 1).is_some_and(|next| next.0 == *hash);
+                if !each(name, told, hash - u64::from(again)) {
+                    return Ok(());
+                }
+                after = *hash;
+            }
+            if !more {
                 return Ok(());
             }
         }
     }
+}
+
+/// One entry of a listing in which disputed files have siblings.
+enum Item {
+    Real(Child),
+    Sibling(reserved::Node),
 }
 
 /// The directory that a directory is in, as the kernel knows it.

@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 
 use crate::id::{DirId, LinkId};
 use crate::namespace::conflict::{self, Conflict};
-use crate::namespace::derive::{Child, DirRow, dot_of};
+use crate::namespace::derive::{Child, DirRow, dot_of, name_hash};
 use crate::namespace::tables::{Table, Tables};
 use crate::namespace::{union, view};
 use crate::volume::local::LocalVolume;
-use crate::volume::local::conflicts::tag_of;
+use crate::volume::local::conflicts::{name_of, tag_of};
 use crate::volume::local::state::State;
 use crate::volume::{Attr, Result, VolumeError};
 
@@ -20,6 +20,43 @@ use super::{Listed, versions};
 const DIRS_AT_ONCE: usize = 4096;
 
 impl LocalVolume {
+    /// The states that are not shown of the disputed files of a directory, if such are to be listed there: each by the
+    /// hash of its name, in order.
+    pub(in crate::volume::local) fn siblings_in(&self, dir: DirId) -> Result<Vec<(u64, Vec<u8>, Node)>> {
+        if !self.options.siblings {
+            return Ok(Vec::new());
+        }
+        let state = self.state.read();
+        let dir = union::members(&*state, dir)?[0];
+        let mut siblings = Vec::new();
+        for conflict in conflict::all(&*state)? {
+            if conflict.dir == dir && !self.is_merged(&state, &conflict)? {
+                for choice in &conflict.choices[1..] {
+                    let name = name_of(&conflict.name, choice, 0);
+                    let node = Node::Version { inode: choice.inode, version: choice.dot };
+                    siblings.push((name_hash(&name), name, node));
+                }
+            }
+        }
+        siblings.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        Ok(siblings)
+    }
+
+    pub(in crate::volume::local) fn sibling_named(&self, dir: DirId, name: &[u8]) -> Result<Attr> {
+        let found = self.siblings_in(dir)?.into_iter().find(|(_, known, _)| known == name);
+        let (_, _, node) = found.ok_or(VolumeError::NotFound)?;
+        self.sibling_attr(&self.state.read(), node)
+    }
+
+    pub(in crate::volume::local) fn sibling_attr(&self, state: &State, node: Node) -> Result<Attr> {
+        match node {
+            Node::Version { inode, version } => {
+                self.attr_of_version_in(state, inode, version, || self.reserved.nodes.number(node))
+            }
+            _ => Err(VolumeError::NotFound),
+        }
+    }
+
     pub(super) fn conflicts_named(&self, from: DirId, dir: DirId, name: &[u8]) -> Result<Node> {
         let state = self.state.read();
         if let Some(Child::Dir(below)) = view::child(&*state, dir, name)? {

@@ -39,7 +39,8 @@ use super::attrs::{target_of, xattr_of, xattrs_of};
 use super::names::{ABOVE, SELF};
 use super::state::State;
 use inside::View;
-use nodes::{Node, Nodes};
+pub use nodes::Node;
+use nodes::Nodes;
 
 pub const NAME: &[u8] = b".phi";
 const STATUS_NAME: &[u8] = b"status.json";

@@ -89,7 +89,18 @@ impl LocalVolume {
         version: Dot,
         ino: impl FnOnce() -> Result<Ino>,
     ) -> Result<Attr> {
-        let kept = self.kept_version(&self.state.read(), inode, version)?;
+        let state = self.state.read();
+        self.attr_of_version_in(&state, inode, version, ino)
+    }
+
+    pub(super) fn attr_of_version_in(
+        &self,
+        state: &State,
+        inode: InodeId,
+        version: Dot,
+        ino: impl FnOnce() -> Result<Ino>,
+    ) -> Result<Attr> {
+        let kept = self.kept_version(state, inode, version)?;
         let content = kept.version.content;
         let millis = kept.hlc.millis();
         let published = Timestamp::new((millis / 1000) as i64, (millis % 1000) as u32 * 1_000_000);
