@@ -9,7 +9,7 @@ use crate::time::Hlc;
 use crate::volume::FileKind;
 
 use super::coherence::{self, Candidate, Score, State};
-use super::derive::{Child, child_key, dot_of};
+use super::derive::{self, Child, child_key, dot_of};
 use super::row::{InodeRow, Version};
 use super::tables::{Rows, Table, Tables};
 use super::union;
@@ -141,7 +141,18 @@ fn of_name<T: Tables + ?Sized>(tables: &T, members: &[DirId], name: &[u8]) -> Re
         _ if coherence::coalesce(tables, links)? => return Ok(None),
         _ => Matter::Name,
     };
-    let choices = choices(tables, links)?;
+    let mut choices = choices(tables, links)?;
+    if let (Matter::Name, Some(shown)) = (matter, choices.first().map(|best| best.inode)) {
+        // A file that has another name is not hidden by losing this one.
+        let mut hidden = Vec::new();
+        for link in links {
+            let here = links.iter().filter(|other| other.inode() == link.inode()).count();
+            if derive::links_of(tables, link.inode())?.len() == here {
+                hidden.push(link.inode());
+            }
+        }
+        choices.retain(|choice| choice.inode == shown || hidden.contains(&choice.inode));
+    }
     if choices.len() < 2 && matter != Matter::Type {
         return Ok(None);
     }

@@ -334,14 +334,15 @@ pub fn stat<T: Tables + ?Sized>(tables: &T, id: InodeId, row: &InodeRow) -> Resu
     Ok(stat)
 }
 
-/// Concurrent modes grant to group and others only what all of them grant, and no set-id bit; the owner keeps the
-/// latest.
+/// Concurrent modes grant to group and others only what all of them grant, to the owner what any of them grants, and
+/// no set-id bit.
 pub(super) fn mode_of(row: &InodeRow) -> Mode {
     let Some(latest) = row.mode.latest() else { return Mode { permissions: 0, acl: Vec::new() } };
     let mut mode = latest.value.clone();
     if row.mode.entries().len() > 1 {
-        let all = row.mode.entries().iter().fold(0o077, |bits, entry| bits & entry.value.permissions);
-        mode.permissions = mode.permissions & 0o1700 | all;
+        let each = || row.mode.entries().iter().map(|entry| entry.value.permissions);
+        let (all, any) = (each().fold(0o077, |all, bits| all & bits), each().fold(0, |any, bits| any | bits));
+        mode.permissions = mode.permissions & 0o1000 | any & 0o700 | all;
     }
     mode
 }
