@@ -1,10 +1,14 @@
 //! The tables in a plain map, and replicas made of them.
 
+mod calls;
 mod codec;
 mod coherence;
+mod crossed;
 mod hostile;
 mod laws;
 mod model;
+mod mutants;
+mod pairs;
 mod scenarios;
 mod suspects;
 
@@ -27,6 +31,7 @@ use crate::volume::FileKind;
 
 use super::row::{Birth, Mode, Owner};
 use model::Model;
+use mutants::Fault;
 
 type Cells = BTreeMap<(Table, Vec<u8>), Bytes>;
 
@@ -84,7 +89,7 @@ impl TablesMut for MapTables {
     }
 }
 
-/// A replica beside its model; they are compared after every change.
+/// A replica beside its model; they are compared after every change, as long as it is watched.
 #[derive(Clone)]
 struct Replica {
     author: AuthorId,
@@ -92,6 +97,10 @@ struct Replica {
     context: VersionVector,
     hlc: Hlc,
     model: Model,
+    watched: bool,
+    fault: Fault,
+    /// The operations in the order in which they came, which nothing may depend on.
+    arrived: Vec<Dot>,
 }
 
 /// An operation and what its author had seen.
@@ -107,7 +116,16 @@ impl Replica {
         genesis(&mut tables);
         let context = VersionVector::new().with(GENESIS_DOT.author, GENESIS_DOT.n);
         let model = Model::of(&tables);
-        Self { author: AuthorId([number; 16]), tables, context, hlc: Hlc::default(), model }
+        Self {
+            author: AuthorId([number; 16]),
+            tables,
+            context,
+            hlc: Hlc::default(),
+            model,
+            watched: true,
+            fault: Fault::None,
+            arrived: Vec::new(),
+        }
     }
 
     fn next_dot(&self) -> Dot {
@@ -134,34 +152,58 @@ impl Replica {
         let bytes = sent.op.encode();
         let op = Op::decode(sent.op.dot, &bytes).unwrap();
         assert_eq!(op, sent.op);
+        let places = self.fault.places(&self.tables);
         apply(&mut self.tables, &op).unwrap();
+        self.fault.keep(&mut self.tables, &[places]);
         self.context.advance(op.dot);
+        self.arrived.push(op.dot);
         self.hlc = self.hlc.max(op.hlc);
-        self.model.apply(&op);
-        self.check();
+        if self.watched {
+            self.model.apply(&op);
+            self.check();
+        }
     }
 
     fn join(&mut self, other: &Self) {
-        let mut whole = self.clone();
-        whole.join_rows(other, &self.tables.all_or_differing(&other.tables, true));
+        let places = [&self.tables, &other.tables].map(|tables| self.fault.places(tables));
+        let before = self.watched.then(|| self.clone());
         self.join_rows(other, &self.tables.all_or_differing(&other.tables, false));
-        assert_eq!(self.tables, whole.tables, "a join of what differs is not one of everything");
-        self.model.join(&self.context, &other.model, &other.context);
+        if let Some(mut whole) = before {
+            whole.join_rows(other, &whole.tables.all_or_differing(&other.tables, true));
+            assert_eq!(self.tables, whole.tables, "a join of what differs is not one of everything");
+            self.model.join(&self.context, &other.model, &other.context);
+        }
+        self.fault.keep(&mut self.tables, &places);
+        let new = other.arrived.iter().filter(|dot| !self.context.contains(**dot)).copied();
+        self.arrived.extend(new);
         self.context.join(&other.context);
         self.hlc = self.hlc.max(other.hlc);
-        self.check();
+        if self.watched {
+            self.check();
+        }
     }
 
     fn join_rows(&mut self, other: &Self, rows: &[TheirRow]) {
-        let contexts = Contexts { mine: &|dot| self.context.contains(dot), theirs: &|dot| other.context.contains(dot) };
-        join(&mut self.tables, &contexts, rows).unwrap();
+        let knows = |replica: &Self| {
+            let (known, context) = (replica.fault.knows(&replica.tables), replica.context.clone());
+            move |dot| known.as_ref().map_or_else(|| context.contains(dot), |known| known.contains(&dot))
+        };
+        let (mine, theirs) = (knows(self), knows(other));
+        join(&mut self.tables, &Contexts { mine: &mine, theirs: &theirs }, rows).unwrap();
+        if self.fault != Fault::None {
+            derive::rebuild(&mut self.tables).unwrap();
+        }
     }
 
     fn check(&self) {
         assert_eq!(self.model, Model::of(&self.tables), "the rows are not the model's");
+        self.check_derived();
+    }
+
+    fn check_derived(&self) {
         let (kept, recomputed) = (derive::kept(&self.tables).unwrap(), derive::recompute(&self.tables).unwrap());
         assert_eq!(derive::differences(&kept, &recomputed), Vec::<String>::new());
-        self.model.check_derived(&self.tables);
+        Model::of(&self.tables).check_derived(&self.tables);
     }
 
     /// Makes something new in a directory.

@@ -204,7 +204,7 @@ impl Model {
         for dir in wanted.clone() {
             wanted.extend(std::iter::successors(Some(dir), |at| positions.get(at).map(|(parent, _)| *parent)));
         }
-        let mut listing: BTreeMap<(DirId, Vec<u8>), BTreeSet<Child>> = BTreeMap::new();
+        let mut listing: Listing = BTreeMap::new();
         for (dir, (parent, name)) in positions.iter().filter(|(dir, _)| wanted.contains(dir)) {
             listing.entry((*parent, name.to_vec())).or_default().insert(Child::Dir(*dir));
         }
@@ -215,6 +215,7 @@ impl Model {
             names.entry(place.inode).or_default().insert(*link);
         }
         self.check_listing(tables, &listing);
+        assert_eq!(listed(tables), paths(&listing), "what is listed");
         let united = self.check_unions(tables, &listing);
         let inodes = self.cells.keys().filter_map(|(cell, _)| match cell {
             Cell::Field(inode, _) => Some(*inode),
@@ -244,30 +245,10 @@ impl Model {
 
     /// Directories are one if their names are the same and so are, or are one, the directories that they are in.
     /// Returns those that are not alone.
-    fn check_unions(
-        &self,
-        tables: &MapTables,
-        listing: &BTreeMap<(DirId, Vec<u8>), BTreeSet<Child>>,
-    ) -> BTreeSet<DirId> {
-        let mut above: BTreeMap<DirId, (DirId, &[u8])> = BTreeMap::new();
-        for ((parent, name), children) in listing {
-            for child in children {
-                if let Child::Dir(dir) = child {
-                    above.insert(*dir, (*parent, name));
-                }
-            }
-        }
-        // The names on the way up, and where it ends.
-        let way = |dir: DirId| {
-            let mut way = Vec::new();
-            let mut at = dir;
-            while let Some((parent, name)) = above.get(&at) {
-                way.push(*name);
-                at = *parent;
-            }
-            (at, way)
-        };
-        let mut unions: BTreeMap<(DirId, Vec<&[u8]>), BTreeSet<DirId>> = BTreeMap::new();
+    fn check_unions(&self, tables: &MapTables, listing: &Listing) -> BTreeSet<DirId> {
+        let above = above(listing);
+        let way = |dir| way(&above, dir);
+        let mut unions: BTreeMap<Way<'_>, BTreeSet<DirId>> = BTreeMap::new();
         for dir in above.keys() {
             unions.entry(way(*dir)).or_default().insert(*dir);
         }
@@ -304,8 +285,8 @@ impl Model {
         united
     }
 
-    fn check_listing(&self, tables: &MapTables, listing: &BTreeMap<(DirId, Vec<u8>), BTreeSet<Child>>) {
-        let mut found: BTreeMap<(DirId, Vec<u8>), BTreeSet<Child>> = BTreeMap::new();
+    fn check_listing(&self, tables: &MapTables, listing: &Listing) {
+        let mut found: Listing = BTreeMap::new();
         for (key, value) in tables.with_prefix(Table::Children, &[]).unwrap() {
             let dir = DirId(Dot::from_bytes(key[..].first_chunk().unwrap()));
             let children = Children::decode(&value).unwrap();
@@ -313,6 +294,78 @@ impl Model {
         }
         assert_eq!(&found, listing);
     }
+}
+
+/// Directories and names in them, with all that a name means there.
+type Listing = BTreeMap<(DirId, Vec<u8>), BTreeSet<Child>>;
+/// Where the way up from a directory ends, and the names on it.
+type Way<'a> = (DirId, Vec<&'a [u8]>);
+
+fn above(listing: &Listing) -> BTreeMap<DirId, (DirId, &[u8])> {
+    let dirs = listing.iter().flat_map(|((parent, name), children)| {
+        children.iter().filter_map(move |child| match child {
+            Child::Dir(dir) => Some((*dir, (*parent, &name[..]))),
+            Child::Link { .. } => None,
+        })
+    });
+    dirs.collect()
+}
+
+fn way<'a>(above: &BTreeMap<DirId, (DirId, &'a [u8])>, dir: DirId) -> Way<'a> {
+    let (mut way, mut at) = (Vec::new(), dir);
+    while let Some((parent, name)) = above.get(&at) {
+        way.push(*name);
+        at = *parent;
+    }
+    (at, way)
+}
+
+/// The names on the way down, and what is there: directories, or files, which are seen by another name where there are
+/// both.
+type Paths = BTreeMap<Vec<Vec<u8>>, BTreeSet<Child>>;
+
+fn paths(listing: &Listing) -> Paths {
+    let (above, mut paths, mut beside) = (above(listing), Paths::new(), Paths::new());
+    for ((parent, name), children) in listing {
+        if let (DirId::ROOT, names) = way(&above, *parent) {
+            let path = names.into_iter().rev().chain([&name[..]]).map(<[u8]>::to_vec);
+            paths.entry(path.collect()).or_default().extend(children);
+        }
+    }
+    for (path, children) in &mut paths {
+        let links: BTreeSet<Child> =
+            children.iter().filter(|child| matches!(child, Child::Link { .. })).copied().collect();
+        if let Some(Child::Link { link, .. }) = links.first().filter(|_| links.len() < children.len()) {
+            let (name, above) = path.split_last().unwrap();
+            beside.insert([above, &[view::display_name(name, *link)]].concat(), links.clone());
+            children.retain(|child| !links.contains(child));
+        }
+    }
+    beside.extend(paths);
+    beside
+}
+
+/// The same as the views say, a few names at a time.
+fn listed(tables: &MapTables) -> Paths {
+    let (mut paths, mut todo) = (Paths::new(), vec![(Vec::new(), DirId::ROOT)]);
+    while let Some((above, dir)) = todo.pop() {
+        let mut from = 0;
+        loop {
+            let some = view::list(tables, dir, from, 3).unwrap();
+            let Some(last) = some.last() else { break };
+            from = last.hash + 1;
+            for listed in some {
+                let path = [&above[..], &[listed.name.clone()]].concat();
+                let found = view::find(tables, dir, &listed.name).unwrap().unwrap();
+                assert!(found.shown == listed.child && found.all.contains(&listed.child), "{path:?}");
+                if let Child::Dir(dir) = listed.child {
+                    todo.push((path.clone(), dir));
+                }
+                assert_eq!(paths.insert(path, found.all.into_iter().collect()), None, "listed twice");
+            }
+        }
+    }
+    paths
 }
 
 fn plain<V: std::fmt::Debug>(hlc: Hlc, value: &V) -> Value {

@@ -19,7 +19,7 @@ fn pair() -> (Replica, Replica, DirId, InodeId) {
 }
 
 /// Joins as a merge does, with all its checks.
-fn judge(mine: &Replica, theirs: &Replica) -> Result<MapTables, Suspect> {
+pub fn judge(mine: &Replica, theirs: &Replica) -> Result<MapTables, Suspect> {
     let rows: Vec<TheirRow> = mine.tables.all_or_differing(&theirs.tables, false);
     check_rows(&mine.tables, &theirs.context, &rows)?;
     let mut joined = mine.clone();
