@@ -21,14 +21,26 @@ use super::{KEY_BYTES_MAX, MapError, NodeSource, PAGE_BYTES_MAX, Root, Shape, VA
 use crate::id::GlyphId;
 use crate::store::StoreError;
 
-type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> Result<GlyphId, StoreError>;
+/// Stores a node, and gets to know the one that it takes the place of: mostly they are much alike.
+pub type NodeSink<'a> = &'a mut dyn FnMut(&[u8], Option<&Replaced>) -> Result<GlyphId, StoreError>;
+
+/// A node in whose place another one is written.
+#[derive(Clone, Debug)]
+pub struct Replaced {
+    pub id: GlyphId,
+    pub bytes: Bytes,
+}
 
 /// The map of exactly these rows, which must come in ascending order of their keys. Memory stays bounded.
 ///
 /// # Panics
 ///
 /// If the keys do not ascend, or the shape asks for pages beyond `PAGE_BYTES_MAX`.
-pub fn build(sink: Sink<'_>, shape: Shape, rows: impl IntoIterator<Item = (Bytes, Bytes)>) -> Result<Root, MapError> {
+pub fn build(
+    sink: NodeSink<'_>,
+    shape: Shape,
+    rows: impl IntoIterator<Item = (Bytes, Bytes)>,
+) -> Result<Root, MapError> {
     let mut builder = Builder { writer: Writer::new(&NoNodes, sink, shape), floors: vec![Vec::new()] };
     let mut last: Option<Bytes> = None;
     for (key, value) in rows {
@@ -48,7 +60,7 @@ pub fn build(sink: Sink<'_>, shape: Shape, rows: impl IntoIterator<Item = (Bytes
 /// As `build`.
 pub fn apply(
     source: &dyn NodeSource,
-    sink: Sink<'_>,
+    sink: NodeSink<'_>,
     shape: Shape,
     root: &Root,
     changes: impl IntoIterator<Item = (Bytes, Option<Bytes>)>,
@@ -58,7 +70,7 @@ pub fn apply(
     let mut editor =
         Editor { writer: Writer::new(source, sink, shape), changes: (&mut changes as Changes<'_>).peekable() };
     let units = match load_root(source, root)? {
-        Some((id, node)) => vec![Unit { key: node.key(0), summary: node.summary(), body: Body::Stored(id) }],
+        Some((id, node)) => vec![Unit::stored(node.key(0), node.summary(), id)],
         None => Vec::new(),
     };
     let Some(mut units) = editor.update(units)? else { return Ok(*root) };
@@ -78,6 +90,7 @@ struct Unit {
     key: Bytes,
     summary: Summary,
     body: Body,
+    replaced: Option<Replaced>,
 }
 
 enum Body {
@@ -99,7 +112,11 @@ impl Unit {
     fn checked_row(key: Bytes, value: Bytes) -> Self {
         let size_bytes = row_bytes(key.len(), value.len()) as u32;
         let summary = Summary { rows: 1, size_bytes, prefix_bits: bit_len(key.len()) as u16, level: 0 };
-        Self { key, summary, body: Body::Row(value) }
+        Self { key, summary, body: Body::Row(value), replaced: None }
+    }
+
+    fn stored(key: Bytes, summary: Summary, id: GlyphId) -> Self {
+        Self { key, summary, body: Body::Stored(id), replaced: None }
     }
 
     /// Whether a key has its place inside this subtree.
@@ -125,7 +142,7 @@ fn units_of(node: &Node) -> Vec<Unit> {
             Unit::checked_row(key, node.value(index))
         } else {
             let (id, summary) = node.child(index);
-            Unit { key, summary, body: Body::Stored(id) }
+            Unit::stored(key, summary, id)
         }
     };
     node.keys().enumerate().map(unit).collect()
@@ -142,6 +159,7 @@ struct Editor<'a> {
 struct Open {
     /// The node as its parent knows it; `None` for the list that holds the root.
     unit: Option<Unit>,
+    replaced: Option<Replaced>,
     /// What the changes have not reached yet.
     rest: std::vec::IntoIter<Unit>,
     /// What became of the others, not joined.
@@ -150,9 +168,9 @@ struct Open {
 }
 
 impl Open {
-    fn new(unit: Option<Unit>, units: Vec<Unit>) -> Self {
+    fn new(unit: Option<Unit>, replaced: Option<Replaced>, units: Vec<Unit>) -> Self {
         let done = Vec::with_capacity(units.len() + 2);
-        Self { unit, rest: units.into_iter(), done, changed: false }
+        Self { unit, replaced, rest: units.into_iter(), done, changed: false }
     }
 
     fn covers(&self, key: &[u8]) -> bool {
@@ -174,7 +192,7 @@ impl Editor<'_> {
     ///
     /// The path of open nodes is not the program's stack, as hostile nodes could make that overflow.
     fn update(&mut self, units: Vec<Unit>) -> Result<Option<Vec<Unit>>, MapError> {
-        let mut path = vec![Open::new(None, units)];
+        let mut path = vec![Open::new(None, None, units)];
         loop {
             let open = path.last_mut().expect("the first is popped last");
             if let Some(unit) = open.rest.next() {
@@ -197,7 +215,8 @@ impl Editor<'_> {
                     }
                     Body::Stored(id) => {
                         let node = load_child(self.writer.source, id, (&unit.key, &[]), unit.summary)?;
-                        path.push(Open::new(Some(unit), units_of(&node)));
+                        let replaced = Replaced { id: *id, bytes: node.bytes().clone() };
+                        path.push(Open::new(Some(unit), Some(replaced), units_of(&node)));
                     }
                     Body::Group(_) => unreachable!("changes meet units as they are stored"),
                 }
@@ -206,10 +225,13 @@ impl Editor<'_> {
             while let Some(change) = self.changes.next_if(|(key, _)| open.covers(key)) {
                 open.insert(change)?;
             }
-            let Open { unit, mut done, changed, .. } = path.pop().expect("it was just looked at");
+            let Open { unit, replaced, mut done, changed, .. } = path.pop().expect("it was just looked at");
             let (Some(unit), Some(parent)) = (unit, path.last_mut()) else { return Ok(changed.then_some(done)) };
             if changed {
                 self.writer.pack(&mut done, unit.summary.level)?;
+                for new in done.iter_mut().filter(|new| new.summary.level == unit.summary.level) {
+                    new.replaced = new.replaced.take().or_else(|| replaced.clone());
+                }
                 parent.done.append(&mut done);
                 parent.changed = true;
             } else {
@@ -222,13 +244,13 @@ impl Editor<'_> {
 /// Joins units and writes nodes.
 struct Writer<'a> {
     source: &'a dyn NodeSource,
-    sink: Sink<'a>,
+    sink: NodeSink<'a>,
     shape: Shape,
     buffer: Vec<u8>,
 }
 
 impl<'a> Writer<'a> {
-    fn new(source: &'a dyn NodeSource, sink: Sink<'a>, shape: Shape) -> Self {
+    fn new(source: &'a dyn NodeSource, sink: NodeSink<'a>, shape: Shape) -> Self {
         assert!(shape.leaf_bytes.max(shape.inner_bytes) <= PAGE_BYTES_MAX, "a page of {shape:?} is too large");
         Self { source, sink, shape, buffer: Vec::new() }
     }
@@ -277,9 +299,13 @@ impl<'a> Writer<'a> {
         }
         let mut members = Vec::with_capacity(run.len());
         let (mut rows, mut size_bytes) = (0, 0);
-        for unit in run {
+        let mut replaced = None;
+        for mut unit in run {
             rows += unit.summary.rows;
             size_bytes += unit.weight(level).bytes;
+            if unit.summary.level == level {
+                replaced = replaced.or(unit.replaced.take());
+            }
             match unit.body {
                 _ if unit.summary.level < level => members.push(self.write(unit)?),
                 Body::Row(_) => members.push(unit),
@@ -293,7 +319,7 @@ impl<'a> Writer<'a> {
         let (key, last) = (members[0].key.clone(), &members[members.len() - 1].key);
         let prefix_bits = critical_bit(&key, last) as u16;
         let summary = Summary { rows, size_bytes: size_bytes as u32, prefix_bits, level };
-        Ok(Unit { key, summary, body: Body::Group(members) })
+        Ok(Unit { key, summary, body: Body::Group(members), replaced })
     }
 
     /// Writes the node of a unit, unless it is stored.
@@ -317,8 +343,8 @@ impl<'a> Writer<'a> {
                 encode_inner(&mut self.buffer, unit.summary.level, children);
             }
         }
-        let id = (self.sink)(&self.buffer)?;
-        Ok(Unit { body: Body::Stored(id), ..unit })
+        let id = (self.sink)(&self.buffer, unit.replaced.as_ref())?;
+        Ok(Unit::stored(unit.key, unit.summary, id))
     }
 
     /// The map whose only unit this is.

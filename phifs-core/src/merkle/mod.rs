@@ -44,7 +44,7 @@ mod tests;
 pub use added::{Added, added};
 pub use cache::NodeCache;
 pub use diff::{Difference, diff};
-pub use edit::{apply, build};
+pub use edit::{NodeSink, Replaced, apply, build};
 pub use node::Node;
 pub use read::{Scan, get, leaf, scan};
 pub use walk::{Gap, survey, walk};

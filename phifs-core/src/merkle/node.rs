@@ -71,6 +71,10 @@ impl Node {
         self.summary.level
     }
 
+    pub(super) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
     /// The length of its encoding.
     pub fn len_bytes(&self) -> usize {
         self.bytes.len()

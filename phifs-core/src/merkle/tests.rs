@@ -30,7 +30,7 @@ impl Nodes {
 
     fn apply(&self, shape: Shape, root: &Root, batch: Batch) -> (Root, Vec<GlyphId>) {
         let mut written = Vec::new();
-        let mut sink = |plain: &[u8]| {
+        let mut sink = |plain: &[u8], _: Option<&Replaced>| {
             let id = self.put(plain);
             written.push(id);
             Ok(id)
@@ -40,7 +40,7 @@ impl Nodes {
     }
 
     fn build(&self, shape: Shape, rows: &Rows) -> Root {
-        build(&mut |plain| Ok(self.put(plain)), shape, rows.clone()).unwrap()
+        build(&mut |plain, _| Ok(self.put(plain)), shape, rows.clone()).unwrap()
     }
 
     fn reachable(&self, root: &Root) -> BTreeSet<GlyphId> {
@@ -240,7 +240,7 @@ proptest! {
                 let _ = get(&nodes, &root, b"a");
                 let _ = walk(&nodes, &root, &mut |_, _| true);
                 let batch = rows.iter().map(|(key, value)| (key.clone(), (value.len() % 2 == 0).then_some(Bytes::new())));
-                let _ = apply(&nodes, &mut |plain| Ok(GlyphId::of(plain)), shape, &root, batch);
+                let _ = apply(&nodes, &mut |plain, _| Ok(GlyphId::of(plain)), shape, &root, batch);
             }
         }
     }
@@ -308,6 +308,24 @@ fn chain() -> Rows {
         (Bytes::from(key), Bytes::new())
     };
     (0..KEY_BYTES_MAX * 8).map(key).collect()
+}
+
+#[test]
+fn changed_node_is_told_which_one_it_replaces() {
+    let nodes = Nodes::default();
+    let key = |n: u32| Bytes::copy_from_slice(&n.to_be_bytes());
+    let rows = (0..5000).map(|n| (key(n), Bytes::from_static(b"a row of some length"))).collect();
+    let old = nodes.build(Shape::default(), &rows);
+    let mut replaced = Vec::new();
+    let mut sink = |plain: &[u8], it: Option<&Replaced>| {
+        replaced.push(it.expect("there was one in this place").clone());
+        Ok(nodes.put(plain))
+    };
+    let changes = [1, 2500].map(|n| (key(n), Some(Bytes::from_static(b"another row"))));
+    let new = apply(&nodes, &mut sink, Shape::default(), &old, changes).unwrap();
+    let gone: BTreeSet<_> = nodes.reachable(&old).difference(&nodes.reachable(&new)).copied().collect();
+    assert_eq!(replaced.iter().map(|it| it.id).collect::<BTreeSet<_>>(), gone);
+    assert!(replaced.iter().all(|it| GlyphId::of(&it.bytes) == it.id));
 }
 
 #[test]
@@ -402,7 +420,7 @@ fn a_child_that_is_not_what_its_parent_tells_is_refused() {
         assert!(refused(get(&nodes, &root, &key).unwrap_err()));
         assert!(refused(scan(&nodes, &root, b"").find_map(Result::err).unwrap()));
         let change = [(key.clone(), None)];
-        assert!(refused(apply(&nodes, &mut |plain| Ok(nodes.put(plain)), shape, &root, change).unwrap_err()));
+        assert!(refused(apply(&nodes, &mut |plain, _| Ok(nodes.put(plain)), shape, &root, change).unwrap_err()));
     }
     let wrong_root = Root { rows: root.rows + 1, ..root };
     assert!(matches!(get(&nodes, &wrong_root, b"").unwrap_err(), MapError::Malformed { .. }));
@@ -412,7 +430,7 @@ fn a_child_that_is_not_what_its_parent_tells_is_refused() {
 fn rows_beyond_the_limits_are_refused() {
     let put = |key: usize, value: usize| {
         let row = (Bytes::from(vec![0; key]), Some(Bytes::from(vec![0; value])));
-        apply(&Nodes::default(), &mut |plain| Ok(GlyphId::of(plain)), Shape::default(), &Root::EMPTY, [row])
+        apply(&Nodes::default(), &mut |plain, _| Ok(GlyphId::of(plain)), Shape::default(), &Root::EMPTY, [row])
     };
     assert_eq!(put(KEY_BYTES_MAX, VALUE_BYTES_MAX).unwrap().rows, 1);
     assert!(matches!(put(KEY_BYTES_MAX + 1, 0), Err(MapError::RowTooLarge { .. })));

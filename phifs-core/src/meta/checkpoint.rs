@@ -6,9 +6,7 @@ use std::sync::Arc;
 use super::memtable::Memtable;
 use super::tables::{Source, TableId, TableSpec};
 use crate::codec::{self, DecodeError, Encode, Reader};
-use crate::id::GlyphId;
-use crate::merkle::{self, MapError, Root};
-use crate::store::StoreError;
+use crate::merkle::{self, MapError, NodeSink, Replaced, Root};
 
 /// One state of all tables. Tables that are empty have no entry, so that one state has one encoding.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,14 +63,18 @@ pub struct CheckpointJob {
 }
 
 impl CheckpointJob {
-    /// Makes the nodes of the new state. `sink` stores one and returns its name; it may do so before it is durable.
+    /// Makes the nodes of the new state. `sink` stores one and returns its name; it may do so before it is durable. It gets
+    /// to know the node that the new one takes the place of, if that is of one of the maps that are `kept` by others too.
     ///
     /// # Errors
     /// A node could not be read or stored. The caller then calls `Meta::abandon`.
-    pub fn run(self, sink: &mut dyn FnMut(&[u8]) -> Result<GlyphId, StoreError>) -> Result<CheckpointDone, MapError> {
+    pub fn run(self, kept: &Roots, sink: NodeSink<'_>) -> Result<CheckpointDone, MapError> {
         let mut roots = self.roots;
         for (spec, changed) in self.specs.iter().zip(self.frozen.iter()).filter(|(_, changed)| changed.len() > 0) {
-            let root = merkle::apply(&*self.source, sink, spec.shape, &roots.get(spec.id), changed.changes())?;
+            let old = roots.get(spec.id);
+            let is_kept = kept.get(spec.id) == old;
+            let mut sink = |plain: &[u8], replaced: Option<&Replaced>| sink(plain, replaced.filter(|_| is_kept));
+            let root = merkle::apply(&*self.source, &mut sink, spec.shape, &old, changed.changes())?;
             roots.set(spec.id, root);
         }
         Ok(CheckpointDone { roots, frozen: self.frozen })
@@ -94,6 +96,7 @@ impl CheckpointDone {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::GlyphId;
     use proptest::prelude::*;
 
     #[test]

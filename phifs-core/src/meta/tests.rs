@@ -83,7 +83,7 @@ impl Database {
     fn checkpoint(&mut self) -> Result<(), Failure> {
         let Some(job) = self.meta.freeze() else { return Ok(()) };
         let position = self.journal.appended();
-        let done = job.run(&mut |plain| {
+        let done = job.run(&Roots::default(), &mut |plain, _| {
             let id = GlyphId::of(plain);
             self.nodes.0.lock().insert(id, Bytes::copy_from_slice(plain));
             Ok(id)

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::glyphs::{GlyphStore, Unreadable};
 use super::pack::{Entry, Pack, START};
-use super::record::{Record, padded};
+use super::record::{self, Record, padded};
 use super::room::Purpose;
 use super::{Damage, GlyphKind, GlyphSource, Location, StoreError};
 use crate::id::GlyphId;
@@ -152,6 +152,9 @@ impl GlyphStore {
         let before = self.usage().data_glyphs;
         for kind in mark.kinds.clone() {
             mark.take_in_pins();
+            if kind == GlyphKind::Node {
+                self.free_from_dead(&mut mark, &mut report)?;
+            }
             let mut poor = Vec::new();
             for pack in self.shared.packs_of(kind) {
                 let all = pack.totals().end - START;
@@ -174,6 +177,68 @@ impl GlyphStore {
             self.rebuild_index(&|_| {})?;
         }
         Ok(report)
+    }
+
+    /// Writes the live nodes anew that are told by dead ones. Where there is no room for that, the dead ones stay.
+    ///
+    /// What is put from here on is told by what is put as well, so it lives.
+    fn free_from_dead(&self, mark: &mut Mark, report: &mut SweepReport) -> Result<(), StoreError> {
+        let kind = GlyphKind::Node;
+        let mut bases = Vec::new();
+        let mut written = Ok(());
+        for pack in self.shared.packs_of(kind) {
+            let mut entries = pack.entries()?;
+            entries.retain(|entry| mark.is_live(kind, &entry.id));
+            entries.sort_unstable_by_key(|entry| entry.offset);
+            for entry in entries {
+                let here = entry.location(pack.number);
+                if self.locate(kind, &entry.id).is_none_or(|(location, _)| location != here) {
+                    continue;
+                }
+                // What is not good is not copied either, later.
+                let Ok(Some(base)) = self.base_of(&pack, here, &entry.id) else { continue };
+                if mark.is_live(kind, &base) {
+                    continue;
+                }
+                match self.read(kind, &entry.id) {
+                    Ok(plain) if written.is_ok() => {
+                        let record = record::encode(kind, entry.id, &plain, 0);
+                        written = self.nodes.append(&self.shared, &record, Purpose::Upkeep, Some(here));
+                        report.glyphs_copied += u64::from(written.is_ok());
+                        bases.push(base);
+                    }
+                    Ok(_) => bases.push(base),
+                    Err(StoreError::Disk { doing, source }) => return Err(StoreError::Disk { doing, source }),
+                    Err(_) => report.damaged.push(Damage {
+                        pack: pack.number,
+                        offset_bytes: entry.offset,
+                        len_bytes: footprint(&entry),
+                        id: Some(entry.id),
+                    }),
+                }
+            }
+        }
+        if !bases.is_empty() && written.is_ok() {
+            written = self.nodes.sync(&self.shared);
+        }
+        match written {
+            Err(StoreError::Full) => {
+                for base in bases {
+                    self.keep_chain(mark, base);
+                }
+                Ok(())
+            }
+            written => written,
+        }
+    }
+
+    fn keep_chain(&self, mark: &mut Mark, mut id: GlyphId) {
+        while mark.keep(GlyphKind::Node, &id)
+            && let Some((location, pack)) = self.locate(GlyphKind::Node, &id)
+            && let Ok(Some(base)) = self.base_of(&pack, location, &id)
+        {
+            id = base;
+        }
     }
 
     fn collect(&self, pack: &Arc<Pack>, mark: &mut Mark, report: &mut SweepReport) -> Result<(), StoreError> {
@@ -245,10 +310,10 @@ impl GlyphStore {
                         report.bytes_copied += u64::from(footprint(entry));
                         return Ok(true);
                     }
-                    Err(Unreadable::Bad) => {}
                     Err(Unreadable::Disk(source)) => {
                         return Err(StoreError::Disk { doing: "copying a glyph", source });
                     }
+                    Err(_) => {}
                 }
             }
             match self.read(kind, id) {

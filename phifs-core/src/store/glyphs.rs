@@ -11,7 +11,7 @@ use super::gc::Pins;
 use super::index::{GlyphIndex, Position};
 use super::lane::{Lane, Shared};
 use super::pack::{Entry, Pack};
-use super::record::{self, GLYPH_BYTES_MAX, HEADER_BYTES, Header};
+use super::record::{self, Base, Codec, DELTAS_MAX, Delta, GLYPH_BYTES_MAX, HEADER_BYTES, Header, Record};
 use super::recover::{Progress, Stage};
 use super::room::Purpose;
 use super::{GlyphKind, GlyphSink, GlyphSource, Location, StoreError};
@@ -21,6 +21,9 @@ use crate::id::GlyphId;
 /// A lookup that races with a collection finds the glyph at its new place the second time.
 const LOOKUPS_MAX: usize = 3;
 const INDEX_BATCH: usize = 4096;
+/// A glyph that was damaged and stored again may be told by more than it was before. Where deltas that somebody made up go
+/// round in a circle, this is the end.
+const DELTAS_READ_MAX: usize = 4 * DELTAS_MAX;
 
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
@@ -78,54 +81,79 @@ pub(super) enum Unreadable {
     /// It is not there, or not what it should be.
     Bad,
     Disk(io::Error),
+    /// It is told by a glyph that cannot be read.
+    Base(StoreError),
 }
 
 impl GlyphSource for GlyphStore {
     fn read(&self, kind: GlyphKind, id: &GlyphId) -> Result<Bytes, StoreError> {
+        self.read_within(kind, id, DELTAS_READ_MAX)
+    }
+}
+
+impl GlyphSink for GlyphStore {
+    fn write(&self, kind: GlyphKind, plain: &[u8]) -> Result<GlyphId, StoreError> {
+        let id = self.admit(plain)?;
+        if !self.pin_stored(kind, &id) {
+            self.append(&record::encode(kind, id, plain, self.data_level.load(Ordering::Relaxed)))?;
+        }
+        Ok(id)
+    }
+}
+
+impl GlyphStore {
+    /// Stores a node. Where that takes less room, it is told by another one, which is to stay as long as this one: a
+    /// collection that takes it has to write this one anew.
+    pub fn write_node_after(&self, plain: &[u8], base: &GlyphId, base_plain: &[u8]) -> Result<GlyphId, StoreError> {
+        let id = self.admit(plain)?;
+        if !self.pin_stored(GlyphKind::Node, &id) {
+            let record = match self.pin_chain(GlyphKind::Node, base) {
+                Some(deltas) => record::encode_after(id, plain, &Base { id: base, plain: base_plain, deltas }),
+                None => record::encode(GlyphKind::Node, id, plain, 0),
+            };
+            self.append(&record)?;
+        }
+        Ok(id)
+    }
+
+    /// The id of what is about to be written.
+    fn admit(&self, plain: &[u8]) -> Result<GlyphId, StoreError> {
+        self.shared.check_writable()?;
+        if plain.len() > GLYPH_BYTES_MAX {
+            let what = format!("a glyph of {} bytes", plain.len());
+            return Err(StoreError::Malformed { what, source: DecodeError::NotCanonical("its length") });
+        }
+        Ok(GlyphId::of(plain))
+    }
+
+    fn append(&self, record: &Record<'_>) -> Result<(), StoreError> {
+        let (kind, id) = (record.header.kind, record.header.id);
+        let purpose = match kind {
+            GlyphKind::Data => Purpose::Data,
+            GlyphKind::Node => Purpose::Upkeep,
+        };
+        let lane = self.lane(kind);
+        // If it has a place, that is known to be bad.
+        lane.append(&self.shared, record, purpose, lane.place(&id))
+    }
+
+    /// Reads a glyph that no more than so many deltas tell.
+    fn read_within(&self, kind: GlyphKind, id: &GlyphId, deltas_max: usize) -> Result<Bytes, StoreError> {
         let lane = self.lane(kind);
         if let Some(at) = lane.quarantined(id) {
             return Err(corrupt(*id, at));
         }
         let trust = self.index_trust(kind);
         match self.locate(kind, id) {
-            Some((location, pack)) => match self.fetch(&pack, location, id) {
+            Some((location, pack)) => match self.fetch(&pack, location, id, deltas_max) {
                 Ok(plain) => Ok(plain),
-                Err(failure) => self.read_elsewhere(kind, id, Some((location, failure))),
+                Err(failure) => self.read_elsewhere(kind, id, Some((location, failure)), deltas_max),
             },
             None if trust.is_some() && trust == self.index_trust(kind) => Err(StoreError::Missing(*id)),
-            None => self.read_elsewhere(kind, id, None),
+            None => self.read_elsewhere(kind, id, None, deltas_max),
         }
     }
-}
 
-impl GlyphSink for GlyphStore {
-    fn write(&self, kind: GlyphKind, plain: &[u8]) -> Result<GlyphId, StoreError> {
-        self.shared.check_writable()?;
-        if plain.len() > GLYPH_BYTES_MAX {
-            let what = format!("a glyph of {} bytes", plain.len());
-            return Err(StoreError::Malformed { what, source: DecodeError::NotCanonical("its length") });
-        }
-        let id = GlyphId::of(plain);
-        if self.pin_stored(kind, &id) {
-            return Ok(id);
-        }
-        let purpose = match kind {
-            GlyphKind::Data => Purpose::Data,
-            GlyphKind::Node => Purpose::Upkeep,
-        };
-        let lane = self.lane(kind);
-        let bad_place = lane.place(&id);
-        lane.append(
-            &self.shared,
-            &record::encode(kind, id, plain, self.data_level.load(Ordering::Relaxed)),
-            purpose,
-            bad_place,
-        )?;
-        Ok(id)
-    }
-}
-
-impl GlyphStore {
     /// How hard data is compressed from now on: a level of zstd, 0 for not at all.
     pub fn set_data_level(&self, level: i32) {
         self.data_level.store(level, Ordering::Relaxed);
@@ -142,10 +170,10 @@ impl GlyphStore {
         match self.locate(kind, id) {
             Some((location, pack)) => match self.header(&pack, location, id) {
                 Ok(_) => Ok(true),
-                Err(failure) => Ok(self.read_elsewhere(kind, id, Some((location, failure))).is_ok()),
+                Err(failure) => Ok(self.read_elsewhere(kind, id, Some((location, failure)), DELTAS_READ_MAX).is_ok()),
             },
             None if trust.is_some() && trust == self.index_trust(kind) => Ok(false),
-            None => match self.read_elsewhere(kind, id, None) {
+            None => match self.read_elsewhere(kind, id, None, DELTAS_READ_MAX) {
                 Ok(_) => Ok(true),
                 Err(StoreError::Disk { doing, source }) => Err(StoreError::Disk { doing, source }),
                 Err(_) => Ok(false),
@@ -374,10 +402,28 @@ impl GlyphStore {
     }
 
     /// The plain bytes of a record, verified.
-    fn fetch(&self, pack: &Pack, location: Location, id: &GlyphId) -> Result<Bytes, Unreadable> {
+    fn fetch(&self, pack: &Pack, location: Location, id: &GlyphId, deltas_max: usize) -> Result<Bytes, Unreadable> {
         let len = HEADER_BYTES + location.stored_bytes as usize;
         let (header, bytes) = self.record(pack, location, id, len)?;
-        header.plain(Bytes::from(bytes).slice(HEADER_BYTES..)).ok_or(Unreadable::Bad)
+        let stored = Bytes::from(bytes).slice(HEADER_BYTES..);
+        if header.codec != Codec::Delta {
+            return header.plain(stored).ok_or(Unreadable::Bad);
+        }
+        let deltas_max = deltas_max.checked_sub(1).ok_or(Unreadable::Bad)?;
+        let delta = Delta::decode(stored).ok_or(Unreadable::Bad)?;
+        let base = self.read_within(pack.kind, &delta.base, deltas_max).map_err(Unreadable::Base)?;
+        header.plain_after(&delta, &base).ok_or(Unreadable::Bad)
+    }
+
+    /// By which glyph another one is told, if it is.
+    pub(super) fn base_of(&self, pack: &Pack, location: Location, id: &GlyphId) -> Result<Option<GlyphId>, Unreadable> {
+        let len = HEADER_BYTES + GlyphId::LEN.min(location.stored_bytes as usize);
+        let (header, bytes) = self.record(pack, location, id, len)?;
+        if header.codec != Codec::Delta {
+            return Ok(None);
+        }
+        let delta = Delta::decode(Bytes::from(bytes).slice(HEADER_BYTES..)).ok_or(Unreadable::Bad)?;
+        Ok(Some(delta.base))
     }
 
     /// Asks the packs themselves, newest first, after memory or the index gave a place that did not hold (`tried`) or
@@ -387,12 +433,17 @@ impl GlyphStore {
         kind: GlyphKind,
         id: &GlyphId,
         tried: Option<(Location, Unreadable)>,
+        deltas_max: usize,
     ) -> Result<Bytes, StoreError> {
-        let (tried, mut disk_error) = match tried {
-            Some((location, Unreadable::Disk(error))) => (Some(location), Some(error)),
-            Some((location, Unreadable::Bad)) => (Some(location), None),
-            None => (None, None),
-        };
+        let (mut disk_error, mut base_error) = (None, None);
+        let tried = tried.map(|(location, failure)| {
+            match failure {
+                Unreadable::Bad => {}
+                Unreadable::Disk(error) => disk_error = Some(error),
+                Unreadable::Base(error) => base_error = Some(error),
+            }
+            location
+        });
         let mut damaged = None;
         for pack in self.shared.packs_of(kind).iter().rev() {
             let locations = pack.find(id).unwrap_or_else(|error| {
@@ -404,7 +455,7 @@ impl GlyphStore {
                     damaged.get_or_insert(location);
                     continue;
                 }
-                match self.fetch(pack, location, id) {
+                match self.fetch(pack, location, id, deltas_max) {
                     Ok(plain) => {
                         if tried.is_some() && damaged.is_none() && disk_error.is_none() && kind == GlyphKind::Data {
                             self.distrust_index("it names a place where the glyph is not");
@@ -414,12 +465,17 @@ impl GlyphStore {
                     }
                     Err(Unreadable::Bad) => damaged = damaged.or(Some(location)),
                     Err(Unreadable::Disk(error)) => disk_error = disk_error.or(Some(error)),
+                    Err(Unreadable::Base(error)) => base_error = base_error.or(Some(error)),
                 }
             }
         }
         // A disk that fails to answer may answer later: that is no proof of damage.
         if let Some(source) = disk_error {
             return Err(StoreError::Disk { doing: "reading a glyph", source });
+        }
+        // Nothing is wrong with the record itself: storing the base again heals this one, too.
+        if let Some(error) = base_error {
+            return Err(error);
         }
         if let Some(location) = damaged {
             self.lane(kind).quarantine(*id, location);

@@ -10,6 +10,8 @@
 //! - A glyph is acknowledged as durable by `GlyphStore::sync`, never before; the index learns of it only after that.
 //! - A location, wherever it comes from, is believed only when the record there carries the id.
 //! - Bytes that do not hash to their name never reach a caller.
+//! - A node that is told by another one (`record::Delta`) was written when that could be read, and a collection keeps that
+//!   one as long, or writes this one anew first.
 
 mod gc;
 mod glyphs;

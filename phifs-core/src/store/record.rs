@@ -13,6 +13,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 
 use bytes::Bytes;
+use zstd::zstd_safe::{CCtx, CParameter};
 
 use super::GlyphKind;
 use crate::id::GlyphId;
@@ -29,11 +30,43 @@ const NODE_LEVEL: i32 = -1;
 const NODE_BYTES_MAX: usize = 8 << 10;
 /// Compression must save this part of the bytes, or reading pays for nothing.
 const GAIN_MIN: usize = 32;
+/// A delta must save this part of what the glyph takes by itself, as it has to be read along with its base.
+const DELTA_GAIN_MIN: usize = 2;
+const DELTA_LEVEL: i32 = 3;
+/// So many deltas at most have to be read one after the other: rows are looked at all the time, the bytes of small files,
+/// which take much more room, now and then.
+pub(super) const DELTAS_MAX: usize = 64;
+const DELTAS_OF_ROWS_MAX: usize = 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Codec {
     Raw,
     Zstd,
+    /// What another glyph is not: see `Delta`.
+    Delta,
+}
+
+/// The stored bytes of a glyph that is told by another one: the id of that, then a zstd frame with its plain bytes as
+/// prefix.
+pub(super) struct Delta {
+    pub base: GlyphId,
+    frame: Bytes,
+}
+
+/// What a node is to be told by.
+pub(super) struct Base<'a> {
+    pub id: &'a GlyphId,
+    pub plain: &'a [u8],
+    /// How many deltas tell it.
+    pub deltas: usize,
+}
+
+impl Delta {
+    /// Of the stored bytes, or of so many of them.
+    pub fn decode(stored: Bytes) -> Option<Self> {
+        let base = GlyphId(*stored.first_chunk()?);
+        Some(Self { base, frame: stored.slice(GlyphId::LEN..) })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +107,7 @@ impl Codec {
         match self {
             Self::Raw => 0,
             Self::Zstd => 1,
+            Self::Delta => 2,
         }
     }
 
@@ -81,6 +115,7 @@ impl Codec {
         match tag {
             0 => Some(Self::Raw),
             1 => Some(Self::Zstd),
+            2 => Some(Self::Delta),
             _ => None,
         }
     }
@@ -132,12 +167,32 @@ impl Header {
         stored.len() == self.stored_bytes as usize && crc32c::crc32c(stored) == self.stored_crc
     }
 
-    /// The plain bytes, or `None` if they do not hash to the id.
+    /// The plain bytes, or `None` if they do not hash to the id, or are told by another glyph.
     pub fn plain(&self, stored: Bytes) -> Option<Bytes> {
         let plain = match self.codec {
             Codec::Raw => stored,
             Codec::Zstd => decompress(&stored, self.plain_bytes as usize)?.into(),
+            Codec::Delta => return None,
         };
+        self.verified(plain)
+    }
+
+    /// The same for a delta, with the plain bytes of its base.
+    pub fn plain_after(&self, delta: &Delta, base: &[u8]) -> Option<Bytes> {
+        thread_local! {
+            static DECOMPRESSOR: RefCell<zstd::bulk::Decompressor<'static>> = RefCell::default();
+        }
+        let mut plain = Vec::with_capacity(self.plain_bytes as usize);
+        DECOMPRESSOR
+            .with_borrow_mut(|decompressor| {
+                decompressor.set_dictionary(base)?;
+                decompressor.decompress_to_buffer(&delta.frame[..], &mut plain)
+            })
+            .ok()?;
+        self.verified(plain.into())
+    }
+
+    fn verified(&self, plain: Bytes) -> Option<Bytes> {
         (plain.len() == self.plain_bytes as usize && GlyphId::of(&plain) == self.id).then_some(plain)
     }
 }
@@ -166,6 +221,29 @@ pub(super) fn encode(kind: GlyphKind, id: GlyphId, plain: &[u8], data_level: i32
         stored_crc: crc32c::crc32c(&stored),
     };
     Record { header, stored }
+}
+
+/// Tells a node by another one that is so many deltas away from one that stands for itself, where that gains.
+pub(super) fn encode_after<'a>(id: GlyphId, plain: &'a [u8], base: &Base<'_>) -> Record<'a> {
+    let whole = encode(GlyphKind::Node, id, plain, DATA_LEVEL);
+    let deltas_max = if plain.len() > NODE_BYTES_MAX { DELTAS_MAX } else { DELTAS_OF_ROWS_MAX };
+    if base.deltas >= deltas_max {
+        return whole;
+    }
+    let Some(room) = (whole.stored.len() / DELTA_GAIN_MIN).checked_sub(GlyphId::LEN) else { return whole };
+    let mut frame = Vec::with_capacity(room);
+    let mut compressor = CCtx::create();
+    let fits = compressor
+        .set_parameter(CParameter::CompressionLevel(DELTA_LEVEL))
+        .and_then(|_| compressor.ref_prefix(base.plain))
+        .and_then(|_| compressor.compress2(&mut frame, plain));
+    if fits.is_err() {
+        return whole;
+    }
+    let stored = [&base.id.0[..], &frame].concat();
+    let (stored_bytes, stored_crc) = (stored.len() as u32, crc32c::crc32c(&stored));
+    let header = Header { codec: Codec::Delta, stored_bytes, stored_crc, ..whole.header };
+    Record { header, stored: stored.into() }
 }
 
 fn compress(level: i32, plain: &[u8]) -> Option<Vec<u8>> {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::glyphs::GlyphStore;
-use super::record::{self, Codec, GLYPH_BYTES_MAX, Header, Record};
+use super::record::{self, Codec, DELTAS_MAX, GLYPH_BYTES_MAX, Header, Record};
 use super::room::Purpose;
 use super::{GlyphKind, GlyphSource, StoreError};
 use crate::codec::DecodeError;
@@ -23,10 +23,12 @@ impl StoredGlyph {
     ///
     /// # Errors
     /// There are no such glyphs. Whether it is the one of this id only `plain` finds out.
-    pub fn new((kind, codec): (u8, u8), id: GlyphId, plain_bytes: u32, bytes: Bytes) -> Result<Self, DecodeError> {
+    pub fn new((kind, tag): (u8, u8), id: GlyphId, plain_bytes: u32, bytes: Bytes) -> Result<Self, DecodeError> {
         let unknown = |what, value| DecodeError::Unknown { what, value: u64::from(value) };
         let kind = GlyphKind::from_tag(kind).ok_or(unknown("the kind of a glyph", kind))?;
-        let codec = Codec::from_tag(codec).ok_or(unknown("the codec of a glyph", codec))?;
+        // Nobody is told how to make a glyph of another one.
+        let codec = Codec::from_tag(tag).filter(|codec| *codec != Codec::Delta);
+        let codec = codec.ok_or(unknown("the codec of a glyph", tag))?;
         Self::check_lengths(plain_bytes, bytes.len() as u64)?;
         let (stored_bytes, stored_crc) = (bytes.len() as u32, crc32c::crc32c(&bytes));
         Ok(Self { header: Header { kind, codec, plain_bytes, stored_bytes, id, stored_crc }, bytes })
@@ -108,8 +110,28 @@ impl GlyphStore {
     /// Whether a glyph is there. If it is, it is treated from now on as if it had just been put.
     pub(super) fn pin_stored(&self, kind: GlyphKind, id: &GlyphId) -> bool {
         let _gate = self.gate.read();
-        self.pins.pin(kind, id);
-        // A glyph whose place cannot be read is as good as absent: it is stored again.
-        self.contains(kind, id).unwrap_or(false)
+        self.pin_chain(kind, id).is_some()
+    }
+
+    /// Pins a glyph and those that tell it. Says how many these are, or `None` if one of them is not there or they are too many.
+    pub(super) fn pin_chain(&self, kind: GlyphKind, id: &GlyphId) -> Option<usize> {
+        let _gate = self.gate.read_recursive();
+        let mut id = *id;
+        for deltas in 0..=DELTAS_MAX {
+            self.pins.pin(kind, &id);
+            // A glyph whose place cannot be read is as good as absent: it is stored again.
+            if !self.contains(kind, &id).unwrap_or(false) {
+                return None;
+            }
+            if kind == GlyphKind::Data {
+                return Some(deltas);
+            }
+            let (location, pack) = self.locate(kind, &id)?;
+            match self.base_of(&pack, location, &id).ok()? {
+                Some(base) => id = base,
+                None => return Some(deltas),
+            }
+        }
+        None
     }
 }

@@ -392,6 +392,48 @@ fn space_comes_back_when_the_last_snapshot_that_holds_it_goes() {
     assert_eq!(read_tree(&volume).unwrap().1.keys().collect::<Vec<_>>(), [&b"/stays".to_vec()]);
 }
 
+#[test]
+fn snapshots_between_few_changes_take_little_room_and_outlive_each_other() {
+    let (disk, env, volume) = new_volume();
+    let dir = make(&volume, Ino::ROOT, b"dir");
+    let bytes = |n: u64| blake3::hash(&n.to_le_bytes()).to_hex().repeat(16).into_bytes();
+    for n in 0..400 {
+        write(&volume, dir, format!("{n}").as_bytes(), &bytes(n));
+    }
+    let mut roots = vec![snap(&volume, "0")];
+    let (rounds, changes) = (90, 8);
+    let mut fresh = 1000;
+    for round in 1..rounds {
+        for n in 0..changes {
+            fresh += 1;
+            write(&volume, dir, format!("{}", (round * 31 + n * 50) % 400).as_bytes(), &bytes(fresh));
+        }
+        roots.push(snap(&volume, &format!("{round}")));
+    }
+    settle(&volume);
+    volume.collect(1.0, &|_| {}).unwrap();
+    let stored = volume.status().node_stored_bytes;
+    // A leaf of 32 KiB for each changed file would be 20 MB.
+    assert!(stored < 3 << 20, "{stored} bytes");
+    // What the deleted ones tell the others by goes.
+    let gone: Vec<String> = (0..rounds).filter(|n| n % 30 != 7).map(|n| n.to_string()).collect();
+    volume.delete_snapshots(&gone).unwrap();
+    let mut volume = volume;
+    for _ in 0..2 {
+        volume.collect(1.0, &|_| {}).unwrap();
+        volume.shut_down().unwrap();
+        drop(volume);
+        volume = open(&disk, &env).unwrap();
+        assert_whole(&volume, "after a collection");
+        for round in (0..rounds).filter(|n| n % 30 == 7) {
+            let name = round.to_string();
+            assert_eq!(tree_root(&frozen(&volume, &name)).unwrap(), roots[round], "snapshot {name}");
+        }
+    }
+    let left = volume.status().node_stored_bytes;
+    assert!(left < stored * 2 / 3, "{left} of {stored} bytes are left");
+}
+
 /// What the power loss leaves: a snapshot is there as it was or not at all, and a restore that was cut short can be
 /// made again.
 #[test]

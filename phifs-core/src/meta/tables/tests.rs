@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::id::GlyphId;
-use crate::merkle::Node;
+use crate::merkle::{Node, Replaced};
 use crate::store::StoreError;
 
 const LINKS: TableId = TableId(1);
@@ -16,12 +16,35 @@ static SPECS: [TableSpec; 2] = [
     TableSpec { id: NAMES, name: "names", replicated: false, shape: SHAPE },
 ];
 
+#[test]
+fn only_nodes_of_maps_that_others_keep_are_told_what_they_replace() {
+    let nodes = Arc::new(Nodes::default());
+    let mut meta = open(&nodes, Roots::default());
+    let change = |meta: &mut Meta, row: &[u8], kept: &Roots| {
+        meta.put(LINKS, b"key", row);
+        meta.put(NAMES, b"key", row);
+        let mut told = Vec::new();
+        let mut sink = |plain: &[u8], replaced: Option<&Replaced>| {
+            told.push(replaced.map(|replaced| replaced.id));
+            nodes.sink()(plain, replaced)
+        };
+        let done = meta.freeze().unwrap().run(kept, &mut sink).unwrap();
+        drop(meta.install(done));
+        told
+    };
+    change(&mut meta, b"one", &Roots::default());
+    let mut kept = meta.roots().clone();
+    kept.set(NAMES, merkle::Root::EMPTY);
+    assert_eq!(change(&mut meta, b"two", &kept), [kept.get(LINKS).id, None]);
+    assert_eq!(change(&mut meta, b"three", &kept), [None, None], "those of the second state go");
+}
+
 #[derive(Default)]
 struct Nodes(Mutex<HashMap<GlyphId, Bytes>>);
 
 impl Nodes {
-    fn sink(&self) -> impl FnMut(&[u8]) -> Result<GlyphId, StoreError> {
-        |plain| {
+    fn sink(&self) -> impl FnMut(&[u8], Option<&Replaced>) -> Result<GlyphId, StoreError> {
+        |plain, _| {
             let id = GlyphId::of(plain);
             self.0.lock().insert(id, Bytes::copy_from_slice(plain));
             Ok(id)
@@ -136,15 +159,15 @@ proptest! {
                 }
                 Step::Run => {
                     if let Some(job) = job.take() {
-                        done = Some(job.run(&mut nodes.sink()).unwrap());
+                        done = Some(job.run(&Roots::default(), &mut nodes.sink()).unwrap());
                     }
                 }
                 Step::RunAndFail(written) => {
                     if let Some(job) = job.take() {
                         let (mut left, mut sink) = (written, nodes.sink());
-                        let ran = job.run(&mut |plain| {
+                        let ran = job.run(&Roots::default(), &mut |plain, _| {
                             left = left.checked_sub(1).ok_or(StoreError::Full)?;
-                            sink(plain)
+                            sink(plain, None)
                         });
                         match ran {
                             Ok(finished) => done = Some(finished),
@@ -188,12 +211,12 @@ fn equal_rows_have_equal_roots_however_they_were_checkpointed() {
         for n in 0..500u32 {
             meta.put(LINKS, &n.to_be_bytes(), b"row");
             if (n + 1) % batch == 0 {
-                let done = meta.freeze().unwrap().run(&mut nodes.sink()).unwrap();
+                let done = meta.freeze().unwrap().run(&Roots::default(), &mut nodes.sink()).unwrap();
                 drop(meta.install(done));
             }
         }
         if let Some(job) = meta.freeze() {
-            let done = job.run(&mut nodes.sink()).unwrap();
+            let done = job.run(&Roots::default(), &mut nodes.sink()).unwrap();
             drop(meta.install(done));
         }
         meta.roots().clone()
@@ -211,7 +234,7 @@ fn abandoned_changes_stay_under_newer_ones() {
     let job = meta.freeze().unwrap();
     meta.put(LINKS, b"a", b"new");
     assert!(meta.freeze().is_none(), "one checkpoint at a time");
-    assert!(job.run(&mut |_| Err(StoreError::Full)).is_err());
+    assert!(job.run(&Roots::default(), &mut |_, _| Err(StoreError::Full)).is_err());
     meta.abandon();
     assert_eq!(meta.changed_rows(), 2);
     assert_eq!(meta.get(LINKS, b"a").unwrap().unwrap(), &b"new"[..]);

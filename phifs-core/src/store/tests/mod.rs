@@ -2,6 +2,7 @@
 
 mod crash;
 mod damage;
+mod deltas;
 mod gc;
 mod limits;
 

@@ -12,7 +12,7 @@ use crate::id::{DirId, InodeId};
 use crate::identity::NodeKey;
 use crate::merkle::NodeCache;
 use crate::meta::superblock::Superblock;
-use crate::meta::{Frozen, Lsn, Meta};
+use crate::meta::{Frozen, Lsn, Meta, Roots};
 use crate::namespace::derive;
 use crate::namespace::row::InodeRow;
 use crate::namespace::tables::{Rows as _, TablesMut as _, malformed};
@@ -93,7 +93,8 @@ impl LocalVolume {
         state.put(Table::Local, &head_key(None), &sealed.id().0);
 
         let job = state.meta.freeze().expect("there are changes");
-        let done = job.run(&mut |node| store.write(GlyphKind::Node, node)).map_err(StoreError::from)?;
+        let done =
+            job.run(&Roots::default(), &mut |node, _| store.write(GlyphKind::Node, node)).map_err(StoreError::from)?;
         store.sync()?;
         store.flush_index();
         let checkpoint = Checkpoint {

@@ -480,7 +480,7 @@ fn write_changes(
         let table = changes.keys().copied().find(|table| TableId(*table as u8) == spec.id);
         let Some(rows) = table.and_then(|table| changes.remove(&table)) else { continue };
         let rows = rows.into_iter().map(|(key, value)| (Bytes::copy_from_slice(&key), value));
-        let root = merkle::apply(mine.source(), sink, spec.shape, &roots.get(spec.id), rows)?;
+        let root = merkle::apply(mine.source(), &mut |node, _| sink(node), spec.shape, &roots.get(spec.id), rows)?;
         roots.set(spec.id, root);
     }
     Ok(roots)

@@ -263,6 +263,7 @@ impl LocalVolume {
             checkpoint: Mutex::new(Checkpoints {
                 previous_roots: checkpoint.roots.clone(),
                 last: checkpoint,
+                kept: Roots::default(),
                 pending: None,
                 merged,
             }),
@@ -555,7 +556,7 @@ fn next_staging_number(disk: &dyn Disk, state: &State) -> Result<u64, OpenError>
 /// Makes the maps of a snapshot that was taken at this place of the journal.
 fn make_cut(state: &mut State, glyphs: &GlyphStore, name: &str) -> Result<(), StoreError> {
     if let Some(job) = state.meta.freeze() {
-        let done = job.run(&mut |plain| glyphs.write(GlyphKind::Node, plain))?;
+        let done = job.run(&Roots::default(), &mut |plain, _| glyphs.write(GlyphKind::Node, plain))?;
         drop(state.meta.install(done));
     }
     let Some(mut snapshot) = state.snapshot(name)? else { return Ok(()) };

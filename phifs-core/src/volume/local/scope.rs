@@ -193,7 +193,7 @@ mod tests {
     /// A state whose stored local rows are `a` to `d`, each its own value.
     fn state() -> (State, Arc<OneLeaf>) {
         let mut plain = Vec::new();
-        let mut sink = |node: &[u8]| {
+        let mut sink = |node: &[u8], _: Option<&merkle::Replaced>| {
             plain = node.to_vec();
             Ok(GlyphId::of(node))
         };

@@ -93,6 +93,8 @@ impl LocalVolume {
             let last = &checkpoints.last;
             let (cut, frozen) = if is_unchanged && state.context == last.context {
                 let roots = roots_of_state(&last.roots);
+                checkpoints.kept = roots.clone();
+                let last = &checkpoints.last;
                 (Cut { roots, context: last.context.clone(), hlc: last.hlc, time }, None)
             } else {
                 let frozen = self.freeze(&mut state, false);
@@ -229,6 +231,8 @@ impl LocalVolume {
         }
         let last = &checkpoints.last;
         let roots = roots_of_state(&last.roots);
+        checkpoints.kept = roots.clone();
+        let last = &checkpoints.last;
         Ok(Cut { roots, context: last.context.clone(), hlc: last.hlc, time: self.env.now() })
     }
 

@@ -12,6 +12,7 @@ use crate::causal::VersionVector;
 use crate::codec::{self, DecodeError, Encode, Reader};
 use crate::id::{Dot, InodeId};
 use crate::identity::Author;
+use crate::merkle::Replaced;
 use crate::meta::journal::JournalError;
 use crate::meta::{CheckpointJob, Lsn, Roots, TableId};
 use crate::namespace::{Effect, Op, Table};
@@ -86,6 +87,8 @@ impl Checkpoint {
 pub struct Checkpoints {
     pub last: Checkpoint,
     pub previous_roots: Roots,
+    /// The maps of the last snapshot that was taken here: the nodes that are made next can be told by theirs, which stay.
+    pub kept: Roots,
     /// A snapshot that was promised and whose maps are still to be made.
     pub pending: Option<PendingCut>,
     /// States that the journal names at these places, because they were merged there.
@@ -432,6 +435,7 @@ impl LocalVolume {
             return written;
         };
         snapshot.cut.roots = roots_of_state(state.meta.roots());
+        checkpoints.kept = snapshot.cut.roots.clone();
         if written.is_err() {
             // Nothing becomes durable any more, but the maps are right; the next start makes them again.
             state.show_snapshot(&name, &snapshot)?;
@@ -454,8 +458,11 @@ impl LocalVolume {
         let FrozenState { job, mut next, inodes } = frozen;
         let mut done = None;
         if let Some(job) = job {
-            let mut sink = |plain: &[u8]| self.store.write(GlyphKind::Node, plain);
-            let result = job.run(&mut sink).map_err(StoreError::from)?;
+            let mut sink = |plain: &[u8], replaced: Option<&Replaced>| match replaced {
+                Some(Replaced { id, bytes }) => self.store.write_node_after(plain, id, bytes),
+                None => self.store.write(GlyphKind::Node, plain),
+            };
+            let result = job.run(&checkpoints.kept, &mut sink).map_err(StoreError::from)?;
             next.roots = result.roots().clone();
             let stored = next.roots.get(TableId(Table::Inodes as u8)).rows;
             debug_assert_eq!(stored, inodes, "the number of inodes was kept right");

@@ -241,7 +241,7 @@ fn with_rows(table: u8, which: prop::sample::Index, value_not_key: bool, how: &D
     let batch: BTreeMap<Bytes, Option<Bytes>> = batch.into_iter().collect();
     let leaf_bytes = if table == 5 { 32768 } else { 4096 };
     let shape = Shape { leaf_bytes, inner_bytes: 4096 };
-    let mut sink = |node: &[u8]| store.write(GlyphKind::Node, node);
+    let mut sink = |node: &[u8], _: Option<&merkle::Replaced>| store.write(GlyphKind::Node, node);
     let root = merkle::apply(&*nodes, &mut sink, shape, &root, batch).ok()?;
     let mut record = record;
     record.roots.set(TableId(table), root);
