@@ -234,6 +234,13 @@ pub fn adopt<T: Tables>(
     Ok(())
 }
 
+/// Reads what `keep_replaced` will.
+pub fn read_ahead<T: Tables>(rows: &T, id: InodeId, row: &InodeRow) -> Result<()> {
+    load(rows, id)?;
+    current(rows, id, row)?;
+    Ok(())
+}
+
 /// Adds to the draft that forgets an inode that its versions go as well.
 pub fn forget<T: Tables>(rows: &T, draft: &mut Draft, id: InodeId, row: &InodeRow) -> Result<()> {
     // Only what replaced another version leaves one behind.

@@ -231,6 +231,8 @@ pub struct LocalVolume {
     /// Files to settle: published, dropped or forgotten.
     queue: Mutex<VecDeque<InodeId>>,
     queued: Condvar,
+    /// Somebody waits for what is queued: a snapshot.
+    hurried: AtomicBool,
     /// What files looked like when they lost their last name, or later, when they were closed for the last time. The
     /// kernel still knows them, perhaps by a descriptor that was never opened for reading or writing (O_PATH).
     departed: Mutex<HashMap<InodeId, Attr>>,

@@ -11,6 +11,7 @@ use crate::content::publish::{self, Published};
 use crate::content::reader::ContentReader;
 use crate::content::{Content, ContentError, validate};
 use crate::id::{DirId, Dot, InodeId, LinkId};
+use crate::meta::Frozen;
 use crate::namespace::conflict;
 use crate::namespace::derive::{self, Child};
 use crate::namespace::plan;
@@ -138,6 +139,9 @@ impl LocalVolume {
     fn publish_together(&self, files: &[(&FileCell, Closure)]) -> Result<Publication> {
         // No collection may take the new glyphs before the operation that names them.
         let _hold = self.store.hold();
+        for (cell, _) in files {
+            self.read_ahead(cell.id);
+        }
         let mut items = Vec::with_capacity(files.len());
         let mut first = Publication::Published;
         for (n, &(cell, closure)) in files.iter().enumerate() {
@@ -239,6 +243,21 @@ impl LocalVolume {
             decided.gone.extend(self.drop_rivals(&rows, draft, *id, &rivals)?);
         }
         Ok(decided)
+    }
+
+    /// Brings the rows into the cache that a publication is made of: while it is made, under the lock of the state,
+    /// everybody would wait for the disk. An error shows again where it counts.
+    fn read_ahead(&self, id: InodeId) {
+        let roots = self.state.read().meta.roots().clone();
+        let stored = Frozen::new(self.nodes.clone(), roots);
+        let read = || -> Result<()> {
+            let Some(row) = stored.inode(id)? else { return Ok(()) };
+            for link in derive::links_of(&stored, id)? {
+                stored.link(link)?;
+            }
+            history::read_ahead(&stored, id, &row)
+        };
+        let _ = read();
     }
 
     /// Stores the bytes of a file; or says why there is nothing to be done.

@@ -276,6 +276,7 @@ impl LocalVolume {
             writing_to_disk: Mutex::default(),
             queue: Mutex::default(),
             queued: Condvar::new(),
+            hurried: AtomicBool::new(false),
             departed: Mutex::default(),
             removed_dirs: Mutex::default(),
             reserved: super::reserved::Reserved::default(),

@@ -81,7 +81,7 @@ impl LocalVolume {
     pub fn take_snapshot(&self, name: &str, labels: Vec<String>, scheduled: bool) -> Result<Timestamp> {
         check_name(name).map_err(|why| SnapshotError::BadName(name.into(), why))?;
         check_free(&self.state.read(), name)?;
-        self.publish_closed()?;
+        self.hurry(|| self.publish_closed())?;
         let time = {
             let mut checkpoints = self.checkpoint.lock();
             self.finish_cut(&mut checkpoints)?;
@@ -127,7 +127,7 @@ impl LocalVolume {
     ) -> Result<NamedSnapshot> {
         check_name(name).map_err(|why| SnapshotError::BadName(name.into(), why))?;
         check_free(&self.state.read(), name)?;
-        line.publish_closed()?;
+        line.hurry(|| line.publish_closed())?;
         let taken = {
             let mut checkpoints = line.checkpoint.lock();
             line.state.write().is_being_cut = true;

@@ -225,8 +225,8 @@ impl LocalVolume {
         let mut queue = self.queue.lock();
         while queue.is_empty() && !stopping() {
             self.queued.wait(&mut queue);
-            if !stopping() && !self.staging.memory_is_short() {
-                // Cut short by the stop, and by an `enqueue` when memory gets short.
+            if !stopping() && !self.staging.memory_is_short() && !self.hurried.load(Ordering::Acquire) {
+                // Cut short by the stop, by a snapshot, and by an `enqueue` when memory gets short.
                 self.queued.wait_for(&mut queue, REST);
             }
         }
@@ -235,6 +235,18 @@ impl LocalVolume {
             self.queued.notify_one();
         }
         next
+    }
+
+    /// While `work` goes on, publishers do not let files rest.
+    pub(super) fn hurry<T>(&self, work: impl FnOnce() -> T) -> T {
+        {
+            let _queue = self.queue.lock();
+            self.hurried.store(true, Ordering::Release);
+        }
+        self.queued.notify_all();
+        let done = work();
+        self.hurried.store(false, Ordering::Release);
+        done
     }
 
     /// Makes `run_publisher` return once its queue is empty.
