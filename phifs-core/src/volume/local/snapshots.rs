@@ -32,7 +32,7 @@ use crate::volume::VolumeError;
 
 use super::LocalVolume;
 use super::publication::Publication;
-use super::state::{State, local_key};
+use super::state::{State, decode_snapshots, local_key};
 use super::upkeep::{FrozenState, PendingCut};
 
 /// A file that somebody stores to through a mapping may change again and again; then its last version counts.
@@ -248,7 +248,9 @@ impl LocalVolume {
     /// All named snapshots, in the order in which they were taken.
     pub fn snapshots(&self) -> Result<Vec<(String, NamedSnapshot)>> {
         self.settle_cuts()?;
-        let mut snapshots = self.registry.read().snapshots()?;
+        // Decoding very many takes longer than anybody should wait for the lock.
+        let written = self.registry.read().written_snapshots()?;
+        let mut snapshots = decode_snapshots(written)?;
         snapshots.sort_by_key(|(_, snapshot)| snapshot.cut.hlc);
         Ok(snapshots)
     }

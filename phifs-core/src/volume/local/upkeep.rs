@@ -436,12 +436,14 @@ impl LocalVolume {
         let name = name.clone();
         let frozen = FrozenState { job: frozen.job.clone(), next: frozen.next.clone(), inodes: frozen.inodes };
         let written = self.write_checkpoint(checkpoints, frozen);
+        // Freeing very many rows takes a while, and comes after the lock is given back.
+        let _done;
         let mut state = self.state.write();
         if state.meta.is_frozen() {
             // It is tried again; the rows stay where they are.
             return written;
         }
-        checkpoints.pending = None;
+        _done = checkpoints.pending.take();
         self.cut_pending.store(false, Ordering::Release);
         let Some(mut snapshot) = state.snapshot(&name)?.filter(|snapshot| snapshot.cut.is_pending()) else {
             return written;
