@@ -355,7 +355,7 @@ fn listed(tables: &MapTables) -> Paths {
             let Some(last) = some.last() else { break };
             from = last.hash + 1;
             for listed in some {
-                let path = [&above[..], &[listed.name.clone()]].concat();
+                let path = [&above[..], std::slice::from_ref(&listed.name)].concat();
                 let found = view::find(tables, dir, &listed.name).unwrap().unwrap();
                 assert!(found.shown == listed.child && found.all.contains(&listed.child), "{path:?}");
                 if let Child::Dir(dir) = listed.child {

@@ -282,7 +282,7 @@ fn merged_orders(a: &[Sent], b: &[Sent]) -> Vec<Vec<Sent>> {
         return vec![[a, b].concat()];
     };
     let with = |first: &Sent, rest: Vec<Vec<Sent>>| {
-        rest.into_iter().map(|rest| [&[first.clone()], &rest[..]].concat()).collect::<Vec<_>>()
+        rest.into_iter().map(|rest| [std::slice::from_ref(first), &rest[..]].concat()).collect::<Vec<_>>()
     };
     [with(first_a, merged_orders(rest_a, b)), with(first_b, merged_orders(a, rest_b))].concat()
 }

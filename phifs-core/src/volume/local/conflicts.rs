@@ -135,7 +135,7 @@ impl LocalVolume {
         let mut resolved = Vec::new();
         for Found { path, conflict } in found {
             if dry_run {
-                resolved.push(foresee(&*self.state.read(), &path, &conflict, how)?);
+                resolved.push(foresee(&self.state.read(), &path, &conflict, how)?);
             } else {
                 resolved.extend(self.decide(path, conflict, how)?);
             }
