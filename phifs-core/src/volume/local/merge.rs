@@ -115,13 +115,13 @@ pub struct Merged {
 }
 
 /// The state that is merged.
-struct Source {
-    cut: Cut,
-    authors: Vec<Author>,
+pub(super) struct Source {
+    pub cut: Cut,
+    pub authors: Vec<Author>,
     /// Of a snapshot that is counted and signed.
-    id: Option<S8Id>,
+    pub id: Option<S8Id>,
     /// Keeps it from collections.
-    _kept: Arc<Roots>,
+    pub _kept: Arc<Roots>,
 }
 
 impl LocalVolume {
@@ -170,6 +170,15 @@ impl LocalVolume {
         }
     }
 
+    /// Merges a state from elsewhere into the main line.
+    pub(super) fn merge_source(&self, source: &Source, options: &MergeOptions) -> Result<Merged> {
+        let _housekeeping = self.housekeeping.lock();
+        self.check_authors(&source.cut.context)?;
+        self.state.write().note_merged(&source.cut.context, self.env.now(), &self.journal)?;
+        self.commit_journal()?;
+        self.merge_into_line(self, source, options)
+    }
+
     fn in_branch<T>(&self, name: &str, act: impl FnOnce(&LocalVolume) -> Result<T>) -> Result<T> {
         let slot = self.branches.slot(self.find_branch(name)?.number);
         let open = slot.lock();
@@ -191,7 +200,7 @@ impl LocalVolume {
     }
 
     /// The state of a line as it is now, which others are about to learn.
-    fn line_as_source(&self, line: &LocalVolume) -> Result<Source> {
+    pub(super) fn line_as_source(&self, line: &LocalVolume) -> Result<Source> {
         line.publish_closed()?;
         let mut checkpoints = line.checkpoint.lock();
         line.state.write().is_being_cut = true;

@@ -17,6 +17,7 @@
 //! | `settings` | what is set for the volume |
 //! | `restore` | putting back what a snapshot holds |
 //! | `merge`, `join`, `bulk` | another line, or a snapshot, joined into one |
+//! | `peers` | what other machines get of the main line, and what it learns of them |
 //! | `transfer` | snapshots that go out and come in as a stream |
 //! | `bootstrap` | a new store out of such a stream |
 //! | `verify` | whether all of a snapshot is there and sound |
@@ -73,6 +74,7 @@ mod join;
 mod lost;
 mod merge;
 mod names;
+mod peers;
 mod publication;
 mod records;
 mod recover;
@@ -95,6 +97,7 @@ pub use drivers::Unmerged;
 pub use history::FileVersion;
 pub use lost::{LostFile, LostRows};
 pub use merge::{MergeError, MergeOptions, Merged, Side};
+pub use peers::{Head, PeerError};
 pub use recover::{OpenError, Opening, Progress};
 pub use restore::Restored;
 pub use settings::SettingError;
@@ -107,6 +110,7 @@ use ballast::Ballast;
 use branches::Branches;
 use cached::CachedVersions;
 use files::{FileCell, OpenFile};
+use peers::Peers;
 use reserved::Reserved;
 use staged::StagingPool;
 use state::State;
@@ -216,6 +220,8 @@ pub struct LocalVolume {
     checkpoint: Mutex<Checkpoints>,
     /// States that exports and imports read.
     in_use: InUse,
+    /// Heads of other machines, and of this one for them.
+    peers: Peers,
     state: Arc<RwLock<State>>,
     /// The state of the main line, which alone has a registry.
     registry: Arc<RwLock<State>>,

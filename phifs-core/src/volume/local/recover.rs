@@ -42,6 +42,7 @@ use super::ballast::Ballast;
 use super::branches::Branches;
 use super::files::FileCell;
 use super::join::RECORD_MERGE;
+use super::peers::Peers;
 use super::records::{Base, Delta, Records, Staged, base_inode, delta_number, delta_prefix};
 use super::staged::{MEMORY_BYTES_MAX, Place, Staging, StagingPool};
 use super::state::{RECORD_TRANSACTION, State, local_key};
@@ -142,6 +143,7 @@ impl LocalVolume {
         let volume = Self::open_line(common, None, disk, (superblock, checkpoint), opened, options, progress)?;
         volume.load_settings()?;
         volume.remove_unregistered_branches()?;
+        volume.load_peers()?;
         Ok(volume)
     }
 
@@ -255,6 +257,7 @@ impl LocalVolume {
             sealing: Mutex::new(()),
             sealing_snapshots: Mutex::new(()),
             in_use: InUse::default(),
+            peers: Peers::default(),
             seal_wanted: Mutex::new(true),
             seal_asked: Condvar::new(),
             housekeeping: Mutex::new(()),

@@ -5,6 +5,7 @@ mod between;
 mod golden;
 mod hostile;
 mod interrupted;
+mod peers;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
