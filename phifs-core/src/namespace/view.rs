@@ -330,6 +330,7 @@ pub fn stat<T: Tables + ?Sized>(tables: &T, id: InodeId, row: &InodeRow) -> Resu
         }
     }
     stat.mode.permissions = all;
+    follow_bits(&mut stat.mode);
     (stat.mtime, stat.ctime, stat.btime) = times;
     Ok(stat)
 }
@@ -343,8 +344,30 @@ pub(super) fn mode_of(row: &InodeRow) -> Mode {
         let each = || row.mode.entries().iter().map(|entry| entry.value.permissions);
         let (all, any) = (each().fold(0o077, |all, bits| all & bits), each().fold(0, |any, bits| any | bits));
         mode.permissions = mode.permissions & 0o1000 | any & 0o700 | all;
+        follow_bits(&mut mode);
     }
     mode
+}
+
+/// Makes the ACL grant what the bits do, as chmod(2) does: the kernel goes by the ACL. What somebody is granted by name
+/// is bounded by the mask, which the group bits are.
+fn follow_bits(mode: &mut Mode) {
+    // As `volume::local::acl` has them.
+    const HEAD_BYTES: usize = 4;
+    const ENTRY_BYTES: usize = 8;
+    const USER_OBJ: u8 = 0x01;
+    const MASK: u8 = 0x10;
+    const OTHER: u8 = 0x20;
+    let bits = mode.permissions;
+    for entry in mode.acl.get_mut(HEAD_BYTES..).unwrap_or_default().chunks_exact_mut(ENTRY_BYTES) {
+        let granted = match entry[0] {
+            USER_OBJ => bits >> 6,
+            MASK => bits >> 3,
+            OTHER => bits,
+            _ => continue,
+        };
+        entry[2] = (granted & 7) as u8;
+    }
 }
 
 /// The number of names an inode has; for a directory, 2 and one for each subdirectory. A union says 1, which is what

@@ -358,3 +358,29 @@ fn the_other_states_are_listed_beside_the_file_if_that_is_asked_for() {
     assert_eq!(read(&volume, below(&volume, "v.txt")), b"there");
     check(&volume);
 }
+
+#[test]
+fn an_acl_grants_no_more_than_both_sides_do() {
+    let (_, env, volume, one) = two_lines(|volume| write(volume, b"f", b"1"));
+    // rwx for a named user and the group by way of the mask, r for others.
+    let entry =
+        |tag: u16, bits: u16, id: u32| [&tag.to_le_bytes()[..], &bits.to_le_bytes(), &id.to_le_bytes()].concat();
+    let acl = [
+        2u32.to_le_bytes().to_vec(),
+        entry(1, 6, u32::MAX),
+        entry(2, 7, 1234),
+        entry(4, 4, u32::MAX),
+        entry(0x10, 7, u32::MAX),
+        entry(0x20, 4, u32::MAX),
+    ]
+    .concat();
+    volume.setattr(&CALLER, below(&volume, "f"), &permissions(0o600)).unwrap();
+    env.advance();
+    one.setxattr(&CALLER, below(&one, "f"), b"system.posix_acl_access", &acl, XattrMode::Set).unwrap();
+    merge(&volume, "one", "live");
+    let file = below(&volume, "f");
+    assert_eq!(volume.getattr(file, None).unwrap().permissions, 0o600);
+    let merged = volume.getxattr(file, b"system.posix_acl_access").unwrap();
+    assert_eq!((merged[4 + 3 * 8 + 2], merged[4 + 4 * 8 + 2]), (0, 0), "mask and others: {merged:?}");
+    assert_eq!(events(&volume), [(What::Attr, 8, "/f".into())]);
+}
