@@ -1,4 +1,8 @@
-//! Branches through real mounts, beside the live volume.
+//! Branches through real mounts, beside the live volume, and merges of them.
+
+mod history;
+mod in_use;
+mod trees;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -20,6 +24,8 @@ macro_rules! needs_phifs {
         }
     };
 }
+
+use needs_phifs;
 
 /// A mountpoint for a branch, which is free again afterwards, whatever happened.
 struct Side(TempDir);
