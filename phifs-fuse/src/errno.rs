@@ -49,7 +49,7 @@ fn errno_of_store(error: &StoreError) -> Errno {
     match error {
         StoreError::Missing(_) | StoreError::Corrupt { .. } | StoreError::Malformed { .. } => Errno::EIO,
         StoreError::Disk { doing: _, source } => errno_of_disk(source),
-        StoreError::Full => Errno::ENOSPC,
+        StoreError::Full | StoreError::RowTooLarge { .. } => Errno::ENOSPC,
         StoreError::ReadOnly => Errno::EROFS,
     }
 }

@@ -65,12 +65,12 @@ pub fn place<T: Tables + ?Sized>(
     what: Child,
     parent: DirId,
     name: &[u8],
-    folds: &dyn Fn(&[MoveId]) -> Vec<MoveId>,
+    folds: &dyn Fn(&[MoveId]) -> Result<Vec<MoveId>>,
 ) -> Result<Vec<Effect>> {
     let name = name.to_vec();
     Ok(match what {
         Child::Dir(dir) => {
-            let folds = tables.dir(dir)?.map_or_else(Vec::new, |row| folds(&row.moves));
+            let folds = tables.dir(dir)?.map_or(Ok(Vec::new()), |row| folds(&row.moves))?;
             let inode = tables.inode(dir.inode())?.unwrap_or_default();
             let kept = InodeEffect {
                 alive: true,

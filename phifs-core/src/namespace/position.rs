@@ -171,7 +171,8 @@ fn note_dropped<T: TablesMut + ?Sized>(tables: &mut T, dir: DirId, ids: &[MoveId
     Ok(None)
 }
 
-fn is_any_skipped<T: Tables + ?Sized>(tables: &T, from: &[u8]) -> Result<bool> {
+/// Whether any move from a key on is skipped.
+pub fn is_any_skipped<T: Tables + ?Sized>(tables: &T, from: &[u8]) -> Result<bool> {
     let mut any = false;
     tables.scan(Table::Skipped, from, &mut |_, _| {
         any = true;

@@ -1,4 +1,4 @@
-//! The derived tables from nothing: for a join of whole states, for `phifs fsck`, and to hold the kept ones against.
+//! The derived tables from nothing: for `phifs fsck` and its repairs, and to hold the kept ones against.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -51,6 +51,9 @@ pub enum StoreError {
     Malformed { what: String, source: crate::codec::DecodeError },
     #[error("the disk failed while {doing}: {source}")]
     Disk { doing: &'static str, source: std::io::Error },
+    /// What was asked for would make a row of a table larger than a row can be.
+    #[error("there would be too much of one thing: a row of {bytes} bytes in the table of {table}")]
+    RowTooLarge { table: String, bytes: usize },
     /// New data is refused so that deletes and metadata still have room.
     #[error("the disk is full up to the reserve")]
     Full,

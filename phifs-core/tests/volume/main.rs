@@ -10,6 +10,7 @@ mod faults;
 mod harness;
 mod kernel;
 mod leftovers;
+mod limits;
 mod lost;
 mod merging;
 mod model;

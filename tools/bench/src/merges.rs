@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::lab::{Group, Lab};
 use crate::table::{Figure, Limit, median_of};
@@ -23,7 +24,20 @@ pub const GROUPS: &[Group] = &[
         run: moves,
     },
     Group { name: "merge-few", what: "10 changes into a volume of 1,000,000 files", disk_mib: 4 << 10, run: few },
+    Group {
+        name: "merge-after",
+        what: "create, rename and publish after merges, and where nothing was ever merged, in turns",
+        disk_mib: 2 << 10,
+        run: after,
+    },
 ];
+
+/// What an operation took, in microseconds: create, rename, publish.
+#[derive(Deserialize)]
+struct Worked {
+    none: [f64; 3],
+    merged: [f64; 3],
+}
 
 /// What one merge took.
 #[derive(Deserialize)]
@@ -33,8 +47,8 @@ struct Took {
     before_kib: u64,
 }
 
-/// Merges as often as rows are repeated, each time from the start.
-fn merge(lab: &Lab, what: &str, count: usize) -> Result<Vec<Took>> {
+/// Runs it as often as rows are repeated, each time from the start.
+fn runs<T: DeserializeOwned>(lab: &Lab, what: &str, count: usize) -> Result<Vec<T>> {
     let program = std::env::current_exe()?.with_file_name("phifs-bench-merge");
     (0..lab.repeat)
         .map(|_| {
@@ -57,7 +71,7 @@ fn millis(took: &[Took]) -> f64 {
 
 fn branches(lab: &Lab) -> Result<Vec<Figure>> {
     let count = lab.bench.scale.count(100_000);
-    let (once, twice) = (merge(lab, "branches", count)?, merge(lab, "branches", 2 * count)?);
+    let (once, twice) = (runs(lab, "branches", count)?, runs(lab, "branches", 2 * count)?);
     let (time, growth) = (millis(&once), millis(&twice) / millis(&once));
     let peak = median_of(once.iter().map(|took| (took.before_kib + took.grown_kib) as f64 / 1024.0).collect());
     let grown = median_of(once.iter().map(|took| took.grown_kib as f64 / 1024.0).collect());
@@ -81,7 +95,7 @@ fn branches(lab: &Lab) -> Result<Vec<Figure>> {
 
 fn moves(lab: &Lab) -> Result<Vec<Figure>> {
     let count = lab.bench.scale.count(20_000);
-    let time = millis(&merge(lab, "moves", count)?);
+    let time = millis(&runs(lab, "moves", count)?);
     let how = format!("{count} of them on each side");
     let figure = Figure::new("merge of directories moved into each other", time, "ms", Limit::AtMost(2000.0), how);
     Ok(vec![figure.goal(Limit::AtMost(500.0))])
@@ -89,8 +103,23 @@ fn moves(lab: &Lab) -> Result<Vec<Figure>> {
 
 fn few(lab: &Lab) -> Result<Vec<Figure>> {
     let count = lab.bench.scale.count(1_000_000);
-    let time = millis(&merge(lab, "few", count)?);
+    let time = millis(&runs(lab, "few", count)?);
     let how = format!("files overwritten in a branch, merged into {count} files");
     let figure = Figure::new("merge of 10 changes into 1,000,000 files", time, "ms", Limit::AtMost(50.0), how);
     Ok(vec![figure.goal(Limit::AtMost(10.0))])
+}
+
+fn after(lab: &Lab) -> Result<Vec<Figure>> {
+    let count = lab.bench.scale.count(100_000);
+    let runs: Vec<Worked> = runs(lab, "after", count)?;
+    let kinds = ["create", "rename", "write and publish"].into_iter().enumerate();
+    let figures = kinds.map(|(at, kind)| {
+        let median = |side: fn(&Worked) -> &[f64; 3]| median_of(runs.iter().map(|run| side(run)[at]).collect());
+        let (none, merged) = (median(|run| &run.none), median(|run| &run.merged));
+        let ratio = median_of(runs.iter().map(|run| run.none[at] / run.merged[at]).collect());
+        let how = format!("{merged:.1} us of processor time, {none:.1} us where nothing was merged");
+        let what = format!("speed of {kind} after a merge of {count} operations of each side");
+        Figure::new(what, ratio, "x", Limit::AtLeast(0.95), how).goal(Limit::AtLeast(1.0))
+    });
+    Ok(figures.collect())
 }

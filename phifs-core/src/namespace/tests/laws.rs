@@ -294,7 +294,7 @@ fn effects(replica: &Replica, step: Step, settled: bool) -> Vec<Effect> {
             }
             let mut placed = Vec::new();
             for what in &source.all {
-                placed.extend(plan::place(tables, *what, dir, name, &|_| Vec::new()).unwrap());
+                placed.extend(plan::place(tables, *what, dir, name, &|_| Ok(Vec::new())).unwrap());
             }
             // What lies before the last move that everybody has seen, while no move is skipped.
             if let (What::Fold, true, Effect::Move { dir, folds, .. }) = (step.what, settled, &mut placed[0])
@@ -323,7 +323,7 @@ fn effects(replica: &Replica, step: Step, settled: bool) -> Vec<Effect> {
             moves.sort_unstable_by_key(|(what, ..)| *what);
             moves.dedup_by_key(|(what, ..)| *what);
             for (what, dir, name) in moves {
-                effects.extend(plan::place(tables, what, dir, &name, &|_| Vec::new()).unwrap());
+                effects.extend(plan::place(tables, what, dir, &name, &|_| Ok(Vec::new())).unwrap());
             }
         }
         What::Write => {

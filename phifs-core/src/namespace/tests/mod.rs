@@ -222,7 +222,7 @@ impl Replica {
 
     fn rename(&mut self, what: Child, parent: DirId, name: &str, alone: bool) -> Sent {
         let effects = plan::place(&self.tables, what, parent, name.as_bytes(), &|moves| {
-            if alone { moves.to_vec() } else { Vec::new() }
+            Ok(if alone { moves.to_vec() } else { Vec::new() })
         })
         .unwrap();
         self.act(effects)

@@ -309,8 +309,9 @@ fn exchange_is_one_operation() {
     let x = dir(&a, ROOT, "x");
     let inner = dir(&a, x, "inner");
     let f = a.look(ROOT, "f").unwrap();
-    let effects = [(Child::Dir(inner), ROOT, "f"), (f, x, "inner")]
-        .map(|(what, parent, name)| plan::place(&a.tables, what, parent, name.as_bytes(), &|_| Vec::new()).unwrap());
+    let effects = [(Child::Dir(inner), ROOT, "f"), (f, x, "inner")].map(|(what, parent, name)| {
+        plan::place(&a.tables, what, parent, name.as_bytes(), &|_| Ok(Vec::new())).unwrap()
+    });
     let exchanged = a.act(effects.concat());
     let written = write(&mut b, f.inode());
     meet(&mut a, &[exchanged], &mut b, &[written]);

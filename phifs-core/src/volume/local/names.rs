@@ -1,12 +1,14 @@
 //! What happens to names: lookup, make, link, unlink, rename, list.
 
-use crate::id::{DirId, InodeId, LinkId};
+use crate::id::{DirId, Dot, InodeId, LinkId};
+use crate::merkle::VALUE_BYTES_MAX;
 use crate::namespace::Effect;
 use crate::namespace::derive::{self, Child};
 use crate::namespace::op::MoveId;
 use crate::namespace::plan;
+use crate::namespace::position;
 use crate::namespace::row::{Birth, InodeRow, Mode, Owner};
-use crate::namespace::tables::{Rows, Table, Tables};
+use crate::namespace::tables::{Rows, Table, Tables, move_key};
 use crate::namespace::union::{self, Members};
 use crate::namespace::view::{self, Found, Listed};
 use crate::store::StoreError;
@@ -21,8 +23,9 @@ use super::state::{Draft, State, local_key};
 
 pub const NAME_BYTES_MAX: usize = 255;
 const SYMLINK_BYTES_MAX: usize = 4095;
-/// As ext4.
-const LINKS_MAX: u32 = 65_000;
+/// All names of a file are one row of a table; merges may add some more.
+const LINKS_MAX: u32 = 2500;
+const _: () = assert!((LINKS_MAX as usize + 500) * Dot::LEN < VALUE_BYTES_MAX);
 
 /// A directory that operations are about to change. What is made in a union is made in its canonical member.
 struct Parent {
@@ -528,13 +531,29 @@ fn place(rows: &Scope<'_>, draft: &mut Draft, what: Child, parent: DirId, name: 
 
 /// Earlier moves of a directory that nobody needs any more. Where others know the directory, the latest of those that
 /// they do not know stay as well: one may yet turn out not to be possible, and then the one before it holds.
-pub(super) fn foldable(rows: &Scope<'_>, what: Child, moves: &[MoveId]) -> Vec<MoveId> {
+///
+/// Those that others know are dropped only where there are so many that their row would grow too large. A directory is
+/// nowhere then if none of the last `KNOWN_KEPT` moves turns out to be possible; and none of them may be skipped, as
+/// that may be for what an earlier one did.
+pub(super) fn foldable(
+    rows: &Scope<'_>,
+    what: Child,
+    moves: &[MoveId],
+) -> std::result::Result<Vec<MoveId>, StoreError> {
     const KEPT: usize = 16;
+    const KNOWN_KEPT: usize = 500;
     if !rows.is_shared(what.inode().0) {
-        return moves.to_vec();
+        return Ok(moves.to_vec());
     }
-    let unseen: Vec<MoveId> = moves.iter().copied().filter(|id| !rows.is_shared(id.dot)).collect();
-    unseen[..unseen.len().saturating_sub(KEPT)].to_vec()
+    let (known, unseen): (Vec<MoveId>, Vec<MoveId>) = moves.iter().copied().partition(|id| rows.is_shared(id.dot));
+    let mut folded = unseen[..unseen.len().saturating_sub(KEPT)].to_vec();
+    if let Some((oldest @ &[first, ..], _)) = known.split_at_checked(known.len().saturating_sub(KNOWN_KEPT))
+        && !position::is_any_skipped(rows, &move_key(first, DirId(what.inode().0)))?
+    {
+        folded.extend(oldest);
+        folded.sort_unstable();
+    }
+    Ok(folded)
 }
 
 /// No member of a union may come to lie inside of any other.

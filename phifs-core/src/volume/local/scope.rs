@@ -9,6 +9,7 @@ use std::ops::{ControlFlow, Deref};
 
 use bytes::Bytes;
 
+use crate::merkle::VALUE_BYTES_MAX;
 use crate::meta::Key;
 use crate::namespace::coherence::Preference;
 use crate::namespace::{Table, Tables, TablesMut};
@@ -65,6 +66,13 @@ impl Rows {
     /// The keys of the rows of a table that change, and whether there is a row afterwards.
     pub fn changed_keys(&self, table: Table) -> impl Iterator<Item = (&[u8], bool)> {
         self.changed(table, &[]).map(|row| (&row.key[..], row.value.is_some()))
+    }
+
+    /// The table and the size of a changed row that is larger than a map can hold, if one became so.
+    pub fn too_large(&self) -> Option<(Table, usize)> {
+        let sizes =
+            self.rows.iter().filter(|row| row.changed).filter_map(|row| Some((row.table, row.value.as_ref()?.len())));
+        sizes.into_iter().find(|(_, bytes)| *bytes > VALUE_BYTES_MAX)
     }
 
     fn find(&self, table: Table, key: &[u8]) -> Result<usize, usize> {

@@ -458,6 +458,9 @@ impl State {
             scope.put(Table::Registry, key, &joined.encode());
         }
         let rows = scope.into_rows();
+        if let Some((table, bytes)) = rows.too_large() {
+            return Err(StoreError::RowTooLarge { table: table.to_string(), bytes });
+        }
         let mut inodes = self.inodes;
         for (key, stays) in rows.changed_keys(Table::Inodes) {
             // An inode has the dot of the operation that makes it, so that one need not be looked for; of the others
