@@ -78,7 +78,7 @@ fn place(damage: &Damage) -> String {
     format!("{} bytes of pack {} at byte {}{id}", damage.len_bytes, damage.pack, damage.offset_bytes)
 }
 
-fn count(n: u64, what: &str) -> String {
+pub fn count(n: u64, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{Context, log, snapshot, why};
 use crate::control::{Request, Side};
 use crate::failure::{Failure, Kind};
+use crate::findings::count;
 use crate::report::{Branch, Merged, Snapshot};
 use crate::show;
 
@@ -87,11 +88,14 @@ fn describe(merged: &Merged) -> String {
         merged.conflicts.iter().for_each(|conflict| text.push_str(&format!("\n{}", why::describe(conflict))));
         return text;
     }
-    let Merged { operations, names, inodes, .. } = merged;
-    match (&merged.snapshot, *operations) {
+    let operations = count(merged.operations, "operation");
+    match (&merged.snapshot, merged.operations) {
         (_, 0) => String::new(),
-        (Some(name), _) => format!("{operations} operations merged into the snapshot {}", show::quote(name.as_bytes())),
-        (None, _) => format!("{operations} operations merged: {names} names and {inodes} files changed"),
+        (Some(name), _) => format!("{operations} merged into the snapshot {}", show::quote(name.as_bytes())),
+        (None, _) => {
+            let (names, files) = (count(merged.names, "name"), count(merged.inodes, "file"));
+            format!("{operations} merged: {names} and {files} changed")
+        }
     }
 }
 
