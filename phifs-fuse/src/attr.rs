@@ -151,6 +151,7 @@ pub(crate) fn open_how(flags: i32, writeback: bool) -> OpenHow {
         append: flags.contains(OFlags::APPEND) && !writeback,
         direct: flags.contains(OFlags::DIRECT),
         sync: flags.intersects(OFlags::SYNC | OFlags::DSYNC),
+        exclusive: flags.contains(OFlags::EXCL),
         execute: flags.bits() & FOR_EXECUTION != 0,
         passthrough: false,
     }

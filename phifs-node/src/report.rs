@@ -257,6 +257,9 @@ pub struct Choice {
     /// As in "file" or "symlink".
     pub kind: String,
     pub bytes: u64,
+    /// Whether its maker was promised to be the only one to make the file (O_EXCL).
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub exclusive: bool,
     /// Where a symlink leads.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub target: Option<Name>,

@@ -46,7 +46,7 @@ pub fn genesis<T: TablesMut + ?Sized>(tables: &mut T) {
     let hlc = Hlc::default();
     let time = Timestamp::default();
     let mut row = InodeRow::default();
-    let birth = Birth { kind: FileKind::Directory, rdev: 0, time, target: Vec::new() };
+    let birth = Birth { kind: FileKind::Directory, rdev: 0, time, target: Vec::new(), exclusive: false };
     row.birth.insert(Entry { dot, hlc, value: birth });
     row.alive.insert(Entry { dot, hlc, value: () });
     row.mode.insert(Entry { dot, hlc, value: Mode { permissions: 0o755, acl: Vec::new() } });

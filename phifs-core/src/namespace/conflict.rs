@@ -30,9 +30,10 @@ pub enum Matter {
 
 impl Matter {
     /// The row of the table of conflicts in the documentation that says what comes of it.
-    pub fn row(self) -> u8 {
+    pub fn row(self, choices: &[Choice]) -> u8 {
         match self {
             Self::Content => 6,
+            Self::Name if is_exclusive_broken(choices) => 33,
             Self::Name => 1,
             Self::Type => 2,
         }
@@ -52,6 +53,8 @@ pub struct Choice {
     pub version: Option<Version>,
     /// Where a symlink leads.
     pub target: Vec<u8>,
+    /// Whether its maker was promised that nobody else made a file of the name.
+    pub exclusive: bool,
 }
 
 impl Choice {
@@ -74,6 +77,13 @@ pub struct Conflict {
     pub name: Vec<u8>,
     /// The best first: it is the one that is shown.
     pub choices: Vec<Choice>,
+}
+
+/// Whether several were promised to be the only one to make the file.
+pub fn is_exclusive_broken(choices: &[Choice]) -> bool {
+    let makers: BTreeSet<InodeId> =
+        choices.iter().filter(|choice| choice.exclusive).map(|choice| choice.inode).collect();
+    makers.len() > 1
 }
 
 impl Conflict {
@@ -113,6 +123,7 @@ pub fn choices<T: Tables + ?Sized>(tables: &T, links: &[Child]) -> Result<Vec<Ch
             score,
             version,
             target,
+            exclusive: row.birth.latest().is_some_and(|birth| birth.value.exclusive),
         })
     };
     Ok(ranked.into_iter().filter_map(choice).collect())

@@ -40,10 +40,12 @@ pub enum What {
     MoveSkipped = 8,
     /// Directories of one name are one.
     Union = 9,
+    /// Several were promised to be the only one to make a file: one is shown.
+    Excl = 10,
 }
 
 impl What {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Name,
         Self::Type,
         Self::Content,
@@ -53,6 +55,7 @@ impl What {
         Self::Revived,
         Self::MoveSkipped,
         Self::Union,
+        Self::Excl,
     ];
 
     /// As the table of conflicts calls it.
@@ -67,6 +70,7 @@ impl What {
             Self::Revived => "revived",
             Self::MoveSkipped => "move-skipped",
             Self::Union => "union",
+            Self::Excl => "excl",
         }
     }
 }
@@ -98,7 +102,7 @@ impl Event {
 
     /// Whether people have to decide about it.
     pub fn is_dispute(&self) -> bool {
-        matches!(self.what, What::Name | What::Type | What::Content)
+        matches!(self.what, What::Name | What::Type | What::Content | What::Excl)
     }
 
     pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
@@ -196,11 +200,12 @@ impl<T: Tables + ?Sized, U: Tables + ?Sized> Joined<'_, T, U> {
         for (dir, name) in names {
             if let Some(conflict) = conflict::at(self.after, dir, &name)? {
                 let what = match conflict.matter {
+                    Matter::Name if conflict::is_exclusive_broken(&conflict.choices) => What::Excl,
                     Matter::Name => What::Name,
                     Matter::Type => What::Type,
                     Matter::Content => What::Content,
                 };
-                self.tell(what, conflict.matter.row(), conflict.dir, &conflict.seen_name(), events)?;
+                self.tell(what, conflict.matter.row(&conflict.choices), conflict.dir, &conflict.seen_name(), events)?;
             }
         }
         Ok(())

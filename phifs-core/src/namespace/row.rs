@@ -28,6 +28,8 @@ pub struct Birth {
     pub time: Timestamp,
     /// Where a symlink points; empty for everything else.
     pub target: Vec<u8>,
+    /// Whether who made it was promised that nobody else did (O_EXCL).
+    pub exclusive: bool,
 }
 
 /// Permission bits and access ACL: one register, as chmod(2) changes the ACL's mask and an ACL changes the bits.
@@ -312,16 +314,21 @@ pub(super) fn kind_from_byte(byte: u8) -> Result<FileKind> {
     })
 }
 
+/// A bit of a birth's first byte above the kind of inode.
+const BIRTH_IS_EXCLUSIVE: u8 = 0x10;
+
 pub(super) fn put_birth(out: &mut Vec<u8>, birth: &Birth) {
-    out.put_u8(kind_to_byte(birth.kind));
+    out.put_u8(kind_to_byte(birth.kind) | if birth.exclusive { BIRTH_IS_EXCLUSIVE } else { 0 });
     out.put_varint(u64::from(birth.rdev));
     out.put_time(birth.time);
     out.put_blob(&birth.target);
 }
 
 pub(super) fn get_birth(reader: &mut Reader<'_>) -> Result<Birth> {
+    let first = reader.u8()?;
     Ok(Birth {
-        kind: kind_from_byte(reader.u8()?)?,
+        kind: kind_from_byte(first & !BIRTH_IS_EXCLUSIVE)?,
+        exclusive: first & BIRTH_IS_EXCLUSIVE != 0,
         rdev: reader.varint_u32()?,
         time: reader.time()?,
         target: reader.blob()?.to_vec(),

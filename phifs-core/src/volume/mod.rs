@@ -148,6 +148,8 @@ pub struct OpenHow {
     pub direct: bool,
     /// O_SYNC or O_DSYNC: every write is to be durable when it returns.
     pub sync: bool,
+    /// O_EXCL: the caller relies on being the one who makes the file.
+    pub exclusive: bool,
     /// The file is about to be run.
     pub execute: bool,
     /// Whether the caller can hand the file behind an inode to the kernel.

@@ -384,3 +384,24 @@ fn an_acl_grants_no_more_than_both_sides_do() {
     assert_eq!((merged[4 + 3 * 8 + 2], merged[4 + 4 * 8 + 2]), (0, 0), "mask and others: {merged:?}");
     assert_eq!(events(&volume), [(What::Attr, 8, "/f".into())]);
 }
+
+#[test]
+fn two_that_were_promised_to_be_the_only_one_are_told() {
+    let (_, env, volume, one) = two_lines(|_| {});
+    let make = |line: &LocalVolume, name: &[u8], exclusive| {
+        let how = phifs_core::volume::OpenHow { exclusive, ..WRITE };
+        let (attr, opened) = line.create(&CALLER, Ino::ROOT, name, &crate::harness::NODE, &how).unwrap();
+        line.write(&CALLER, attr.ino, opened.handle, 0, &attr.ino.0.to_le_bytes(), false).unwrap();
+        line.release(attr.ino, opened.handle);
+        settle(line);
+    };
+    for (name, exclusive) in [(b"lock", true), (b"file", false)] {
+        make(&volume, name, true);
+        env.advance();
+        make(&one, name, exclusive);
+        one.commit().unwrap();
+    }
+    let merged = merge(&volume, "one", "live");
+    let rows: Vec<_> = merged.events.iter().map(|event| (event.what, event.row)).collect();
+    assert_eq!(rows, [(What::Name, 1), (What::Excl, 33)]);
+}

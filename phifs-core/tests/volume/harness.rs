@@ -32,6 +32,7 @@ pub const READ: OpenHow = OpenHow {
     direct: false,
     passthrough: false,
     sync: false,
+    exclusive: false,
     execute: false,
 };
 pub const WRITE: OpenHow = OpenHow { write: true, ..READ };

@@ -35,6 +35,7 @@ pub(super) fn describe(found: &Conflict) -> String {
     let mut text = match (found.matter.as_deref(), found.row) {
         (Some("content"), Some(row)) => format!("{path}: versions that did not know of each other (row {row})\n"),
         (Some("type"), Some(row)) => format!("{path}: its name is also that of a directory (row {row})\n"),
+        (_, Some(33)) => format!("{path}: files whose makers each were promised to be the only one (row 33)\n"),
         (_, Some(row)) => format!("{path}: files that got the same name at the same time (row {row})\n"),
         _ => format!("{path}: nothing to decide\n"),
     };
@@ -64,8 +65,9 @@ pub(super) fn describe(found: &Conflict) -> String {
 /// What a choice is, in one line.
 pub(super) fn line(choice: &Choice) -> String {
     let target = choice.target.as_ref().map(|target| format!(" to {}", target.quoted())).unwrap_or_default();
+    let exclusive = if choice.exclusive { ", made with O_EXCL" } else { "" };
     format!(
-        "{}{target}, {}, {} by {}",
+        "{}{target}{exclusive}, {}, {} by {}",
         choice.kind,
         show::size(choice.bytes),
         show::utc(choice.millis),

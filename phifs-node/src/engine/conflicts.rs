@@ -61,7 +61,7 @@ pub(super) fn described(path: Name, matter: Option<Matter>, choices: &[Choice]) 
     report::Conflict {
         path,
         matter: matter.map(|matter| word(matter).into()),
-        row: matter.map(Matter::row),
+        row: matter.map(|matter| matter.row(choices)),
         merge: None,
         choices: choices.iter().zip(next).map(|(this, next)| choice(this, next)).collect(),
     }
@@ -84,6 +84,7 @@ fn choice(choice: &Choice, next: Option<&Choice>) -> report::Choice {
         millis: choice.hlc.millis(),
         kind: show::kind(choice.kind).into(),
         bytes: choice.content().len_bytes().max(choice.target.len() as u64),
+        exclusive: choice.exclusive,
         target: (!choice.target.is_empty()).then(|| Name::new(&choice.target)),
         score: terms
             .zip(words)

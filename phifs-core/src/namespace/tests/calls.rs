@@ -145,7 +145,7 @@ impl Replica {
         if self.find(path).is_ok() {
             return Err(Refused::Exists);
         }
-        let birth = Birth { kind, rdev: 0, time: self.time(), target: target.into() };
+        let birth = Birth { kind, rdev: 0, time: self.time(), target: target.into(), exclusive: false };
         let mode = Mode { permissions: default_permissions(kind), acl: Vec::new() };
         let made = plan::create(self.next_dot(), birth, mode, Owner { uid: 1, gid: 1 }, dir, name.as_bytes());
         Ok([&made[..], &self.touched(dir)].concat())
@@ -263,7 +263,7 @@ impl Replica {
     }
 
     fn placed(&self, what: Child, dir: DirId, name: &str) -> Vec<Effect> {
-        let mut effects = plan::place(&self.tables, what, dir, name.as_bytes(), &|_| Vec::new()).unwrap();
+        let mut effects = plan::place(&self.tables, what, dir, name.as_bytes(), &|_| Ok(Vec::new())).unwrap();
         effects.push(self.touch(what.inode()));
         effects
     }

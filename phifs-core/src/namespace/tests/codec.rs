@@ -51,7 +51,13 @@ fn kind() -> impl Strategy<Value = FileKind> {
 }
 
 fn birth() -> impl Strategy<Value = Birth> {
-    (kind(), any::<u32>(), time(), bytes()).prop_map(|(kind, rdev, time, target)| Birth { kind, rdev, time, target })
+    (kind(), any::<u32>(), time(), bytes(), any::<bool>()).prop_map(|(kind, rdev, time, target, exclusive)| Birth {
+        kind,
+        rdev,
+        time,
+        target,
+        exclusive,
+    })
 }
 
 fn mode() -> impl Strategy<Value = Mode> {

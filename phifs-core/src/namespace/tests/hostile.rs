@@ -76,6 +76,7 @@ fn op(context: &VersionVector, moves: &[MoveId], (author, hlc, wild): (usize, u6
                     rdev: 0,
                     time: Timestamp::default(),
                     target: Vec::new(),
+                    exclusive: is_dir,
                 }),
                 alive,
                 drops: drops

@@ -249,7 +249,7 @@ fn effects(replica: &Replica, step: Step, settled: bool) -> Vec<Effect> {
                 (_, 0) => FileKind::Symlink,
                 _ => FileKind::File,
             };
-            let birth = super::Birth { kind, rdev: 0, time, target: name.to_vec() };
+            let birth = super::Birth { kind, rdev: 0, time, target: name.to_vec(), exclusive: false };
             let (mode, owner) = (Mode { permissions: 0o644, acl: Vec::new() }, Owner { uid: 1, gid: 1 });
             effects.extend(plan::create(dot, birth, mode, owner, dir, name));
             effects.extend(replica.touched(dir));

@@ -208,7 +208,7 @@ impl Replica {
 
     /// Makes something new in a directory.
     fn create(&mut self, kind: FileKind, parent: DirId, name: &str) -> Sent {
-        let birth = Birth { kind, rdev: 0, time: self.time(), target: Vec::new() };
+        let birth = Birth { kind, rdev: 0, time: self.time(), target: Vec::new(), exclusive: false };
         let (mode, owner) = (Mode { permissions: 0o755, acl: Vec::new() }, Owner { uid: 1, gid: 1 });
         let mut effects = plan::create(self.next_dot(), birth, mode, owner, parent, name.as_bytes()).to_vec();
         effects.extend(self.touched(parent));

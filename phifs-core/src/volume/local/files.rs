@@ -413,7 +413,7 @@ impl LocalVolume {
             failed: false,
         };
         let mut entered = None;
-        let made = self.make_node(caller, parent, name, node, |draft: &mut Draft, id| {
+        let made = self.make_node(caller, parent, name, node, how.exclusive, |draft: &mut Draft, id| {
             draft.local.extend(record.map(|record| records::first(id, &record)));
             // Before others can see the name and open the file on their own.
             let user = self.enter(id);

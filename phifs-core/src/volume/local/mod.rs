@@ -374,7 +374,7 @@ impl Volume for LocalVolume {
     }
 
     fn make(&self, caller: &Caller, parent: Ino, name: &[u8], node: &NewNode<'_>) -> Result<Attr> {
-        let id = self.make_node(caller, parent, name, node, |_, _| Ok(()))?;
+        let id = self.make_node(caller, parent, name, node, false, |_, _| Ok(()))?;
         self.attr(&self.state.read(), id)
     }
 

@@ -62,6 +62,7 @@ impl LocalVolume {
         parent: Ino,
         name: &[u8],
         node: &NewNode<'_>,
+        exclusive: bool,
         finish: impl FnOnce(&mut Draft, InodeId) -> Result<()>,
     ) -> Result<InodeId> {
         self.check_writable()?;
@@ -97,7 +98,7 @@ impl LocalVolume {
         if set_gid && kind == FileKind::Directory {
             mode.permissions |= 0o2000;
         }
-        let birth = Birth { kind, rdev, time: draft.time, target: target.to_vec() };
+        let birth = Birth { kind, rdev, time: draft.time, target: target.to_vec(), exclusive };
         let owner = Owner { uid: caller.uid, gid };
         draft.effects.extend(plan::create(draft.dot, birth, mode, owner, parent.id, name));
         if let Some(value) = default_acl {
