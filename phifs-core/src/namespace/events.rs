@@ -1,7 +1,8 @@
 //! What a join came across that people may want to hear of: two sides changed the same thing, and one rule or another
 //! said what comes of it. Events are told, not acted upon; nothing reads them back.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::codec::{self, DecodeError, Encode, Reader};
 use crate::id::{DirId, Dot, InodeId, LinkId};
@@ -119,6 +120,9 @@ impl Event {
     }
 }
 
+/// What lies so deep that no call can name it is not told: paths of all of a deep tree are longer than the tree is large.
+const PATH_BYTES_MAX: usize = 4096;
+
 /// The two states and what came of them.
 pub struct Joined<'a, T: ?Sized, U: ?Sized> {
     pub before: &'a T,
@@ -128,6 +132,8 @@ pub struct Joined<'a, T: ?Sized, U: ?Sized> {
     pub rows: &'a [TheirRow],
     /// The keys of derived rows that are new: names and inodes in conflict, members of unions, skipped moves.
     pub new: &'a [(Table, Vec<u8>)],
+    /// The paths of directories that were asked for.
+    pub paths: RefCell<HashMap<DirId, Option<Vec<u8>>>>,
 }
 
 impl<T: Tables + ?Sized, U: Tables + ?Sized> Joined<'_, T, U> {
@@ -169,8 +175,34 @@ impl<T: Tables + ?Sized, U: Tables + ?Sized> Joined<'_, T, U> {
     }
 
     fn path(&self, dir: DirId, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        let above = view::path_of_dir(self.after, dir)?;
-        Ok(above.map(|above| [&above[..], b"/", name].concat()))
+        let above = self.path_of_dir(dir)?;
+        Ok(above.map(|above| [&above[..], b"/", name].concat()).filter(|path| path.len() <= PATH_BYTES_MAX))
+    }
+
+    /// Each directory is looked at once, however many are below it.
+    fn path_of_dir(&self, mut dir: DirId) -> Result<Option<Vec<u8>>> {
+        let mut paths = self.paths.borrow_mut();
+        let mut below = Vec::new();
+        let mut path = loop {
+            if dir == DirId::ROOT {
+                break Some(Vec::new());
+            }
+            if let Some(known) = paths.get(&dir) {
+                break known.clone();
+            }
+            let Some((parent, name)) = view::place_of(self.after, Child::Dir(dir))? else {
+                below.push((dir, Vec::new()));
+                break None;
+            };
+            below.push((dir, name));
+            dir = parent;
+        };
+        for (dir, name) in below.into_iter().rev() {
+            let longer = path.map(|path: Vec<u8>| [&path[..], b"/", &name].concat());
+            path = longer.filter(|path| path.len() <= PATH_BYTES_MAX);
+            paths.insert(dir, path.clone());
+        }
+        Ok(path)
     }
 
     fn tell(&self, what: What, row: u8, dir: DirId, name: &[u8], events: &mut Vec<Event>) -> Result<()> {

@@ -405,3 +405,25 @@ fn two_that_were_promised_to_be_the_only_one_are_told() {
     let rows: Vec<_> = merged.events.iter().map(|event| (event.what, event.row)).collect();
     assert_eq!(rows, [(What::Name, 1), (What::Excl, 33)]);
 }
+
+#[test]
+fn what_lies_deeper_than_a_path_can_name_is_disputed_and_no_event() {
+    const DEPTH: usize = 300;
+    let long = [b'n'; 255];
+    let deepest = |volume: &LocalVolume| (0..DEPTH).fold(Ino::ROOT, |dir, _| find(volume, dir, &long));
+    let (disk, env, volume, one) = two_lines(|volume| {
+        let deepest = (0..DEPTH).fold(Ino::ROOT, |dir, _| mkdir(volume, dir, &long));
+        write_in(volume, deepest, b"file", b"before");
+        write(volume, b"file", b"before");
+    });
+    for (line, bytes) in [(&volume, &b"here"[..]), (&*one, b"there")] {
+        write_in(line, deepest(line), b"file", bytes);
+        write(line, b"file", bytes);
+    }
+    merge(&volume, "one", "live");
+    assert_eq!(disputed(&volume).len(), 2);
+    assert_eq!(events(&volume), [(What::Content, 6, "/file".into())]);
+    check(&volume);
+    drop((volume, one));
+    assert_eq!(disputed(&reopen(&disk, &env)).len(), 2);
+}

@@ -3,6 +3,7 @@
 //! The journal says no more of it than which state that was. Joining is a pure function of the two states, so replaying
 //! does the same again.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::ControlFlow;
 
@@ -398,7 +399,7 @@ pub fn events_of<T: Tables + ?Sized>(
         }
     }
     let contexts = Contexts { mine: &|dot| mine.contains(dot), theirs: &|dot| theirs.contains(dot) };
-    events::Joined { before, after: joined, contexts: &contexts, rows, new: &new }.events()
+    events::Joined { before, after: joined, contexts: &contexts, rows, new: &new, paths: RefCell::default() }.events()
 }
 
 /// What is different in the tables for those who look at the files.
