@@ -16,10 +16,8 @@ use crate::content::overlay::{Overlay, Sources};
 use crate::content::reader::ContentReader;
 use crate::content::{Content, ContentError};
 use crate::disk::File;
-use crate::id::{Dot, InodeId, LinkId};
+use crate::id::{Dot, InodeId};
 use crate::meta::Lsn;
-use crate::namespace::conflict;
-use crate::namespace::derive::Child;
 use crate::namespace::row::Closure;
 use crate::namespace::tables::{Rows, Table, Tables, content_key};
 use crate::namespace::view::{self, Stat};
@@ -73,25 +71,14 @@ impl Gate {
     }
 }
 
-/// The other files that have one of the names of a file.
-fn rivals_of(state: &State, id: InodeId) -> Result<Vec<LinkId>> {
-    if state.meta.is_empty(crate::meta::TableId(Table::Conflicts as u8)) {
-        return Ok(Vec::new());
-    }
-    let link = |child: Child| match child {
-        Child::Link { link, .. } => Some(link),
-        Child::Dir(_) => None,
-    };
-    Ok(conflict::rivals(state, id)?.into_iter().filter_map(link).collect())
-}
-
 /// The bytes of a file: its published version, and the staging file over it if there is one.
 pub(super) struct Data {
     pub(super) version: Option<Dot>,
     /// The versions that there were when they were loaded. What is published replaces these, and no others.
     pub(super) seen: Vec<Dot>,
-    /// The other files that had a name of this one then. What is published decides against these.
-    pub(super) rivals: Vec<LinkId>,
+    /// How many merges there had been then. If there was none since, what is published decides against the other files
+    /// that have a name of this one.
+    pub(super) merges: u64,
     /// A merge has brought another version, or taken this one away. Until the last of its users closes the file, these
     /// bytes stay, and stat(2) shows this.
     pub(super) outdated: Option<Shown>,
@@ -162,7 +149,8 @@ impl FileCell {
         let data = Data {
             version,
             seen,
-            rivals: Vec::new(),
+            // Nobody knows what was there when they were written.
+            merges: u64::MAX,
             outdated: None,
             inline,
             reader,
@@ -319,8 +307,8 @@ impl LocalVolume {
             };
             let reader = ContentReader::new(content, inline.clone())?;
             let seen = row.versions.dots().collect();
-            let rivals = rivals_of(state, cell.id)?;
-            *data = Some(Data { version, seen, rivals, outdated: None, inline, reader, staging: None, failed: false });
+            let merges = state.merges();
+            *data = Some(Data { version, seen, merges, outdated: None, inline, reader, staging: None, failed: false });
         }
         Ok(data)
     }
@@ -405,7 +393,7 @@ impl LocalVolume {
         let data = Data {
             version: None,
             seen: Vec::new(),
-            rivals: Vec::new(),
+            merges: 0,
             outdated: None,
             inline: Bytes::new(),
             reader,
@@ -532,7 +520,7 @@ impl LocalVolume {
             let mut data = self.data(&state, cell)?;
             let data = data.as_mut().expect("just loaded");
             if how.write && gate.cached + gate.kernel == 0 {
-                data.rivals = rivals_of(&state, cell.id)?;
+                data.merges = state.merges();
             }
             match &mut data.staging {
                 Some(staging) => {

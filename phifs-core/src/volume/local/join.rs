@@ -356,6 +356,7 @@ impl State {
         self.take_changes(joined.changes, joined.inodes);
         self.context.join(&merge.theirs.context);
         self.hlc = self.hlc.max(merge.theirs.hlc);
+        self.count_merge();
     }
 
     /// Does a join again that is found in the journal. Says what was joined, unless the tables have it already.

@@ -10,7 +10,7 @@ use crate::content::overlay::Sources;
 use crate::content::publish::{self, Published};
 use crate::content::reader::ContentReader;
 use crate::content::{Content, ContentError, validate};
-use crate::id::{DirId, Dot, InodeId, LinkId};
+use crate::id::{DirId, Dot, InodeId};
 use crate::meta::Frozen;
 use crate::namespace::conflict;
 use crate::namespace::derive::{self, Child};
@@ -162,12 +162,13 @@ impl LocalVolume {
         let mut datas: Vec<MutexGuard<'_, Option<Data>>> = items.iter().map(|item| item.cell.data.lock()).collect();
         let mut draft = state.draft(self.env.now());
         let mut drafted = Vec::with_capacity(items.len());
-        let mut rivals = Vec::new();
+        let mut deciding = Vec::new();
         for (n, item) in items.iter().enumerate() {
             match self.draft_item(&state, &mut draft, item, &gates[n], &mut datas[n])? {
                 Ok(has_version) => {
-                    if let Some(loaded) = datas[n].as_ref().filter(|_| has_version) {
-                        rivals.push((item.cell.id, loaded.rivals.clone()));
+                    let knows = datas[n].as_ref().is_some_and(|loaded| loaded.merges == state.merges());
+                    if has_version && knows {
+                        deciding.push(item.cell.id);
                     }
                     drafted.push(Some(has_version));
                 }
@@ -185,7 +186,7 @@ impl LocalVolume {
         }
         let dot = draft.dot;
         let published: Vec<InodeId> = items.iter().map(|item| item.cell.id).collect();
-        let decided = self.decide_by_writing(&state, &mut draft, &rivals, &published)?;
+        let decided = self.decide_by_writing(&state, &mut draft, &deciding, &published)?;
         let lsn = state.commit(draft, &self.journal)?;
         for ((item, data), has_version) in items.into_iter().zip(&mut datas).zip(drafted) {
             let Some(has_version) = has_version else { continue };
@@ -225,17 +226,20 @@ impl LocalVolume {
         &self,
         state: &State,
         draft: &mut Draft,
-        rivals: &[(InodeId, Vec<LinkId>)],
+        deciding: &[InodeId],
         published: &[InodeId],
     ) -> Result<Decided> {
         let mut decided = Decided::default();
-        for (id, known) in rivals.iter().filter(|(_, known)| !known.is_empty()) {
-            let is_known = |child: &Child| match child {
-                // Of two that are published together neither replaces the other.
-                Child::Link { link, inode, .. } => known.contains(link) && !published.contains(inode),
-                Child::Dir(_) => false,
-            };
-            let rivals: Vec<Child> = conflict::rivals(state, *id)?.into_iter().filter(is_known).collect();
+        if state.meta.is_empty(crate::meta::TableId(Table::Conflicts as u8)) {
+            return Ok(decided);
+        }
+        for id in deciding {
+            // Of two that are published together neither replaces the other.
+            let is_other = |child: &Child| !published.contains(&child.inode());
+            let rivals: Vec<Child> = conflict::rivals(state, *id)?.into_iter().filter(is_other).collect();
+            if rivals.is_empty() {
+                continue;
+            }
             let rows = Scope::new(state);
             for rival in &rivals {
                 decided.names.extend(crate::namespace::view::place_of(state, *rival)?);

@@ -59,6 +59,7 @@ pub struct State {
     /// Operations that are not in the oplog yet, oldest first.
     pub unsealed: VecDeque<Unsealed>,
     transactions: u64,
+    merges: u64,
 }
 
 pub struct Unsealed {
@@ -126,6 +127,7 @@ impl State {
             settings: Arc::default(),
             unsealed,
             transactions: 0,
+            merges: 0,
         }
     }
 
@@ -489,6 +491,15 @@ impl State {
             }
         }
         self.transactions += 1;
+    }
+
+    /// How many joins there were since the start.
+    pub fn merges(&self) -> u64 {
+        self.merges
+    }
+
+    pub(super) fn count_merge(&mut self) {
+        self.merges += 1;
     }
 
     /// How many transactions there were since the start.
