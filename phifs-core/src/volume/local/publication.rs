@@ -14,9 +14,10 @@ use crate::id::{DirId, Dot, InodeId};
 use crate::meta::Frozen;
 use crate::namespace::conflict;
 use crate::namespace::derive::{self, Child};
+use crate::namespace::op::{Effect, LinkEffect};
 use crate::namespace::plan;
 use crate::namespace::row::{Closure, Evidence, InodeRow, Version};
-use crate::namespace::tables::{Rows, Table};
+use crate::namespace::tables::{Rows, Table, Tables};
 use crate::namespace::view::Stat;
 use crate::time::Hlc;
 use crate::volume::Result;
@@ -234,12 +235,12 @@ impl LocalVolume {
             return Ok(decided);
         }
         for id in deciding {
+            if !is_name_disputed(state, draft, *id)? {
+                continue;
+            }
             // Of two that are published together neither replaces the other.
             let is_other = |child: &Child| !published.contains(&child.inode());
             let rivals: Vec<Child> = conflict::rivals(state, *id)?.into_iter().filter(is_other).collect();
-            if rivals.is_empty() {
-                continue;
-            }
             let rows = Scope::new(state);
             for rival in &rivals {
                 decided.names.extend(crate::namespace::view::place_of(state, *rival)?);
@@ -414,4 +415,17 @@ fn bases(state: &State, row: &InodeRow) -> Vec<Dot> {
     bases.sort_unstable();
     bases.dedup();
     bases
+}
+
+/// Whether a name that a publication keeps alive means something else as well.
+fn is_name_disputed(state: &State, draft: &Draft, id: InodeId) -> Result<bool> {
+    for effect in &draft.effects {
+        if let Effect::Link(LinkEffect { inode, place: Some(place), .. }) = effect
+            && *inode == id
+            && state.get(Table::Conflicts, &derive::child_key(place.parent, &place.name))?.is_some()
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
