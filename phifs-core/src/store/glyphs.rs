@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
 
 use super::gc::Pins;
 use super::index::{GlyphIndex, Position};
@@ -74,6 +76,27 @@ pub struct GlyphStore {
     pub(super) collecting: Mutex<()>,
     /// How hard data is compressed.
     pub(super) data_level: AtomicI32,
+    /// Nodes that were read lately: others may be told by them, and whoever compares two maps reads both.
+    pub(super) recent_nodes: RecentNodes,
+}
+
+/// Plain bytes of nodes, bounded in bytes.
+pub(super) type RecentNodes = Cache<GlyphId, Bytes, ByLen>;
+
+#[derive(Clone)]
+pub(super) struct ByLen;
+
+impl Weighter<GlyphId, Bytes> for ByLen {
+    fn weight(&self, _: &GlyphId, plain: &Bytes) -> u64 {
+        const OVERHEAD: usize = size_of::<GlyphId>() + size_of::<Bytes>() + 64;
+        (plain.len() + OVERHEAD) as u64
+    }
+}
+
+const RECENT_BYTES_MAX: u64 = 2 << 20;
+
+pub(super) fn recent_nodes() -> RecentNodes {
+    Cache::with_weighter(512, RECENT_BYTES_MAX, ByLen)
 }
 
 /// Why a record could not be read.
@@ -87,7 +110,11 @@ pub(super) enum Unreadable {
 
 impl GlyphSource for GlyphStore {
     fn read(&self, kind: GlyphKind, id: &GlyphId) -> Result<Bytes, StoreError> {
-        self.read_within(kind, id, DELTAS_READ_MAX)
+        let plain = self.read_within(kind, id, DELTAS_READ_MAX)?;
+        if kind == GlyphKind::Node {
+            self.recent_nodes.insert(*id, plain.clone());
+        }
+        Ok(plain)
     }
 }
 
@@ -411,7 +438,10 @@ impl GlyphStore {
         }
         let deltas_max = deltas_max.checked_sub(1).ok_or(Unreadable::Bad)?;
         let delta = Delta::decode(stored).ok_or(Unreadable::Bad)?;
-        let base = self.read_within(pack.kind, &delta.base, deltas_max).map_err(Unreadable::Base)?;
+        let base = match self.recent_nodes.get(&delta.base) {
+            Some(base) => base,
+            None => self.read_within(pack.kind, &delta.base, deltas_max).map_err(Unreadable::Base)?,
+        };
         header.plain_after(&delta, &base).ok_or(Unreadable::Bad)
     }
 

@@ -144,6 +144,7 @@ impl GlyphStore {
             gate: RwLock::new(()),
             collecting: Mutex::new(()),
             data_level: AtomicI32::new(DATA_LEVEL),
+            recent_nodes: super::glyphs::recent_nodes(),
         };
         match known.filter(|known| store.index_may_be_right(*known)) {
             Some(known) => {
