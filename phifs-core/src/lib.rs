@@ -19,6 +19,7 @@ pub mod oplog;
 pub mod registry;
 pub mod settings;
 pub mod snapshot;
+pub mod ssep;
 pub mod store;
 pub mod time;
 pub mod volume;

@@ -1,8 +1,10 @@
-//! What is known about a volume and is no part of its state: named snapshots, branches, settings.
+//! What is known about a volume and is no part of its state: named snapshots, branches, settings, members.
 //!
 //! It is a small lattice of its own beside the tables, so that taking a snapshot does not change what it names. Each
 //! entry is a register in which the latest write wins, by clock and then author; a removed entry stays as an empty
 //! value, so that joining two registries never brings it back.
+
+use core::net::{IpAddr, SocketAddr};
 
 use crate::causal::VersionVector;
 use crate::codec::{self, DecodeError, Encode, Reader};
@@ -14,9 +16,12 @@ use crate::time::{Hlc, Timestamp};
 const ENTRY_VERSION: u8 = 1;
 const SNAPSHOT_VERSION: u8 = 1;
 const BRANCH_VERSION: u8 = 1;
+const MEMBER_VERSION: u8 = 1;
 
-/// The longest name of a snapshot or branch, in bytes.
+/// The longest name of a snapshot, branch or member, in bytes.
 pub const NAME_BYTES_MAX: usize = 200;
+/// How many addresses a member has at most.
+pub const ADDRESSES_MAX: usize = 16;
 
 /// What an entry is about. Names are text without slashes and control characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +38,8 @@ pub enum Key {
     Setting(String),
     /// A node whose snapshots are believed: nothing.
     Node(NodePublicKey),
+    /// A node that has the volume: `Member`. One that is removed is none any more.
+    Member(NodePublicKey),
 }
 
 impl Key {
@@ -40,6 +47,7 @@ impl Key {
     pub const BRANCHES: u8 = b'b';
     pub const SETTINGS: u8 = b'v';
     pub const NODES: u8 = b'n';
+    pub const MEMBERS: u8 = b'm';
 
     pub fn encode(&self) -> Vec<u8> {
         let (about, which): (u8, &[u8]) = match self {
@@ -49,6 +57,7 @@ impl Key {
             Self::Branch(name) => (Self::BRANCHES, name.as_bytes()),
             Self::Setting(name) => (Self::SETTINGS, name.as_bytes()),
             Self::Node(key) => (Self::NODES, &key.0),
+            Self::Member(key) => (Self::MEMBERS, &key.0),
         };
         [&[about], which].concat()
     }
@@ -211,6 +220,79 @@ impl Branch {
     }
 }
 
+/// A node that has the volume and takes part in its changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// What its machine is called.
+    pub name: String,
+    /// What it is for and where it stands, in the words of whoever invited it. Both may be empty.
+    pub role: String,
+    pub zone: String,
+    /// Where it may be reached.
+    pub addresses: Vec<SocketAddr>,
+    /// When it became one.
+    pub since: Timestamp,
+}
+
+impl Member {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![MEMBER_VERSION];
+        [&self.name, &self.role, &self.zone].into_iter().for_each(|text| out.put_blob(text.as_bytes()));
+        encode_addresses(&self.addresses, &mut out);
+        out.put_time(self.since);
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
+        let mut reader = Reader::new(bytes);
+        reader.format("a member", MEMBER_VERSION)?;
+        let (name, role, zone) = (word(&mut reader)?, word(&mut reader)?, word(&mut reader)?);
+        let addresses = decode_addresses(&mut reader)?;
+        let since = reader.time()?;
+        reader.finish()?;
+        Ok(Self { name, role, zone, addresses, since })
+    }
+}
+
+/// A name, or nothing.
+pub(crate) fn word(reader: &mut Reader<'_>) -> codec::Result<String> {
+    let word = text(reader)?;
+    if word.is_empty() || check_name(&word).is_ok() { Ok(word) } else { Err(DecodeError::NotCanonical("a name")) }
+}
+
+pub(crate) fn encode_addresses(addresses: &[SocketAddr], out: &mut impl Encode) {
+    out.put_varint(addresses.len() as u64);
+    for address in addresses {
+        match address.ip() {
+            IpAddr::V4(ip) => {
+                out.put_u8(4);
+                out.put_bytes(&ip.octets());
+            }
+            IpAddr::V6(ip) => {
+                out.put_u8(6);
+                out.put_bytes(&ip.octets());
+            }
+        }
+        out.put_bytes(&address.port().to_le_bytes());
+    }
+}
+
+pub(crate) fn decode_addresses(reader: &mut Reader<'_>) -> codec::Result<Vec<SocketAddr>> {
+    let count = reader.count()?;
+    if count > ADDRESSES_MAX {
+        return Err(DecodeError::NotCanonical("a list of addresses"));
+    }
+    let address = |_| {
+        let ip = match reader.u8()? {
+            4 => IpAddr::from(reader.array::<4>()?),
+            6 => IpAddr::from(reader.array::<16>()?),
+            value => return Err(DecodeError::Unknown { what: "a family of addresses", value: u64::from(value) }),
+        };
+        Ok(SocketAddr::new(ip, u16::from_le_bytes(reader.array()?)))
+    };
+    (0..count).map(address).collect()
+}
+
 pub(crate) fn flag(reader: &mut Reader<'_>) -> codec::Result<bool> {
     match reader.u8()? {
         0 => Ok(false),
@@ -249,12 +331,13 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_decode_to_their_only_encoding_or_fail(kind in 0..3u8, bytes in proptest::collection::vec(0..4u8, 0..90)) {
+        fn any_bytes_decode_to_their_only_encoding_or_fail(kind in 0..4u8, bytes in proptest::collection::vec(0..4u8, 0..90)) {
             let bytes = [&[1][..], &bytes].concat();
             let again = match kind {
                 0 => Entry::decode(&bytes).map(|value| value.encode()),
                 1 => NamedSnapshot::decode(&bytes).map(|value| value.encode()),
-                _ => Branch::decode(&bytes).map(|value| value.encode()),
+                2 => Branch::decode(&bytes).map(|value| value.encode()),
+                _ => Member::decode(&bytes).map(|value| value.encode()),
             };
             if let Ok(again) = again {
                 prop_assert_eq!(again, bytes);
@@ -284,8 +367,31 @@ mod tests {
         );
     }
 
+    fn member() -> Member {
+        let addresses = vec!["192.0.2.7:7447".parse().unwrap(), "[2001:db8::7]:1".parse().unwrap()];
+        Member { name: "a".into(), role: "b".into(), zone: String::new(), addresses, since: Timestamp::new(3, 4) }
+    }
+
+    #[test]
+    fn members_of_version_1_are_what_they_were() {
+        let bytes = [Key::Member(NodePublicKey([8; 32])).encode(), member().encode()].concat();
+        assert_eq!(
+            blake3::hash(&bytes).to_hex().as_str(),
+            "ae2da062d7c30094caee2dd84271f8acb72dea5c71ff9bb816ef35d1e98b67e6"
+        );
+    }
+
+    #[test]
+    fn members_have_few_addresses_and_names_that_do_not_mislead() {
+        let many = Member { addresses: vec!["192.0.2.7:7447".parse().unwrap(); ADDRESSES_MAX + 1], ..member() };
+        assert!(Member::decode(&many.encode()).is_err());
+        let escape = Member { name: "\x1b[2J".into(), ..member() };
+        assert!(Member::decode(&escape.encode()).is_err());
+    }
+
     #[test]
     fn values_round_trip() {
+        assert_eq!(Member::decode(&member().encode()), Ok(member()));
         let snapshot = snapshot();
         assert_eq!(NamedSnapshot::decode(&snapshot.encode()), Ok(snapshot.clone()));
         let branch = Branch { number: 3, base: snapshot.cut, base_name: "before".into() };

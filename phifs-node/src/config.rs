@@ -5,6 +5,7 @@
 //! what concerns several values is checked at the end. `KEYS` is the one table of settings.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub struct Config {
     pub dev: bool,
     pub data_mode: DataMode,
     pub conflicts: Conflicts,
+    /// Where to listen for other nodes. `None`: where it was told to once, and else nowhere.
+    pub listen: Option<SocketAddr>,
     /// Memory for glyphs and metadata that were read.
     pub cache_mib: u32,
     /// Disk space for materialised files whose bytes are published.
@@ -120,6 +123,7 @@ pub struct Settings {
     pub dev: Option<bool>,
     pub data_mode: Option<DataMode>,
     pub conflicts: Option<Conflicts>,
+    pub listen: Option<SocketAddr>,
     pub cache_mib: Option<u32>,
     pub staging_cache_mib: Option<u32>,
     pub publish_interval_ms: Option<u32>,
@@ -188,6 +192,7 @@ const KEYS: &[Key] = &[
     Key { name: "dev", set: |s, v| put(&mut s.dev, parse(v, "true or false")) },
     Key { name: "data_mode", set: |s, v| put(&mut s.data_mode, v.parse()) },
     Key { name: "conflicts", set: |s, v| put(&mut s.conflicts, v.parse()) },
+    Key { name: "listen", set: |s, v| put(&mut s.listen, parse(v, "an address and a port, as in 0.0.0.0:7447")) },
     Key { name: "cache_mib", set: |s, v| put(&mut s.cache_mib, within(v, 8, 1 << 20)) },
     Key { name: "staging_cache_mib", set: |s, v| put(&mut s.staging_cache_mib, within(v, 0, 1 << 24)) },
     Key { name: "publish_interval_ms", set: |s, v| put(&mut s.publish_interval_ms, within(v, 10, 3_600_000)) },
@@ -299,6 +304,7 @@ impl Settings {
             dev: self.dev.or(other.dev),
             data_mode: self.data_mode.or(other.data_mode),
             conflicts: self.conflicts.or(other.conflicts),
+            listen: self.listen.or(other.listen),
             cache_mib: self.cache_mib.or(other.cache_mib),
             staging_cache_mib: self.staging_cache_mib.or(other.staging_cache_mib),
             publish_interval_ms: self.publish_interval_ms.or(other.publish_interval_ms),
@@ -439,6 +445,7 @@ impl Config {
             dev: settings.dev.unwrap_or(false),
             data_mode: settings.data_mode.unwrap_or(DataMode::Auto),
             conflicts: settings.conflicts.unwrap_or(Conflicts::Hidden),
+            listen: settings.listen,
             cache_mib: settings.cache_mib.unwrap_or(64),
             staging_cache_mib: settings.staging_cache_mib.unwrap_or(4096),
             publish_interval: Duration::from_millis(settings.publish_interval_ms.unwrap_or(1000).into()),
@@ -465,12 +472,14 @@ mod tests {
 
     #[test]
     fn every_key_can_be_set_from_the_file_and_from_the_environment() {
-        let text = "store='/s'\nmount='/m'\nallow_other=false\nsuid=true\ndev=true\ndata_mode='plain'\nconflicts='siblings'\ncache_mib=0x10\n\
+        let text = "store='/s'\nmount='/m'\nallow_other=false\nsuid=true\ndev=true\ndata_mode='plain'\nconflicts='siblings'\n\
+            listen='[::1]:7'\ncache_mib=0x10\n\
             staging_cache_mib=0\npublish_interval_ms=50\nsnapshot.every='15m'\nsnapshot.keep='last=2'\nlog.format='json'\n\
             log.level='debug'";
         let from_file = file(text).unwrap();
         let values = [
-            "/s", "/m", "false", "true", "true", "plain", "siblings", "16", "0", "50", "15m", "last=2", "json", "debug",
+            "/s", "/m", "false", "true", "true", "plain", "siblings", "[::1]:7", "16", "0", "50", "15m", "last=2",
+            "json", "debug",
         ];
         let from_variables = Settings::from_variables(|name| {
             let index = KEYS.iter().position(|key| variable(key.name) == name)?;

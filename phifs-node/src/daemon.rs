@@ -10,6 +10,7 @@
 mod branches;
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -21,7 +22,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use phifs_core::disk::Disk;
+use phifs_core::ssep::Token;
 use phifs_core::store::GlyphIndex;
+use phifs_core::volume::local::Peer;
 use phifs_fuse::{Mount, MountError, MountOptions};
 use rustix::process::Resource;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -36,7 +39,9 @@ use crate::failure::{Failure, Kind};
 use crate::file_disk::FileDisk;
 use crate::host::Host;
 use crate::mounts::{self, MountPoint};
-use crate::report::{Features, Ready, Status};
+use crate::net::{self, Net, Socket};
+use crate::node_key::NodeSeed;
+use crate::report::{Features, Invitation, Member, Ready, Status};
 use crate::show::{self, Name};
 use crate::sled_index::SledIndex;
 use crate::store_dir::{StoreDir, StoreLock};
@@ -66,10 +71,10 @@ const FAILURE_REST: Duration = Duration::from_secs(1);
 /// Serves until told to stop, by request, by signal or by an unmount from outside. `ready` is called once, when the
 /// volume is mounted; when it fails, nobody waits for the volume any more, and it goes down again.
 ///
-/// `from` is an exported snapshot that the volume is made of; there must be none then.
+/// `origin` is what the volume is made of.
 pub fn serve(
     config: &Config,
-    from: Option<File>,
+    origin: Origin,
     progress: &mut dyn FnMut(Progress),
     ready: impl FnOnce(&Ready) -> std::io::Result<()>,
 ) -> Result<(), Failure> {
@@ -80,9 +85,25 @@ pub fn serve(
 
     let store = StoreDir::create(&config.store)?;
     let role = Role { name: "daemon", repair: false, rebuild_index: false };
-    let (lock, engine) = open(config, &store, role, from, progress)?;
+    let lock = store.lock(role.name)?;
+    let (engine, mut socket) = match origin {
+        Origin::Here => (open_locked(config, &lock, &store, role, None, progress)?, None),
+        Origin::Export(file) => {
+            let from = Source { peer: None, input: Box::new(Handed::new(file.into())) };
+            (open_locked(config, &lock, &store, role, Some(from), progress)?, None)
+        }
+        Origin::Invitation(token) => {
+            let (engine, socket) = join(config, &lock, &store, role, &token, progress)?;
+            (engine, Some(socket))
+        }
+    };
     let engine = Arc::new(engine);
     look_at_host(&store);
+    if socket.is_none()
+        && let Some(address) = config.listen.map_or_else(|| engine.listens_at(), |address| Ok(Some(address)))?
+    {
+        socket = Some(Socket::bind(address, &load_key(&store)?)?);
+    }
     progress(Progress::step(format!("mounting on {}", show::path(&config.mount))));
     // Before the mount: whoever finds it served finds out by whom.
     lock.publish_pid()?;
@@ -93,9 +114,11 @@ pub fn serve(
     watch_signals(&events)?;
     let background = Background::start(&engine)?;
     let branches = BranchMounts::new(config, engine.clone(), events.clone());
+    let net = socket.map(|socket| Net::start(socket, engine.clone())).transpose()?;
     let daemon = Arc::new(Daemon {
         store: store.clone(),
         engine,
+        net: Mutex::new(net),
         branches: Arc::new(branches),
         mount: Arc::new(mount),
         background,
@@ -160,24 +183,95 @@ pub struct Role {
     pub rebuild_index: bool,
 }
 
-/// Locks and opens a store, which is made of the exported snapshot `from` first if there is one. Drop the engine before
-/// the lock.
+/// What a volume is made of.
+pub enum Origin {
+    /// What is in the store, or nothing.
+    Here,
+    /// An exported snapshot; there must be no volume yet.
+    Export(File),
+    /// Another node, which has invited this one.
+    Invitation(Box<Token>),
+}
+
+/// A stream that a store is made of, and whose head it has to be.
+struct Source<'a> {
+    peer: Option<Peer>,
+    input: Box<dyn Read + 'a>,
+}
+
+/// Locks and opens a store. Drop the engine before the lock.
 pub fn open(
     config: &Config,
     store: &StoreDir,
     role: Role,
-    from: Option<File>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(StoreLock, Engine), Failure> {
     let lock = store.lock(role.name)?;
+    let engine = open_locked(config, &lock, store, role, None, progress)?;
+    Ok((lock, engine))
+}
+
+fn load_key(store: &StoreDir) -> Result<NodeSeed, Failure> {
+    Ok(node_key::load_or_create(store.path(), env::random)?)
+}
+
+/// Becomes a member, and gets the volume unless it is here already.
+fn join(
+    config: &Config,
+    lock: &StoreLock,
+    store: &StoreDir,
+    role: Role,
+    token: &Token,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(Engine, Socket), Failure> {
+    let disk = open_disk(store)?;
+    let here =
+        if Engine::is_there(&disk)? { Some(open_locked(config, lock, store, role, None, progress)?) } else { None };
+    if let Some(engine) = &here
+        && engine.volume_id()? != token.volume
+    {
+        let message = format!("the store {} holds another volume", show::path(store.path()));
+        return Err(Failure::new(Kind::InUse, message).hint("name an empty directory with --store DIR"));
+    }
+    let listen = match &here {
+        Some(engine) => config.listen.or(engine.listens_at()?),
+        None => config.listen,
+    };
+    let socket = Socket::bind(listen.unwrap_or(net::DEFAULT_LISTEN), &load_key(store)?)?;
+    progress(Progress::step("asking to be let in"));
+    let admitted = socket.join(token)?;
+    let engine = match here {
+        Some(engine) => engine,
+        None => {
+            let peer = Peer { node: token.inviter, volume: token.volume };
+            let from = Source { peer: Some(peer), input: Box::new(admitted.everything()?) };
+            open_locked(config, lock, store, role, Some(from), progress)?
+        }
+    };
+    engine.take_member_entries(admitted.members)?;
+    Ok((engine, socket))
+}
+
+fn open_disk(store: &StoreDir) -> Result<FileDisk, Failure> {
+    FileDisk::open(store.path()).map_err(|error| {
+        Failure::plain(format!("cannot open the files of the store {}: {error}", show::path(store.path())))
+    })
+}
+
+fn open_locked(
+    config: &Config,
+    lock: &StoreLock,
+    store: &StoreDir,
+    role: Role,
+    from: Option<Source<'_>>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Engine, Failure> {
     // Asking whether a staging file has writers may bring one; its default action would end the process.
     signal_hook::flag::register(signal_hook::consts::SIGIO, Arc::new(AtomicBool::new(false)))
         .map_err(|error| Failure::plain(format!("cannot ignore SIGIO: {error}")))?;
     lock.clear_leftovers()?;
-    let seed = node_key::load_or_create(store.path(), env::random)?;
-    let at = || show::path(store.path());
-    let disk = FileDisk::open(store.path())
-        .map_err(|error| Failure::plain(format!("cannot open the files of the store {}: {error}", at())))?;
+    let seed = load_key(store)?;
+    let disk = open_disk(store)?;
     let index = SledIndex::open(&store.index()).map_err(|error| {
         let index = show::path(&store.index());
         Failure::plain(format!("cannot open the glyph index {index}: {error}")).hint("delete it; it will be rebuilt")
@@ -193,12 +287,10 @@ pub fn open(
         rebuild_index: role.rebuild_index,
     };
     let (disk, index): (Arc<dyn Disk>, Arc<dyn GlyphIndex>) = (Arc::new(disk), Arc::new(index));
-    if let Some(from) = from {
-        let from = Handed::new(from.into());
-        Engine::bootstrap(disk.clone(), index.clone(), &SystemEnv, &seed, &options, from, progress)?;
+    if let Some(Source { peer, input }) = from {
+        Engine::bootstrap((disk.clone(), index.clone()), &SystemEnv, &seed, &options, peer, input, progress)?;
     }
-    let engine = Engine::open(disk, index, Arc::new(SystemEnv), &seed, &options, progress)?;
-    Ok((lock, engine))
+    Engine::open(disk, index, Arc::new(SystemEnv), &seed, &options, progress)
 }
 
 /// Where to mount, and how its user chooses that.
@@ -312,6 +404,8 @@ enum Event {
 struct Daemon {
     store: StoreDir,
     engine: Arc<Engine>,
+    /// Once somebody is to know of this node.
+    net: Mutex<Option<Net>>,
     mount: Arc<Mount>,
     branches: Arc<BranchMounts>,
     background: Background,
@@ -360,6 +454,7 @@ impl Daemon {
         self.branches.unmount(force)?;
         unmount(&self.mount, force)?;
         progress(Progress::step("waiting for background work"));
+        drop(self.net.lock().take());
         self.background.stop();
         *stopped = true;
         self.engine.shutdown(progress)
@@ -373,6 +468,20 @@ impl Daemon {
         }
         let ours = [mounts_of(&self.mount), self.branches.mount_points()].concat();
         if mounts::users(&ours).is_empty() { Ok(()) } else { Err(busy(&ours)) }
+    }
+
+    fn invite(&self, role: String, zone: String, lasts: Duration) -> Result<Invitation, Failure> {
+        let mut net = self.net.lock();
+        if net.is_none() {
+            let socket = Socket::bind(net::DEFAULT_LISTEN, &load_key(&self.store)?)?;
+            *net = Some(Net::start(socket, self.engine.clone())?);
+        }
+        let addresses = net.as_ref().map(Net::addresses).unwrap_or_default();
+        self.engine.invite(role, zone, lasts, addresses)
+    }
+
+    fn members(&self) -> Result<Vec<Member>, Failure> {
+        self.net.lock().as_ref().map_or_else(|| Ok(Vec::new()), Net::members)
     }
 
     fn is_mounted(&self) -> bool {
@@ -529,6 +638,10 @@ impl Handler for Daemon {
             Request::VolumeGet { name } => json(serde_json::to_value(self.engine.settings(name.as_deref())?)),
             Request::VolumeSet { name, value } => {
                 json(serde_json::to_value(self.engine.change_setting(&name, value.as_deref())?))
+            }
+            Request::Members => json(serde_json::to_value(self.members()?)),
+            Request::Invite { role, zone, expires_secs } => {
+                json(serde_json::to_value(self.invite(role, zone, Duration::from_secs(expires_secs))?))
             }
             Request::Down { force } => {
                 let result = self.stop(force, progress);

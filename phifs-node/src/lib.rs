@@ -13,6 +13,7 @@ pub mod hex;
 mod host;
 mod lease;
 pub mod mounts;
+mod net;
 pub mod node_key;
 pub mod report;
 pub mod show;

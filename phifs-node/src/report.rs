@@ -24,6 +24,35 @@ pub struct Status {
     pub volume: VolumeStatus,
 }
 
+/// A node that has the volume, for `members`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub name: String,
+    /// Its public key, in hexadecimal.
+    pub key: String,
+    pub role: String,
+    pub zone: String,
+    pub addresses: Vec<String>,
+    pub since_millis: u64,
+    pub this_node: bool,
+    pub connected: bool,
+    /// How many operations it did not know that are known here, when it asked last.
+    pub behind: Option<u64>,
+    /// How long ago that was.
+    pub heard_secs: Option<u64>,
+    /// Why there is no connection.
+    pub trouble: Option<String>,
+}
+
+/// Answer to `invite`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invitation {
+    pub token: String,
+    pub expires_millis: u64,
+    /// Where the one who joins will look for this node.
+    pub addresses: Vec<String>,
+}
+
 /// A branch that is mounted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BranchMount {

@@ -150,12 +150,29 @@ impl Node {
         }
     }
 
+    /// The same with another command that ends in a daemon, or with more flags.
+    #[track_caller]
+    pub fn start_with<S: AsRef<OsStr>>(&mut self, arguments: impl IntoIterator<Item = S>) {
+        if let Err(why) = self.try_start_with(arguments, PATIENCE) {
+            panic!("{why}\n{}", self.log());
+        }
+    }
+
     /// Starts the daemon; the error tells how it ended, or that it neither mounted nor ended in time.
     #[track_caller]
     pub fn try_start(&mut self, patience: Duration) -> Result<(), String> {
+        self.try_start_with(["up"], patience)
+    }
+
+    #[track_caller]
+    fn try_start_with<S: AsRef<OsStr>>(
+        &mut self,
+        arguments: impl IntoIterator<Item = S>,
+        patience: Duration,
+    ) -> Result<(), String> {
         assert!(self.daemon.is_none(), "the daemon of this node runs already");
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log file");
-        let mut command = self.command(["up"]);
+        let mut command = self.command(arguments);
         command.arg("--mount").arg(&self.mount).arg("--foreground").process_group(0);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
         let mut child =

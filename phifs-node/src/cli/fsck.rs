@@ -42,7 +42,7 @@ impl Fsck {
                 let log_level = if config.log_level == LogLevel::Info { LogLevel::Error } else { config.log_level };
                 telemetry::start(&Config { log_level, ..config.clone() });
                 let role = daemon::Role { name: "fsck", repair, rebuild_index };
-                let (lock, engine) = daemon::open(&config, &store, role, None, &mut progress)?;
+                let (lock, engine) = daemon::open(&config, &store, role, &mut progress)?;
                 let checked = engine.fsck(false, repair, &mut progress);
                 let closed = engine.shutdown(&mut progress);
                 drop(engine);

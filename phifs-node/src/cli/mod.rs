@@ -8,8 +8,11 @@ mod df;
 mod down;
 mod fsck;
 mod gc;
+mod invite;
+mod join;
 mod log;
 mod man;
+mod members;
 mod merge;
 mod mount;
 mod output;
@@ -38,7 +41,7 @@ use output::Output;
 #[derive(Parser)]
 #[command(name = "phifs", version, max_term_width = 100, arg_required_else_help = true)]
 #[command(after_help = "Examples:\n  phifs up              Serve the volume and mount it on /phi\n  \
-    phifs status          See how it is\n  phifs down            Unmount and stop\n\n\
+    phifs status          See how it is\n  phifs invite          Let another machine have it\n  phifs down            Unmount and stop\n\n\
     Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 no daemon runs,\n\
     4 in use by somebody else, 5 damage found")]
 struct Cli {
@@ -65,6 +68,9 @@ struct Global {
 enum Command {
     Up(up::Up),
     Down(down::Down),
+    Invite(invite::Invite),
+    Join(join::Join),
+    Members(members::Members),
     Status(status::Status),
     Mount(mount::Mount),
     Fsck(fsck::Fsck),
@@ -122,6 +128,9 @@ pub fn run() -> ExitCode {
     let result = match command {
         Command::Up(command) => command.run(&context),
         Command::Down(command) => command.run(&context),
+        Command::Invite(command) => command.run(&context),
+        Command::Join(command) => command.run(&context),
+        Command::Members(command) => command.run(&context),
         Command::Status(command) => command.run(&context),
         Command::Mount(command) => command.run(&context),
         Command::Fsck(command) => command.run(&context),

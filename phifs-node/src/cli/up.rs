@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -12,6 +13,7 @@ use super::Context;
 use super::output::columns;
 use crate::config::{Conflicts, DataMode, LogFormat, LogLevel, Settings};
 use crate::control::{self, Client, Progress, Request};
+use crate::daemon::Origin;
 use crate::failure::{Failure, Kind};
 use crate::report::{Ready, Status};
 use crate::show::{self, Name};
@@ -25,6 +27,16 @@ use crate::{daemon, telemetry};
     phifs up --store ~/copy --from monday.phi\n  \
     phifs up --foreground     For systemd and containers")]
 pub struct Up {
+    #[command(flatten)]
+    serving: Serving,
+    /// Make the store out of this full export of a snapshot; `-` is standard input. There must be no volume in it yet
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    from: Option<PathBuf>,
+}
+
+/// How to serve.
+#[derive(clap::Args)]
+pub struct Serving {
     /// Mount on this directory [default: /phi; env: PHIFS_MOUNT]
     #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     mount: Option<PathBuf>,
@@ -40,15 +52,16 @@ pub struct Up {
     /// Choose where the states of disputed files are seen that are not shown [default: hidden]
     #[arg(long, value_name = "WHERE")]
     conflicts: Option<Conflicts>,
+    /// Listen for other nodes at this address and port (UDP), and remember it [default: as remembered, else nowhere until
+    /// `phifs invite` or `phifs join`, then 0.0.0.0:7447; env: PHIFS_LISTEN]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
     /// Log what is at least this important [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<LogLevel>,
     /// Log as text or JSON [default: text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
-    /// Make the store out of this full export of a snapshot; `-` is standard input. There must be no volume in it yet
-    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
-    from: Option<PathBuf>,
     /// Stay in the foreground and log to standard error
     #[arg(long)]
     foreground: bool,
@@ -59,15 +72,40 @@ pub struct Up {
 
 impl Up {
     pub fn run(self, context: &Context) -> Result<(), Failure> {
+        let from_input = self.from.as_deref() == Some(Path::new("-"));
+        let origin = || Ok(self.open_from()?.map_or(Origin::Here, Origin::Export));
+        self.serving.run(context, from_input, self.from.is_none(), origin)
+    }
+
+    fn open_from(&self) -> Result<Option<fs::File>, Failure> {
+        let Some(path) = &self.from else { return Ok(None) };
+        let opened = match path.as_os_str().as_encoded_bytes() {
+            b"-" => rustix::io::dup(rustix::stdio::stdin()).map(fs::File::from).map_err(io::Error::from),
+            _ => fs::File::open(path),
+        };
+        opened.map(Some).map_err(|error| Failure::plain(format!("cannot read {}: {error}", show::path(path))))
+    }
+}
+
+impl Serving {
+    /// Starts the daemon, or is it. `may_be_up`: it is as well if the daemon runs already. `origin` is asked for by the
+    /// daemon alone.
+    pub fn run(
+        &self,
+        context: &Context,
+        with_input: bool,
+        may_be_up: bool,
+        origin: impl FnOnce() -> Result<Origin, Failure>,
+    ) -> Result<(), Failure> {
         if self.background {
-            return self.serve_in_background(context);
+            return self.serve_in_background(context, origin);
         }
         let config = context.config(self.settings())?;
         let store = StoreDir::create(&config.store)?;
         if let Ok(client) = Client::connect(&store)
             && let Ok(status) = client.call::<Status>(&Request::Status, &mut |_| {})
         {
-            if self.from.is_some() {
+            if !may_be_up {
                 let message = format!("the store {} holds a volume, and serves it", show::path(store.path()));
                 return Err(Failure::new(Kind::InUse, message).hint("name an empty directory with --store DIR"));
             }
@@ -82,24 +120,15 @@ impl Up {
                     last = step.doing;
                 }
             };
-            return daemon::serve(&config, self.open_from()?, &mut progress, |ready| {
+            return daemon::serve(&config, origin()?, &mut progress, |ready| {
                 context.output.result(ready, describe);
                 telemetry::tell_service_manager("READY=1");
                 Ok(())
             });
         }
-        let ready = start(context, &store, self.from.as_deref() == Some(Path::new("-")))?;
+        let ready = start(context, &store, with_input)?;
         context.output.result(&ready, describe);
         Ok(())
-    }
-
-    fn open_from(&self) -> Result<Option<fs::File>, Failure> {
-        let Some(path) = &self.from else { return Ok(None) };
-        let opened = match path.as_os_str().as_encoded_bytes() {
-            b"-" => rustix::io::dup(rustix::stdio::stdin()).map(fs::File::from).map_err(io::Error::from),
-            _ => fs::File::open(path),
-        };
-        opened.map(Some).map_err(|error| Failure::plain(format!("cannot read {}: {error}", show::path(path))))
     }
 
     fn settings(&self) -> Settings {
@@ -109,24 +138,29 @@ impl Up {
             dev: self.dev.then_some(true),
             data_mode: self.data_mode,
             conflicts: self.conflicts,
+            listen: self.listen,
             log_level: self.log_level,
             log_format: self.log_format,
             ..Settings::default()
         }
     }
 
-    fn serve_in_background(&self, context: &Context) -> Result<(), Failure> {
+    fn serve_in_background(
+        &self,
+        context: &Context,
+        origin: impl FnOnce() -> Result<Origin, Failure>,
+    ) -> Result<(), Failure> {
         // Fails only when this process leads a group, and then nothing of the terminal reaches it either.
         let _ = rustix::process::setsid();
         let mut told = false;
         let result = context.config(self.settings()).and_then(|config| {
             telemetry::start(&config);
-            let from = self.open_from()?;
+            let origin = origin()?;
             // A daemon that stands in a directory would keep its filesystem from being unmounted.
             std::env::set_current_dir("/").map_err(Failure::plain)?;
             // A parent that has gone is noticed when the volume is ready.
             let mut progress = |step| drop(control::write_progress(io::stdout(), step));
-            daemon::serve(&config, from, &mut progress, |ready| {
+            daemon::serve(&config, origin, &mut progress, |ready| {
                 control::write_result(io::stdout(), Ok(serde_json::to_value(ready)?))?;
                 told = true;
                 // The parent has its answer; nothing that prints later may find a closed pipe.

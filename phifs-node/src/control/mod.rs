@@ -110,6 +110,10 @@ pub enum Request {
     VolumeGet { name: Option<String> },
     /// Answered with a list of `report::SettingValue`.
     VolumeSet { name: String, value: Option<String> },
+    /// Answered with a list of `report::Member`, by key.
+    Members,
+    /// Makes an invitation; the node listens for others from now on. Answered with `report::Invitation`.
+    Invite { role: String, zone: String, expires_secs: u64 },
     /// Unmounts and stops. Answered with null when nothing is left to do but to end.
     Down { force: bool },
 }
@@ -156,7 +160,7 @@ impl Request {
             | Self::SnapshotList
             | Self::SnapshotDelete { .. } => false,
             Self::Gc | Self::Scrub | Self::Fsck { .. } | Self::Down { .. } => true,
-            Self::BranchList | Self::Why { .. } => false,
+            Self::BranchList | Self::Why { .. } | Self::Members | Self::Invite { .. } => false,
             Self::Conflicts { .. } | Self::Resolve { .. } => true,
             Self::SnapshotClone { .. } | Self::BranchMount { .. } | Self::BranchDelete { .. } => true,
             Self::SnapshotExport { .. } | Self::SnapshotImport { .. } | Self::SnapshotVerify { .. } => true,

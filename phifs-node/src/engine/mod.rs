@@ -4,6 +4,7 @@
 mod branches;
 mod conflicts;
 mod merge;
+mod peers;
 mod settings;
 mod snapshots;
 mod transfer;

@@ -1,5 +1,6 @@
 //! Snapshots that leave and come, and whether they are whole.
 
+use std::io::Read;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,7 +11,7 @@ use phifs_core::snapshot::stream::StreamError;
 use phifs_core::store::GlyphIndex;
 use phifs_core::time::Env;
 use phifs_core::volume::local::{
-    ImportOptions, Imported as CameIn, LocalVolume, Options as VolumeOptions, Sink, TransferError,
+    ImportOptions, Imported as CameIn, LocalVolume, Options as VolumeOptions, Peer, Sink, TransferError,
 };
 
 use super::snapshots::explain;
@@ -73,14 +74,19 @@ impl Engine {
         self.volume.import_snapshot(file, options, &tell).map_err(refused)
     }
 
-    /// Makes a store out of an export, to be opened then.
+    /// Whether there is a volume in the store, and not only the beginning of one.
+    pub fn is_there(disk: &dyn Disk) -> Result<bool, Failure> {
+        LocalVolume::is_there(disk).map_err(explain_open)
+    }
+
+    /// Makes a store out of an export, or the head of a peer, to be opened then.
     pub fn bootstrap(
-        disk: Arc<dyn Disk>,
-        index: Arc<dyn GlyphIndex>,
+        (disk, index): (Arc<dyn Disk>, Arc<dyn GlyphIndex>),
         env: &dyn Env,
         seed: &NodeSeed,
         options: &Options,
-        from: Handed,
+        peer: Option<Peer>,
+        from: impl Read,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), Failure> {
         let progress = Mutex::new(progress);
@@ -89,8 +95,9 @@ impl Engine {
             (progress.lock())(counted("importing", bytes, None, "bytes"));
             ControlFlow::Continue(())
         };
-        let came = LocalVolume::bootstrap(disk, index, env, &seed.0, &volume_options, from, &tell).map_err(refused)?;
-        tracing::info!(snapshot = came.name, id = %came.id, "the store was made out of an export");
+        let came = LocalVolume::bootstrap((disk, index), env, &seed.0, &volume_options, peer, from, &tell);
+        let came = came.map_err(refused)?;
+        tracing::info!(snapshot = came.name, id = %came.id, "the store is made");
         Ok(())
     }
 

@@ -1,4 +1,5 @@
-//! A new store out of an exported snapshot: its live state is that of the snapshot, which is there as well.
+//! A new store out of an exported snapshot: its live state is that of the snapshot, which is there as well. Or out of the
+//! head of another machine: then the two are at the same point, and go on from there.
 //!
 //! Until everything is in it, the superblock says that the store is not finished. Such a store does not open; it can be
 //! gone on with, from the same export or another one, and what was stored by then is found.
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use crate::disk::Disk;
 use crate::id::{DirId, InodeId};
-use crate::identity::NodeKey;
+use crate::identity::{NodeKey, NodePublicKey};
 use crate::merkle::NodeCache;
 use crate::meta::superblock::Superblock;
 use crate::meta::{Frozen, Lsn, Meta, Roots};
@@ -24,9 +25,10 @@ use crate::snapshot::transfer;
 use crate::store::{GlyphIndex, GlyphKind, GlyphSink as _, GlyphStore, StoreError, StoreOptions};
 use crate::time::Env;
 
+use super::peers::LEARNED;
 use super::recover::{OpenError, UNFINISHED, find_superblock, new_author, new_store_id};
 use super::snapshots::{SnapshotError, head_key};
-use super::state::{State, local_key};
+use super::state::{State, local_key, merged_key};
 use super::transfer::{Imported, Result, Tell, TransferError, entries, go_on};
 use super::upkeep::Checkpoint;
 use super::{LocalVolume, Options, TABLES};
@@ -34,14 +36,27 @@ use super::{LocalVolume, Options, TABLES};
 /// How far ahead of this machine's clock a snapshot may be.
 const AHEAD_SECS_MAX: u64 = 60;
 
+/// Whose head a store is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    pub node: NodePublicKey,
+    pub volume: [u8; 16],
+}
+
 impl LocalVolume {
-    /// Makes a store on an empty disk out of a full export, ready to be opened.
+    /// Whether there is a volume in the store, and not only the beginning of one.
+    pub fn is_there(disk: &dyn Disk) -> std::result::Result<bool, OpenError> {
+        Ok(find_superblock(disk)?.is_some_and(|(_, payload)| payload[..] != UNFINISHED))
+    }
+
+    /// Makes a store on an empty disk out of a full export, ready to be opened. Of a `peer` it is the head, and has to be
+    /// signed by it.
     pub fn bootstrap(
-        disk: Arc<dyn Disk>,
-        index: Arc<dyn GlyphIndex>,
+        (disk, index): (Arc<dyn Disk>, Arc<dyn GlyphIndex>),
         env: &dyn Env,
         key_seed: &[u8; 32],
         options: &Options,
+        peer: Option<Peer>,
         input: impl Read,
         progress: Tell<'_>,
     ) -> Result<Imported> {
@@ -55,6 +70,14 @@ impl LocalVolume {
             return Err(TransferError::MissingBase(base));
         }
         let record = &sealed.record;
+        if let Some(peer) = &peer {
+            if record.author.node != peer.node {
+                return Err(TransferError::UnknownSigner(record.author.node));
+            }
+            if record.volume != peer.volume {
+                return Err(TransferError::OtherVolume(record.volume));
+            }
+        }
         let name = record.label.clone();
         check_name(&name).map_err(|why| SnapshotError::BadName(name.clone(), why))?;
         let ahead_secs = (record.theta.hlc.millis().saturating_sub(env.now().millis())) / 1000;
@@ -83,14 +106,21 @@ impl LocalVolume {
         settle_in(&mut state, record)?;
         // As if the exporter had said so at that moment: nothing that is said of them later is older.
         let by = record.author.id();
-        let mut known = entries(&name, &sealed);
-        known.push((Key::Volume, Some(record.volume.to_vec())));
-        known.push((Key::Node(record.author.node), Some(Vec::new())));
+        let mut known =
+            vec![(Key::Volume, Some(record.volume.to_vec())), (Key::Node(record.author.node), Some(Vec::new()))];
+        if peer.is_some() {
+            state.put(Table::Local, &local_key(LEARNED, &record.author.node.0), &sealed.encode());
+            let mut elsewhere = Vec::new();
+            record.context.encode(&mut elsewhere);
+            state.put(Table::Local, &merged_key(), &elsewhere);
+        } else {
+            known.extend(entries(&name, &sealed));
+            state.put(Table::Local, &head_key(None), &sealed.id().0);
+        }
         for (key, value) in known {
             let entry = Entry { hlc: record.theta.hlc, author: by, value };
             state.put(Table::Registry, &key.encode(), &entry.encode());
         }
-        state.put(Table::Local, &head_key(None), &sealed.id().0);
 
         let job = state.meta.freeze().expect("there are changes");
         let done =

@@ -18,6 +18,7 @@
 //! | `restore` | putting back what a snapshot holds |
 //! | `merge`, `join`, `bulk` | another line, or a snapshot, joined into one |
 //! | `peers` | what other machines get of the main line, and what it learns of them |
+//! | `members` | who has the volume, and who is invited |
 //! | `transfer` | snapshots that go out and come in as a stream |
 //! | `bootstrap` | a new store out of such a stream |
 //! | `verify` | whether all of a snapshot is there and sound |
@@ -72,6 +73,7 @@ mod files;
 mod history;
 mod join;
 mod lost;
+mod members;
 mod merge;
 mod names;
 mod peers;
@@ -89,6 +91,7 @@ mod transfer;
 mod upkeep;
 mod verify;
 
+pub use bootstrap::Peer;
 pub use branches::BranchError;
 pub use check::{CheckReport, Problem};
 pub use collect::CollectReport;
@@ -96,6 +99,7 @@ pub use conflicts::{Explained, Found as FoundConflict, Resolution, Resolved};
 pub use drivers::Unmerged;
 pub use history::FileVersion;
 pub use lost::{LostFile, LostRows};
+pub use members::{Invite, JoinError};
 pub use merge::{MergeError, MergeOptions, Merged, Side};
 pub use peers::{Head, PeerError};
 pub use recover::{OpenError, Opening, Progress};

@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -32,13 +31,11 @@ use super::state::local_key;
 use super::transfer::{Tell, TransferError, go_on};
 
 const BUFFER_BYTES: usize = 1 << 20;
-/// How often somebody who waits for a change looks for one.
-const LOOK: Duration = Duration::from_millis(10);
 /// The label of the records of heads.
 const LABEL: &str = "head";
 /// Local rows: the key of a node -> the head that it was last given, and the one that was last learned from it.
-const GIVEN: u8 = b'p';
-const LEARNED: u8 = b'q';
+const GIVEN: u8 = b'w';
+pub(super) const LEARNED: u8 = b'q';
 
 /// A state of the main line of some machine, signed by it.
 #[derive(Clone, Debug)]
@@ -150,20 +147,6 @@ impl LocalVolume {
 
     fn frozen_head(&self, head: &Head) -> Frozen {
         Frozen::new(self.nodes.clone(), head.sealed.record.roots.clone())
-    }
-
-    /// Waits until there is something in the main line that this context has not. Says whether there is.
-    pub fn wait_for_more(&self, context: &VersionVector, at_most: Duration) -> bool {
-        for _ in 0..=at_most.as_millis() / LOOK.as_millis() {
-            if !context.covers(&self.state.read().context) {
-                return true;
-            }
-            if self.stopping.load(std::sync::atomic::Ordering::Acquire) {
-                break;
-            }
-            std::thread::sleep(LOOK);
-        }
-        false
     }
 
     /// What this machine knows.

@@ -168,7 +168,7 @@ impl State {
 
     /// What lines of this store, or others, have learnt from each other by merging. Only the main line keeps it.
     fn merged(&self) -> Result<VersionVector, StoreError> {
-        let Some(bytes) = self.get(Table::Local, &local_key(b'k', &[]))? else { return Ok(VersionVector::new()) };
+        let Some(bytes) = self.get(Table::Local, &merged_key())? else { return Ok(VersionVector::new()) };
         let mut reader = Reader::new(&bytes);
         let known = VersionVector::decode(&mut reader).and_then(|known| reader.finish().map(|()| known));
         known.map_err(|e| malformed("merged states", b"k", e))
@@ -188,7 +188,7 @@ impl State {
         merged.join(context);
         let mut value = Vec::new();
         merged.encode(&mut value);
-        self.commit_local(vec![(local_key(b'k', &[]), Some(value))], now, journal)?;
+        self.commit_local(vec![(merged_key(), Some(value))], now, journal)?;
         self.look_at_registry()
     }
 
@@ -398,6 +398,20 @@ impl State {
         self.commit(draft, journal)
     }
 
+    /// Entries of the registry that others have written.
+    pub fn commit_entries(&mut self, entries: Vec<(Vec<u8>, Entry)>, journal: &Journal) -> Result<Lsn, StoreError> {
+        assert!(!self.is_branch, "the registry is with the main line");
+        let rows = Scope::new(self).into_rows();
+        let (rows, inodes) = self.rehearse(rows, None, &[], &entries)?;
+        let nothing = Dot { author: self.author_id, n: 0 };
+        let lsn = journal.append(RECORD_TRANSACTION, &encode_transaction(nothing, None, &[], &entries));
+        self.take(rows, inodes);
+        // What is written here from now on is later.
+        self.hlc = entries.iter().map(|(_, entry)| entry.hlc).fold(self.hlc, Hlc::max);
+        self.learn_from(&entries)?;
+        Ok(lsn)
+    }
+
     /// Applies a transaction found in the journal; one that the tables already contain changes nothing. Says if a snapshot
     /// was taken at this place whose maps were still to be made.
     pub fn replay(&mut self, lsn: Lsn, payload: &[u8]) -> Result<Option<String>, StoreError> {
@@ -545,13 +559,20 @@ impl TablesMut for State {
 /// is sealed.
 /// `h` -> the last snapshot that was sealed, and with the number of a branch that of the branch; `l` name of a snapshot
 /// -> the number of the branch that it was taken of, until it is sealed; `v` inode, version -> a superseded version that
-/// is kept (see `history`); `p` and `q` node -> the head that it was given, and the one that was learned from it (see `peers`); `e` -> what joins came across (see `join`);
+/// is kept (see `history`); `w` and `q` node -> the head that it was given, and the one that was learned from it (see
+/// `peers`); `e` -> what joins came across (see `join`);
+/// `i` hash of a secret -> the invitation that it belongs to (see `members`); `n` what -> what the node was told once;
 /// `u` directory -> nothing: of a union, the member by whose number the kernel knows it.
 pub fn local_key(about: u8, which: &[u8]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + which.len());
     key.push(about);
     key.extend_from_slice(which);
     key
+}
+
+/// Of what is known elsewhere because it was merged.
+pub fn merged_key() -> Vec<u8> {
+    local_key(b'k', &[])
 }
 
 /// What `State::written_snapshots` says.

@@ -1,11 +1,19 @@
 //! Two machines that tell each other what they have.
 
+use std::sync::Arc;
+
+use phifs_core::disk::{Disk, MemDisk};
+use phifs_core::id::AuthorId;
 use phifs_core::identity::NodeKey;
-use phifs_core::volume::local::{MergeError, PeerError, TransferError};
+use phifs_core::registry::{Entry, Member};
+use phifs_core::ssep::Secret;
+use phifs_core::store::{GlyphIndex, MemIndex};
+use phifs_core::time::{Env as _, Hlc, Timestamp};
+use phifs_core::volume::local::{Invite, JoinError, LocalVolume, MergeError, Peer, PeerError, TransferError};
 use phifs_core::volume::{Ino, RenameMode, Volume};
 
-use super::{GO_ON, Site, noise, pair};
-use crate::harness::read_tree;
+use super::{GO_ON, Site, noise, open, pair};
+use crate::harness::{TestEnv, options, read_tree};
 
 fn key_of(site: &Site) -> phifs_core::identity::NodePublicKey {
     NodeKey::from_seed(&site.key).public()
@@ -59,6 +67,101 @@ fn machines_that_told_each_other_all_are_the_same_and_go_on_by_differences() {
     assert!(third < 100_000, "{third} bytes");
     tell(&a, &b);
     check_same(&a, &b);
+}
+
+#[test]
+fn a_store_made_of_a_head_goes_on_from_there() {
+    let a = Site::new(0);
+    a.write(Ino::ROOT, b"of a", &noise(31, 300_000));
+    let head = a.volume.head().unwrap();
+    let mut stream = Vec::new();
+    let (disk, env, key) = (MemDisk::new(), TestEnv::new(7), [77; 32]);
+    let node = NodeKey::from_seed(&key).public();
+    a.volume.give(&node, &head, &[], &mut stream, &GO_ON).unwrap();
+    let make = |peer: Peer| {
+        let to = (Arc::new(disk.clone()) as Arc<dyn Disk>, Arc::new(MemIndex::default()) as Arc<dyn GlyphIndex>);
+        LocalVolume::bootstrap(to, &*env, &key, &options(), Some(peer), &stream[..], &GO_ON)
+    };
+    let peer = Peer { node: key_of(&a), volume: a.volume.id().unwrap() };
+    let refused = make(Peer { volume: [9; 16], ..peer });
+    assert!(matches!(refused, Err(TransferError::OtherVolume(_))), "{refused:?}");
+    let refused = make(Peer { node, ..peer });
+    assert!(matches!(refused, Err(TransferError::UnknownSigner(_))), "{refused:?}");
+    assert!(!LocalVolume::is_there(&disk).unwrap());
+    make(peer).unwrap();
+    assert!(LocalVolume::is_there(&disk).unwrap());
+
+    let volume = open(Arc::new(disk.clone()), &env, &key).unwrap();
+    assert_eq!(volume.snapshots().unwrap().len(), 0, "nobody took a snapshot");
+    assert_eq!(volume.id().unwrap(), peer.volume);
+    a.write(Ino::ROOT, b"more", b"1");
+    a.volume.was_given(&node, &head).unwrap();
+    let (head, known) = (a.volume.head().unwrap(), volume.learned_from(&key_of(&a)));
+    let mut increment = Vec::new();
+    a.volume.give(&node, &head, &known, &mut increment, &GO_ON).unwrap();
+    assert!(increment.len() < 20_000, "{} bytes", increment.len());
+    volume.learn(&key_of(&a), &increment[..], &GO_ON).unwrap();
+    assert_eq!(volume.context(), a.volume.context());
+    assert_eq!(volume.tree_root().unwrap(), a.volume.tree_root().unwrap());
+    assert_eq!(volume.fsck(false, &|_| {}).unwrap().problems, []);
+}
+
+fn member(name: &str) -> Member {
+    let addresses = vec!["192.0.2.7:7447".parse().unwrap()];
+    let (name, since) = (name.to_owned(), Timestamp::new(1, 0));
+    Member { name, role: String::new(), zone: String::new(), addresses, since }
+}
+
+fn invite(site: &Site, number: u8, lasts_ms: u64) -> Secret {
+    let (secret, now) = (Secret([number; 16]), site.env.now().millis());
+    let (role, zone) = ("spare".to_owned(), "cellar".to_owned());
+    site.volume.invite(&secret, &Invite { role, zone, expires_ms: now + lasts_ms, used_by: None }).unwrap();
+    secret
+}
+
+#[test]
+fn an_invitation_admits_one_node_until_it_expires() {
+    let a = Site::new(0);
+    let [first, second] = [21, 22].map(|seed| NodeKey::from_seed(&[seed; 32]).public());
+    let made = |invite: &Invite, since| Member { role: invite.role.clone(), since, ..member("b") };
+    assert!(!a.volume.has_invited().unwrap());
+    let secret = invite(&a, 1, 3_600_000);
+    let wrong = a.volume.admit(first, &Secret([2; 16]), made);
+    assert!(matches!(wrong, Err(JoinError::Unknown)), "{wrong:?}");
+    a.volume.admit(first, &secret, made).unwrap();
+    a.volume.admit(first, &secret, made).expect("it may not have heard the answer");
+    let a = a.crashed();
+    let again = a.volume.admit(second, &secret, made);
+    assert!(matches!(again, Err(JoinError::Used)), "{again:?}");
+    assert_eq!(a.volume.member(first).unwrap().unwrap().role, "spare");
+    assert_eq!(a.volume.member(second).unwrap(), None);
+
+    let secret = invite(&a, 3, 0);
+    let late = a.volume.admit(second, &secret, made);
+    assert!(matches!(late, Err(JoinError::Expired)), "{late:?}");
+    assert!(a.volume.has_invited().unwrap(), "whoever comes late is told so");
+}
+
+#[test]
+fn members_are_what_was_said_last_wherever_it_was_heard() {
+    let (a, b, c) = (Site::new(0), Site::new(1), Site::new(2));
+    let node = NodeKey::from_seed(&[21; 32]).public();
+    a.volume.put_member(node, &member("old")).unwrap();
+    b.volume.take_member_entries(a.volume.member_entries().unwrap()).unwrap();
+    b.volume.put_member(node, &member("new")).unwrap();
+    for (from, to) in [(&b, &c), (&a, &c), (&b, &a), (&c, &b)] {
+        to.volume.take_member_entries(from.volume.member_entries().unwrap()).unwrap();
+    }
+    for site in [a, b, c] {
+        let site = site.crashed();
+        assert_eq!(site.volume.members().unwrap(), [(node, member("new"))]);
+    }
+    let c = Site::new(2);
+    let hlc = Hlc::from_millis(c.env.now().millis() + 120_000);
+    let future = Entry { hlc, author: AuthorId([1; 16]), value: Some(member("x").encode()) };
+    let garbage = Entry { hlc: Hlc(1), value: Some(vec![1, 2, 3]), ..future.clone() };
+    c.volume.take_member_entries(vec![(node, future), (node, garbage)]).unwrap();
+    assert_eq!(c.volume.member_entries().unwrap(), []);
 }
 
 #[test]

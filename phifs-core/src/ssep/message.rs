@@ -1,0 +1,355 @@
+//! Requests and answers, and their bytes.
+
+use crate::causal::VersionVector;
+use crate::codec::{self, DecodeError, Encode, Reader};
+use crate::id::S8Id;
+use crate::identity::NodePublicKey;
+use crate::registry::{ADDRESSES_MAX, Entry, NAME_BYTES_MAX, decode_addresses, encode_addresses, word};
+
+use super::Secret;
+
+/// The longest request.
+pub const REQUEST_BYTES_MAX: usize = 256 << 10;
+/// The longest frame of an answer.
+pub const FRAME_BYTES_MAX: usize = 4 << 20;
+/// How many members a volume has at most, those that left included.
+pub const MEMBERS_MAX: usize = 1024;
+/// How many heads somebody may go on from.
+const KNOWN_MAX: usize = 16;
+/// What a refusal says is cut here.
+const TEXT_BYTES_MAX: usize = 1024;
+/// The longest entry of a member: three names, the addresses, and what is said of the writing.
+const MEMBER_BYTES_MAX: usize = 3 * (NAME_BYTES_MAX + 2) + ADDRESSES_MAX * 19 + 128;
+
+const _: () = assert!(MEMBERS_MAX * MEMBER_BYTES_MAX + 16 <= FRAME_BYTES_MAX);
+
+/// Members, and nodes that were members, as they were written last.
+pub type MemberEntries = Vec<(NodePublicKey, Entry)>;
+
+/// How a conversation begins, on both sides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    pub major: u16,
+    pub minor: u16,
+    pub volume: [u8; 16],
+}
+
+/// The wish to become a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Join {
+    pub secret: Secret,
+    /// What the machine is called.
+    pub name: String,
+    /// Where it will be reached.
+    pub addresses: Vec<core::net::SocketAddr>,
+}
+
+/// The wish for what the asker does not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Follow {
+    /// What it knows. Who knows nothing is answered at once.
+    pub context: VersionVector,
+    /// The heads of the one who is asked that are with the asker: what comes may build on them.
+    pub known: Vec<S8Id>,
+    /// What it knows of the members: see `hash_of`.
+    pub members_hash: [u8; 32],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    Hello(Hello),
+    Join(Join),
+    Members,
+    Follow(Follow),
+}
+
+/// Why a request is not answered, for the asker to act on. The text beside it is for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is not known in this version.
+    Unknown,
+    /// It makes no sense.
+    Malformed,
+    /// The asker is no member.
+    NotMember,
+    /// The secret is of no invitation, or of one that is expired or used.
+    BadInvitation,
+    /// Another volume, or another version.
+    Mismatch,
+    /// It failed here.
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Hello(Hello),
+    Joined(MemberEntries),
+    Members(MemberEntries),
+    /// A head follows, or what it has beyond one that the asker knows, up to the end of the stream.
+    Stream,
+    /// There is news of the members.
+    NewMembers,
+    /// Nothing came up for a while.
+    Unchanged,
+    Refused {
+        why: Refusal,
+        text: String,
+    },
+}
+
+impl Refusal {
+    const ALL: [Self; 6] =
+        [Self::Unknown, Self::Malformed, Self::NotMember, Self::BadInvitation, Self::Mismatch, Self::Failed];
+
+    fn tag(self) -> u8 {
+        Self::ALL.iter().position(|why| *why == self).expect("all are listed") as u8
+    }
+
+    /// One that a newer peer gives is a failure.
+    fn from_tag(tag: u8) -> Self {
+        Self::ALL.get(usize::from(tag)).copied().unwrap_or(Self::Failed)
+    }
+}
+
+impl Hello {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.put_bytes(&self.major.to_le_bytes());
+        out.put_bytes(&self.minor.to_le_bytes());
+        out.put_bytes(&self.volume);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> codec::Result<Self> {
+        let (major, minor) = (u16::from_le_bytes(reader.array()?), u16::from_le_bytes(reader.array()?));
+        Ok(Self { major, minor, volume: reader.array()? })
+    }
+}
+
+impl Request {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        match self {
+            Self::Hello(hello) => {
+                out.put_u8(1);
+                hello.encode(&mut out);
+            }
+            Self::Join(Join { secret, name, addresses }) => {
+                out.put_u8(2);
+                out.put_bytes(&secret.0);
+                out.put_blob(name.as_bytes());
+                encode_addresses(addresses, &mut out);
+            }
+            Self::Members => out.put_u8(3),
+            Self::Follow(Follow { context, known, members_hash }) => {
+                out.put_u8(4);
+                context.encode(&mut out);
+                out.put_varint(known.len() as u64);
+                known.iter().for_each(|id| out.put_bytes(&id.0));
+                out.put_bytes(members_hash);
+            }
+        }
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
+        let mut reader = Reader::new(bytes);
+        let request = match reader.u8()? {
+            1 => Self::Hello(Hello::decode(&mut reader)?),
+            2 => {
+                let secret = Secret(reader.array()?);
+                Self::Join(Join { secret, name: word(&mut reader)?, addresses: decode_addresses(&mut reader)? })
+            }
+            3 => Self::Members,
+            4 => {
+                let context = VersionVector::decode(&mut reader)?;
+                let count = bounded(reader.count()?, KNOWN_MAX, "a list of heads")?;
+                let known = (0..count).map(|_| Ok(S8Id(reader.array()?))).collect::<codec::Result<_>>()?;
+                Self::Follow(Follow { context, known, members_hash: reader.array()? })
+            }
+            value => return Err(unknown("a request", value)),
+        };
+        reader.finish()?;
+        Ok(request)
+    }
+}
+
+impl Answer {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        match self {
+            Self::Hello(hello) => {
+                out.put_u8(1);
+                hello.encode(&mut out);
+            }
+            Self::Joined(members) => {
+                out.put_u8(2);
+                encode_members(members, &mut out);
+            }
+            Self::Members(members) => {
+                out.put_u8(3);
+                encode_members(members, &mut out);
+            }
+            Self::Stream => out.put_u8(4),
+            Self::NewMembers => out.put_u8(5),
+            Self::Unchanged => out.put_u8(6),
+            Self::Refused { why, text } => {
+                out.put_u8(7);
+                out.put_u8(why.tag());
+                out.put_blob(&text.as_bytes()[..text.len().min(TEXT_BYTES_MAX)]);
+            }
+        }
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
+        let mut reader = Reader::new(bytes);
+        let answer = match reader.u8()? {
+            1 => Self::Hello(Hello::decode(&mut reader)?),
+            2 => Self::Joined(decode_members(&mut reader)?),
+            3 => Self::Members(decode_members(&mut reader)?),
+            4 => Self::Stream,
+            5 => Self::NewMembers,
+            6 => Self::Unchanged,
+            7 => {
+                let why = Refusal::from_tag(reader.u8()?);
+                let text = String::from_utf8_lossy(reader.blob()?);
+                // It is shown to people, on terminals.
+                Self::Refused { why, text: text.chars().filter(|c| !c.is_control()).take(TEXT_BYTES_MAX).collect() }
+            }
+            value => return Err(unknown("an answer", value)),
+        };
+        reader.finish()?;
+        Ok(answer)
+    }
+}
+
+fn encode_members(members: &MemberEntries, out: &mut Vec<u8>) {
+    out.put_varint(members.len() as u64);
+    for (key, entry) in members {
+        out.put_bytes(&key.0);
+        out.put_blob(&entry.encode());
+    }
+}
+
+fn decode_members(reader: &mut Reader<'_>) -> codec::Result<MemberEntries> {
+    let count = bounded(reader.count()?, MEMBERS_MAX, "a list of members")?;
+    (0..count).map(|_| Ok((NodePublicKey(reader.array()?), Entry::decode(reader.blob()?)?))).collect()
+}
+
+fn bounded(count: usize, max: usize, what: &'static str) -> codec::Result<usize> {
+    if count <= max { Ok(count) } else { Err(DecodeError::NotCanonical(what)) }
+}
+
+fn unknown(what: &'static str, value: u8) -> DecodeError {
+    DecodeError::Unknown { what, value: u64::from(value) }
+}
+
+/// One word for all that is known of the members: who has the same knows the same.
+pub fn hash_of(members: &MemberEntries) -> [u8; 32] {
+    let mut bytes = Vec::new();
+    encode_members(members, &mut bytes);
+    *blake3::hash(&bytes).as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::AuthorId;
+    use crate::time::Hlc;
+    use proptest::prelude::*;
+
+    fn requests() -> Vec<Request> {
+        let context = VersionVector::new().with(AuthorId([1; 16]), 7);
+        vec![
+            Request::Hello(Hello { major: 1, minor: 0, volume: [1; 16] }),
+            Request::Join(Join {
+                secret: Secret([2; 16]),
+                name: "b".into(),
+                addresses: vec!["192.0.2.7:7447".parse().unwrap()],
+            }),
+            Request::Members,
+            Request::Follow(Follow { context, known: vec![S8Id([4; 32])], members_hash: [3; 32] }),
+        ]
+    }
+
+    fn answers() -> Vec<Answer> {
+        let entry = Entry { hlc: Hlc(5), author: AuthorId([6; 16]), value: Some(vec![1, 2]) };
+        let members = vec![(NodePublicKey([7; 32]), entry)];
+        vec![
+            Answer::Hello(Hello { major: 1, minor: 0, volume: [1; 16] }),
+            Answer::Joined(members.clone()),
+            Answer::Members(members),
+            Answer::Stream,
+            Answer::NewMembers,
+            Answer::Unchanged,
+            Answer::Refused { why: Refusal::NotMember, text: "no".into() },
+        ]
+    }
+
+    #[test]
+    fn messages_round_trip_and_every_cut_of_them_is_refused() {
+        for request in requests() {
+            let bytes = request.encode();
+            assert_eq!(Request::decode(&bytes), Ok(request.clone()));
+            (0..bytes.len()).for_each(|len| assert!(Request::decode(&bytes[..len]).is_err(), "{request:?} at {len}"));
+        }
+        for answer in answers() {
+            let bytes = answer.encode();
+            assert_eq!(Answer::decode(&bytes), Ok(answer.clone()));
+            (0..bytes.len()).for_each(|len| assert!(Answer::decode(&bytes[..len]).is_err(), "{answer:?} at {len}"));
+        }
+    }
+
+    #[test]
+    fn version_1_is_what_it_was() {
+        let requests = requests().iter().flat_map(Request::encode).collect::<Vec<u8>>();
+        let answers = answers().iter().flat_map(Answer::encode).collect::<Vec<u8>>();
+        let bytes = [requests, answers].concat();
+        assert_eq!(
+            blake3::hash(&bytes).to_hex().as_str(),
+            "1d96fd67a152154bd9a3a3bc61aaa410fbdf9e08a1d0dab61f96f65403f061a2"
+        );
+    }
+
+    #[test]
+    fn what_a_newer_peer_says_is_told_from_what_makes_no_sense() {
+        assert_eq!(Request::decode(&[200, 1, 2]), Err(unknown("a request", 200)));
+        assert_eq!(Answer::decode(&[200, 1, 2]), Err(unknown("an answer", 200)));
+        assert_eq!(Answer::decode(&[7, 99, 0]), Ok(Answer::Refused { why: Refusal::Failed, text: String::new() }));
+    }
+
+    #[test]
+    fn counts_that_nothing_stands_behind_are_refused_before_anything_is_reserved() {
+        for tag in [2, 3] {
+            let huge = [&[tag][..], &[0xff, 0xff, 0xff, 0xff, 0x0f]].concat();
+            assert_eq!(Answer::decode(&huge), Err(DecodeError::Truncated));
+        }
+        let mut many = vec![4, 0];
+        many.put_varint(KNOWN_MAX as u64 + 1);
+        many.resize(many.len() + (KNOWN_MAX + 2) * 32, 1);
+        assert_eq!(Request::decode(&many), Err(DecodeError::NotCanonical("a list of heads")));
+    }
+
+    #[test]
+    fn a_refusal_cannot_write_on_a_terminal() {
+        let answer = Answer::Refused { why: Refusal::Failed, text: "\x1b[2Jgone".into() };
+        let read = Answer::decode(&answer.encode()).unwrap();
+        assert_eq!(read, Answer::Refused { why: Refusal::Failed, text: "[2Jgone".into() });
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_are_messages_or_errors(
+            tag in 0..10u8,
+            bytes in proptest::collection::vec(prop_oneof![0..4u8, any::<u8>()], 0..300),
+        ) {
+            let bytes = [&[tag][..], &bytes].concat();
+            if let Ok(request) = Request::decode(&bytes) {
+                prop_assert_eq!(request.encode(), bytes.clone(), "one message, one encoding");
+            }
+            // What a refusal says is cleaned, so that it may be written in another way.
+            if let Ok(answer) = Answer::decode(&bytes) && tag != 7 {
+                prop_assert_eq!(answer.encode(), bytes, "one message, one encoding");
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The volume among those of other machines, as the network sees it.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use phifs_core::causal::VersionVector;
+use phifs_core::id::S8Id;
+use phifs_core::identity::NodePublicKey;
+use phifs_core::registry::Member;
+use phifs_core::ssep::{Join, MemberEntries, Refusal, Secret, Token};
+use phifs_core::time::Env as _;
+use phifs_core::volume::local::{Head, Invite, JoinError};
+
+use super::{Engine, snapshots};
+use crate::env::{self, SystemEnv};
+use crate::failure::Failure;
+use crate::report::Invitation;
+
+impl Engine {
+    pub fn volume_id(&self) -> Result<[u8; 16], Failure> {
+        self.volume.id().map_err(snapshots::explain)
+    }
+
+    /// Who this node is.
+    pub fn node(&self) -> NodePublicKey {
+        self.volume.node()
+    }
+
+    pub fn members(&self) -> Result<Vec<(NodePublicKey, Member)>, Failure> {
+        self.volume.members().map_err(Failure::plain)
+    }
+
+    pub fn is_member(&self, key: NodePublicKey) -> Result<bool, Failure> {
+        Ok(self.volume.member(key).map_err(Failure::plain)?.is_some())
+    }
+
+    pub fn addresses_of(&self, key: NodePublicKey) -> Result<Vec<SocketAddr>, Failure> {
+        let member = self.volume.member(key).map_err(Failure::plain)?;
+        Ok(member.map(|member| member.addresses).unwrap_or_default())
+    }
+
+    pub fn member_entries(&self) -> Result<MemberEntries, Failure> {
+        self.volume.member_entries().map_err(Failure::plain)
+    }
+
+    pub fn take_member_entries(&self, entries: MemberEntries) -> Result<(), Failure> {
+        self.volume.take_member_entries(entries).map_err(Failure::plain)
+    }
+
+    /// Tells the members where this one is found.
+    pub fn announce(&self, name: &str, addresses: &[SocketAddr]) -> Result<(), Failure> {
+        let key = self.node();
+        let known = self.volume.member(key).map_err(Failure::plain)?;
+        let new = || Member {
+            name: String::new(),
+            role: String::new(),
+            zone: String::new(),
+            addresses: Vec::new(),
+            since: SystemEnv.now(),
+        };
+        let known = known.unwrap_or_else(new);
+        let member = Member { name: name.to_owned(), addresses: addresses.to_vec(), ..known };
+        self.volume.put_member(key, &member).map_err(Failure::plain)
+    }
+
+    /// Where this node listens, if it was told once.
+    pub fn listens_at(&self) -> Result<Option<SocketAddr>, Failure> {
+        let address = self.volume.listens_at().map_err(Failure::plain)?;
+        Ok(address.and_then(|address| address.parse().ok()))
+    }
+
+    pub fn listen_at(&self, address: SocketAddr) -> Result<(), Failure> {
+        self.volume.listen_at(&address.to_string()).map_err(Failure::plain)
+    }
+
+    /// Makes an invitation for one node, which finds this one at these addresses.
+    pub fn invite(
+        &self,
+        role: String,
+        zone: String,
+        lasts: Duration,
+        addresses: Vec<SocketAddr>,
+    ) -> Result<Invitation, Failure> {
+        let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
+        let expires_ms = SystemEnv.now().millis().saturating_add(lasts_ms);
+        let secret = Secret(*env::random().first_chunk().expect("32 bytes are more than 16"));
+        self.volume.invite(&secret, &Invite { role, zone, expires_ms, used_by: None }).map_err(Failure::plain)?;
+        let token = Token { volume: self.volume_id()?, inviter: self.node(), addresses, secret, expires_ms };
+        let addresses = token.addresses.iter().map(ToString::to_string).collect();
+        Ok(Invitation { token: token.to_string(), expires_millis: expires_ms, addresses })
+    }
+
+    /// Whether somebody who is no member may have something to say.
+    pub fn has_invited(&self) -> Result<bool, Failure> {
+        self.volume.has_invited().map_err(Failure::plain)
+    }
+
+    /// Makes a node a member. Says who the others are, or why not.
+    pub fn admit(&self, key: NodePublicKey, join: &Join) -> Result<MemberEntries, (Refusal, String)> {
+        let failed = |error: &dyn std::fmt::Display| (Refusal::Failed, error.to_string());
+        let admitted = self.volume.admit(key, &join.secret, |invite, since| Member {
+            name: join.name.clone(),
+            role: invite.role.clone(),
+            zone: invite.zone.clone(),
+            addresses: join.addresses.clone(),
+            since,
+        });
+        admitted.map_err(|error| match error {
+            JoinError::Unknown | JoinError::Expired | JoinError::Used => (Refusal::BadInvitation, error.to_string()),
+            JoinError::TooMany | JoinError::Volume(_) => failed(&error),
+        })?;
+        self.volume.member_entries().map_err(|error| failed(&error))
+    }
+
+    /// What this node knows.
+    pub fn context(&self) -> VersionVector {
+        self.volume.context()
+    }
+
+    /// The heads of a peer that are here.
+    pub fn learned_from(&self, peer: &NodePublicKey) -> Vec<S8Id> {
+        self.volume.learned_from(peer)
+    }
+
+    /// Writes this node's head for a peer that has those in `known`.
+    pub fn give(&self, peer: &NodePublicKey, known: &[S8Id], out: &mut dyn Write) -> Result<Head, Failure> {
+        let head = self.volume.head().map_err(Failure::plain)?;
+        self.volume.give(peer, &head, known, out, &|_| self.go_on()).map_err(Failure::plain)?;
+        Ok(head)
+    }
+
+    /// A peer has told that it has this head.
+    pub fn was_given(&self, peer: &NodePublicKey, head: &Head) -> Result<(), Failure> {
+        self.volume.was_given(peer, head).map_err(Failure::plain)
+    }
+
+    /// Reads a peer's head, and learns what it knows. Says how many operations that were.
+    pub fn learn(&self, peer: &NodePublicKey, input: impl Read) -> Result<u64, Failure> {
+        let merged = self.volume.learn(peer, input, &|_| self.go_on()).map_err(Failure::plain)?;
+        Ok(merged.operations)
+    }
+
+    /// Until the volume is about to be closed.
+    fn go_on(&self) -> ControlFlow<()> {
+        if self.closing.load(Ordering::Acquire) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}

@@ -1,0 +1,226 @@
+//! SSEP over QUIC: this node among the others that have the volume.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `tls` | keys instead of certificates; who may connect |
+//! | `socket` | the port, and where others find it; joining by an invitation |
+//! | `wire`, `pipe` | requests and answers on streams; streams for those who block |
+//! | `serve` | what peers ask for |
+//! | `follow` | asking them, again and again |
+//!
+//! Each node follows each other member: it asks what that one knows and it does not, waits for the answer, and learns it.
+//! A connection serves both sides, whoever made it. Messages, and what they mean, are core's (`phifs_core::ssep`).
+
+mod follow;
+mod pipe;
+mod serve;
+mod socket;
+mod tls;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use phifs_core::causal::VersionVector;
+use phifs_core::identity::NodePublicKey;
+use phifs_core::ssep::Hello;
+use phifs_core::ssep::{MAJOR, MINOR};
+use phifs_core::volume::local::Head;
+use quinn::Connection;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::engine::Engine;
+use crate::failure::Failure;
+use crate::report::Member;
+
+use socket::machine_name;
+pub use socket::{DEFAULT_LISTEN, Socket};
+use tls::{Guard, Identity};
+
+/// How long work that is under way may take to notice that all ends.
+const ENDING_TIME_MAX: Duration = Duration::from_secs(10);
+const FAREWELL_TIME_MAX: Duration = Duration::from_secs(1);
+/// How many nodes that are no members may be heard at a time.
+const STRANGERS_MAX: usize = 8;
+
+/// This node among its peers, until it is stopped.
+pub struct Net {
+    shared: Arc<Shared>,
+    runtime: Mutex<Option<tokio::runtime::Runtime>>,
+    address: SocketAddr,
+}
+
+struct Shared {
+    engine: Arc<Engine>,
+    identity: Identity,
+    endpoint: quinn::Endpoint,
+    hello: Hello,
+    peers: Mutex<BTreeMap<NodePublicKey, Arc<Peer>>>,
+    /// There may be other members than before.
+    members_changed: Notify,
+    strangers: Arc<Semaphore>,
+    stopping: AtomicBool,
+}
+
+/// Another member.
+struct Peer {
+    key: NodePublicKey,
+    state: Mutex<PeerState>,
+    /// It has connected to us.
+    arrived: Notify,
+}
+
+#[derive(Default)]
+struct PeerState {
+    connection: Option<Connection>,
+    /// What it knew when it asked last, and when that was.
+    asked: Option<(VersionVector, Instant)>,
+    /// What it was sent last; when it names that, it has it.
+    sent: Option<Head>,
+    /// Why it cannot be followed.
+    trouble: Option<String>,
+}
+
+impl Net {
+    /// Takes part from now on. The members know where to find this node.
+    pub fn start(socket: Socket, engine: Arc<Engine>) -> Result<Self, Failure> {
+        engine.announce(&machine_name(), &socket.addresses())?;
+        engine.listen_at(socket.address())?;
+        let Socket { runtime, endpoint, identity, address } = socket;
+        let hello = Hello { major: MAJOR, minor: MINOR, volume: engine.volume_id()? };
+        let guard = Arc::new(Door { engine: engine.clone() });
+        let config = identity.server(guard).map_err(Failure::plain)?;
+        endpoint.set_server_config(Some(config));
+        let shared = Arc::new(Shared {
+            engine,
+            identity,
+            endpoint,
+            hello,
+            peers: Mutex::default(),
+            members_changed: Notify::new(),
+            strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            stopping: AtomicBool::new(false),
+        });
+        runtime.spawn(serve::accept(shared.clone()));
+        runtime.spawn(follow::follow_members(shared.clone()));
+        tracing::info!(%address, "listening for other nodes");
+        Ok(Self { shared, runtime: Mutex::new(Some(runtime)), address })
+    }
+
+    /// Where others may find this node.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        socket::reachable_at(self.address)
+    }
+
+    /// All members, and how it stands with them.
+    pub fn members(&self) -> Result<Vec<Member>, Failure> {
+        let (engine, own) = (&self.shared.engine, self.shared.engine.node());
+        let (context, mut members) = (engine.context(), Vec::new());
+        for (key, member) in engine.members()? {
+            let peer = self.shared.peers.lock().get(&key).cloned();
+            let state = peer.as_ref().map(|peer| peer.state.lock());
+            let state = state.as_deref();
+            let asked = state.and_then(|state| state.asked.as_ref());
+            let behind = |(theirs, _): &(VersionVector, Instant)| {
+                context.missing_from(theirs).map(|(_, range)| range.end() - range.start() + 1).sum()
+            };
+            let connected = state.is_some_and(PeerState::is_connected);
+            members.push(Member {
+                name: member.name,
+                key: crate::hex::encode(&key.0),
+                role: member.role,
+                zone: member.zone,
+                addresses: member.addresses.iter().map(ToString::to_string).collect(),
+                since_millis: member.since.millis(),
+                this_node: key == own,
+                connected: connected || key == own,
+                behind: if key == own { Some(0) } else { asked.map(behind) },
+                heard_secs: asked.map(|(_, at)| at.elapsed().as_secs()),
+                trouble: state.and_then(|state| state.trouble.clone()).filter(|_| !connected),
+            });
+        }
+        Ok(members)
+    }
+
+    /// Ends all conversations. What is being learned is learned as a whole or not at all.
+    pub fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.endpoint.close(0_u8.into(), b"going down");
+        if let Some(runtime) = self.runtime.lock().take() {
+            // Else the peers would have to find out by themselves.
+            let told = async { tokio::time::timeout(FAREWELL_TIME_MAX, self.shared.endpoint.wait_idle()).await };
+            if runtime.block_on(told).is_err() {
+                tracing::debug!("not all peers have heard that this node goes down");
+            }
+            runtime.shutdown_timeout(ENDING_TIME_MAX);
+        }
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl PeerState {
+    fn is_connected(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.close_reason().is_none())
+    }
+}
+
+impl Peer {
+    fn new(key: NodePublicKey) -> Self {
+        Self { key, state: Mutex::default(), arrived: Notify::new() }
+    }
+
+    /// The connection that there is.
+    fn connection(&self) -> Option<Connection> {
+        self.state.lock().connection.clone().filter(|connection| connection.close_reason().is_none())
+    }
+
+    /// The latest connection is the best: whoever makes one has none that is any good. An earlier one goes on serving the
+    /// other side, until it is closed there or falls silent.
+    fn connected(&self, connection: &Connection) {
+        self.state.lock().connection = Some(connection.clone());
+    }
+}
+
+impl Shared {
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Does what waits for locks or disks where that holds up nobody.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Engine) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let shared = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&shared.engine)).await;
+        done.unwrap_or_else(|error| Err(Failure::plain(format!("internal error: {error}"))))
+    }
+}
+
+/// Lets members in, and while somebody may be invited those who say that they are; these are heard by `serve::hear`.
+struct Door {
+    engine: Arc<Engine>,
+}
+
+impl Guard for Door {
+    fn lets_in(&self, key: NodePublicKey) -> bool {
+        let let_in = self.engine.is_member(key).and_then(|is| Ok(is || self.engine.has_invited()?));
+        let let_in = let_in.unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot look up who may connect");
+            false
+        });
+        if !let_in {
+            tracing::warn!(node = %key, "refused a connection of a node that is no member");
+        }
+        let_in
+    }
+}
