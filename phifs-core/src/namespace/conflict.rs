@@ -9,7 +9,7 @@ use crate::time::Hlc;
 use crate::volume::FileKind;
 
 use super::coherence::{self, Candidate, Score, State};
-use super::derive::{self, Child, child_key, dot_of};
+use super::derive::{self, Child, child_key};
 use super::row::{InodeRow, Version};
 use super::tables::{Rows, Table, Tables};
 use super::union;
@@ -174,13 +174,7 @@ fn of_name<T: Tables + ?Sized>(tables: &T, members: &[DirId], name: &[u8]) -> Re
 pub fn all<T: Tables + ?Sized>(tables: &T) -> Result<Vec<Conflict>> {
     let mut names: BTreeSet<(DirId, Vec<u8>)> = BTreeSet::new();
     for (key, _) in tables.with_prefix(Table::Conflicts, &[])? {
-        let (owner, rest) = key.split_at(Dot::LEN.min(key.len()));
-        let owner = dot_of(owner)?;
-        if let Some(name) = rest.get(8..) {
-            names.insert((union::members(tables, DirId(owner))?[0], name.to_vec()));
-            continue;
-        }
-        for (dir, name) in view::names_of(tables, InodeId(owner), FileKind::File)? {
+        for (dir, name) in union::disputed_names(tables, &key)? {
             names.insert((union::members(tables, dir)?[0], name));
         }
     }

@@ -242,6 +242,18 @@ pub fn child_key(dir: DirId, name: &[u8]) -> Vec<u8> {
     key
 }
 
+/// The directory and the name of such a key.
+pub fn split_child_key(key: &[u8]) -> Result<(DirId, &[u8])> {
+    let dir = dot_of(key.get(..Dot::LEN).unwrap_or_default())?;
+    Ok((DirId(dir), key.get(Dot::LEN..).and_then(name_in_rest).unwrap_or_default()))
+}
+
+/// The name in what follows the directory in such a key; nothing if the key is no such.
+pub(super) fn name_in_rest(rest: &[u8]) -> Option<&[u8]> {
+    const HASH_BYTES: usize = 8;
+    rest.get(HASH_BYTES..)
+}
+
 pub(super) fn encode_links(links: &BTreeSet<LinkId>) -> Vec<u8> {
     let mut out = Vec::new();
     out.put_u8(VERSION);

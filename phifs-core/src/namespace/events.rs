@@ -224,12 +224,7 @@ impl<T: Tables + ?Sized, U: Tables + ?Sized> Joined<'_, T, U> {
     }
 
     fn conflict(&self, key: &[u8], events: &mut Vec<Event>) -> Result<()> {
-        let (owner, rest) = key.split_at(Dot::LEN.min(key.len()));
-        let names = match rest.get(8..) {
-            Some(name) => vec![(DirId(dot_of(owner)?), name.to_vec())],
-            None => view::names_of(self.after, InodeId(dot_of(owner)?), FileKind::File)?,
-        };
-        for (dir, name) in names {
+        for (dir, name) in union::disputed_names(self.after, key)? {
             if let Some(conflict) = conflict::at(self.after, dir, &name)? {
                 let what = match conflict.matter {
                     Matter::Name if conflict::is_exclusive_broken(&conflict.choices) => What::Excl,

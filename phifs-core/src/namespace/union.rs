@@ -15,9 +15,11 @@ use smallvec::{SmallVec, smallvec};
 use crate::codec::{DecodeError, Encode, Reader};
 use crate::id::{DirId, Dot, InodeId};
 use crate::store::StoreError;
+use crate::volume::FileKind;
 
-use super::derive::{Child, Children, child_key};
+use super::derive::{Child, Children, child_key, dot_of, name_in_rest, split_child_key};
 use super::tables::{Rows, Table, Tables, TablesMut, malformed};
+use super::view;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -107,6 +109,15 @@ fn review<T: TablesMut + ?Sized>(tables: &mut T, union: &[DirId], name: &[u8]) -
     Ok(all.dirs().collect())
 }
 
+/// The names that a key of the table of conflicts is about, each with its directory: one, or all of an inode.
+pub(super) fn disputed_names<T: Tables + ?Sized>(tables: &T, key: &[u8]) -> Result<Vec<(DirId, Vec<u8>)>> {
+    if key.len() == Dot::LEN {
+        return view::names_of(tables, InodeId(dot_of(key)?), FileKind::File);
+    }
+    let (dir, name) = split_child_key(key)?;
+    Ok(vec![(dir, name.to_vec())])
+}
+
 /// Puts a key into the table of conflicts, or out of it.
 fn mark<T: TablesMut + ?Sized>(tables: &mut T, key: &[u8], is_conflict: bool) -> Result<()> {
     match (tables.get(Table::Conflicts, key)?.is_some(), is_conflict) {
@@ -177,7 +188,7 @@ fn shared_names<T: Tables + ?Sized>(tables: &T, parts: &[Members]) -> Result<BTr
     let mut names = BTreeSet::new();
     for (_, dir) in dirs.into_iter().filter(|(entries, _)| *entries > 0) {
         for (rest, _) in tables.with_prefix(Table::Children, &dir.0.to_bytes())? {
-            names.insert(rest.get(8..).unwrap_or_default().to_vec());
+            names.extend(name_in_rest(&rest).map(<[u8]>::to_vec));
         }
     }
     Ok(names)

@@ -60,16 +60,20 @@ fn may_be_display_name(name: &[u8]) -> bool {
     name[..digits].ends_with(DISPLAY_MARK)
 }
 
+/// The beginning of a name, in so many bytes, and not cut in the middle of a character.
+pub fn cut_name(name: &[u8], bytes_max: usize) -> &[u8] {
+    let mut kept = name.len().min(bytes_max);
+    while kept < name.len() && kept > 0 && name[kept] & 0xc0 == 0x80 {
+        kept -= 1;
+    }
+    &name[..kept]
+}
+
 /// The name by which a file is seen whose own name is a directory's: it ends with digits that follow from the link.
 pub fn display_name(name: &[u8], link: LinkId) -> Vec<u8> {
     let hash = blake3::hash(&link.0.to_bytes());
     let room = NAME_BYTES_MAX - DISPLAY_MARK.len() - DISPLAY_DIGITS;
-    let mut kept = name.len().min(room);
-    // Not in the middle of a character.
-    while kept < name.len() && kept > 0 && name[kept] & 0xc0 == 0x80 {
-        kept -= 1;
-    }
-    [&name[..kept], DISPLAY_MARK, hash.to_hex()[..DISPLAY_DIGITS].as_bytes()].concat()
+    [cut_name(name, room), DISPLAY_MARK, hash.to_hex()[..DISPLAY_DIGITS].as_bytes()].concat()
 }
 
 /// A file whose name is a directory's, and the name that it is seen by.
@@ -98,7 +102,7 @@ fn files_beside_directories<T: Tables + ?Sized>(tables: &T, members: &[DirId]) -
     for member in members {
         for (rest, _) in tables.with_prefix(Table::Conflicts, &member.0.to_bytes())? {
             // The prefix alone is an inode with several versions.
-            names.extend(rest.get(8..).map(<[u8]>::to_vec));
+            names.extend(derive::name_in_rest(&rest).map(<[u8]>::to_vec));
         }
     }
     let mut beside = Vec::new();

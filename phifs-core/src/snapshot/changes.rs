@@ -9,7 +9,7 @@ use crate::content::Content;
 use crate::id::{DirId, Dot, InodeId};
 use crate::meta::Frozen;
 use crate::namespace::coherence;
-use crate::namespace::derive::{Child, Children, dot_of};
+use crate::namespace::derive::{Child, Children, dot_of, split_child_key};
 use crate::namespace::row::{InodeRow, Mode, Owner};
 use crate::namespace::tables::{Rows, Table, Tables, malformed, suffixed_key};
 use crate::namespace::union;
@@ -90,7 +90,7 @@ pub fn stories(before: &Frozen, after: &Frozen) -> Result<Vec<Story>> {
         Ok(())
     })?;
     each_change(before, after, Table::Children, &mut |change| {
-        let (dir, name) = name_of(&change.key)?;
+        let (dir, name) = split_child_key(&change.key)?;
         let shown = |tables: &Frozen, row: &Option<bytes::Bytes>| -> Result<Option<Child>> {
             let Some(row) = row else { return Ok(None) };
             let children = Children::decode(row).map_err(|e| malformed("child", &change.key, e))?;
@@ -149,12 +149,6 @@ fn is_one_with_known(child: Child, here: &Frozen, there: &Frozen) -> Result<bool
         }
     }
     Ok(false)
-}
-
-fn name_of(key: &[u8]) -> Result<(DirId, &[u8])> {
-    const HASH_BYTES: usize = 8;
-    let dir = dot_of(key.get(..Dot::LEN).unwrap_or_default())?;
-    Ok((DirId(dir), key.get(Dot::LEN + HASH_BYTES..).unwrap_or_default()))
 }
 
 struct Side<'a> {

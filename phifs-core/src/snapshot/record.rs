@@ -14,8 +14,10 @@ use crate::identity::{Author, BadSignature, NodeKey, Signature};
 use crate::meta::{Roots, TableId};
 use crate::namespace::apply::GENESIS_DOT;
 use crate::namespace::tables::{DERIVED, REPLICATED};
-use crate::registry::text;
+use crate::registry::{Cut, text};
 use crate::time::{Hlc, Timestamp};
+
+use super::facts::Facts;
 
 const VERSION: u8 = 1;
 const SEAL_CONTEXT: &str = "phifs s8 snapshot v1";
@@ -90,6 +92,22 @@ pub struct Record {
 }
 
 impl Record {
+    /// The state that it is about.
+    pub fn cut(&self) -> Cut {
+        let (roots, context) = (self.roots.clone(), self.context.clone());
+        Cut { roots, context, hlc: self.theta.hlc, time: self.theta.time }
+    }
+
+    /// What was counted of that state, to go on counting from. What is new since is nothing yet.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            kappa: self.kappa,
+            logical_bytes: self.delta_phi.logical_bytes,
+            new_bytes: 0,
+            conflicts: self.coherence.conflicts,
+        }
+    }
+
     /// Names the state: equal for equal sets of operations, whatever happened on the way.
     pub fn root(&self) -> [u8; 32] {
         root_of(&self.roots)

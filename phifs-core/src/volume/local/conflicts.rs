@@ -102,13 +102,21 @@ impl LocalVolume {
         Ok(Explained { matter, choices, merge })
     }
 
+    /// Everything that people have to decide about: what no driver merges.
+    pub(super) fn disputed(&self, state: &State) -> Result<Vec<Conflict>> {
+        let mut disputed = Vec::new();
+        for conflict in conflict::all(state)? {
+            if !self.is_merged(state, &conflict)? {
+                disputed.push(conflict);
+            }
+        }
+        Ok(disputed)
+    }
+
     /// Everything to decide about that has a path.
     fn found_in(&self, state: &State) -> Result<Vec<Found>> {
         let mut found = Vec::new();
-        for conflict in conflict::all(state)? {
-            if self.is_merged(state, &conflict)? {
-                continue;
-            }
+        for conflict in self.disputed(state)? {
             if let Some(above) = view::path_of_dir(state, conflict.dir)? {
                 found.push(Found { path: [&above[..], b"/", &conflict.seen_name()].concat(), conflict });
             }
@@ -392,11 +400,7 @@ pub(super) fn name_of(name: &[u8], choice: &Choice, again: usize) -> Vec<u8> {
     let again = if again == 0 { String::new() } else { format!("-{again}") };
     let tag = format!("~{}{again}", tag_of(choice.dot, choice.hlc));
     let room = NAME_BYTES_MAX.saturating_sub(tag.len() + ending.len());
-    let mut kept = stem.len().min(room);
-    while kept < stem.len() && kept > 0 && stem[kept] & 0xc0 == 0x80 {
-        kept -= 1;
-    }
-    let mut full = [&stem[..kept], tag.as_bytes(), ending].concat();
+    let mut full = [view::cut_name(stem, room), tag.as_bytes(), ending].concat();
     full.truncate(NAME_BYTES_MAX);
     full
 }
@@ -485,12 +489,7 @@ impl LocalVolume {
 
     /// How many names in a directory and below it there is something to decide about.
     fn count_below(&self, state: &State, dir: DirId) -> Result<usize> {
-        let mut conflicts = Vec::new();
-        for conflict in conflict::all(state)? {
-            if !self.is_merged(state, &conflict)? {
-                conflicts.push(conflict);
-            }
-        }
+        let conflicts = self.disputed(state)?;
         if dir == DirId::ROOT || conflicts.is_empty() {
             return Ok(conflicts.len());
         }

@@ -15,7 +15,7 @@ use crate::id::{DirId, Dot, InodeId, LinkId};
 use crate::identity::Author;
 use crate::merkle;
 use crate::meta::{Frozen, Journal, Lsn, Roots, TableId};
-use crate::namespace::derive::{Child, Children, dot_of};
+use crate::namespace::derive::{Child, Children, dot_of, split_child_key};
 use crate::namespace::events::{self, Event};
 use crate::namespace::join::{Contexts, TheirRow, join};
 use crate::namespace::row::{InodeRow, LinkRow};
@@ -405,18 +405,15 @@ pub fn events_of<T: Tables + ?Sized>(
 
 /// What is different in the tables for those who look at the files.
 fn tell(joined: &Bulk<'_, State>) -> Result<Told, StoreError> {
-    const HASH_BYTES: usize = 8;
     let mut told = Told::default();
     let before = joined.under();
     for (key, row) in joined.changed(Table::Children) {
-        let shown = |row: &Bytes| {
-            let children = Children::decode(row).map_err(|e| malformed("child", key, e))?;
-            Ok::<_, StoreError>(children.shown())
-        };
-        let was = before.get(Table::Children, key)?.as_ref().map(shown).transpose()?;
-        if was.flatten() != row.map(shown).transpose()?.flatten() {
-            let dir = DirId(dot_of(key.get(..Dot::LEN).unwrap_or_default())?);
-            told.names.push((dir, key.get(Dot::LEN + HASH_BYTES..).unwrap_or_default().to_vec()));
+        let children = |row: &Bytes| Children::decode(row).map_err(|e| malformed("child", key, e));
+        let was = before.get(Table::Children, key)?.as_ref().map(children).transpose()?.unwrap_or_default();
+        let is = row.map(children).transpose()?.unwrap_or_default();
+        if was.shown() != is.shown() {
+            let (dir, name) = split_child_key(key)?;
+            told.names.push((dir, name.to_vec()));
         }
     }
     let mut inodes = BTreeSet::new();

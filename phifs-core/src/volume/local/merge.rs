@@ -227,8 +227,7 @@ impl LocalVolume {
         }
         // It was known for as long as it had its name.
         self.find_snapshot(&name)?;
-        let (roots, context) = (record.roots.clone(), record.context.clone());
-        let cut = Cut { roots, context, hlc: record.theta.hlc, time: record.theta.time };
+        let cut = record.cut();
         Ok(Source { cut, authors: record.authors.clone(), id: Some(sealed.id()), _kept })
     }
 
@@ -363,9 +362,7 @@ impl LocalVolume {
 
     fn merge_snapshots(&self, target: &str, source: &Source, options: &MergeOptions) -> Result<Merged> {
         let (target_name, sealed, _kept) = self.sealed_snapshot(target)?;
-        let record = &sealed.record;
-        let (roots, context) = (record.roots.clone(), record.context.clone());
-        let target = Cut { roots, context, hlc: record.theta.hlc, time: record.theta.time };
+        let target = sealed.record.cut();
         if options.dry_run {
             return self.tell_merge(&target, source);
         }

@@ -19,10 +19,8 @@ use crate::id::S8Id;
 use crate::identity::NodePublicKey;
 use crate::meta::{Frozen, Roots};
 use crate::namespace::tables::{Rows, Table, malformed};
-use crate::registry::Cut;
-use crate::snapshot::facts::{self, Facts};
 use crate::snapshot::stream::{self, Base, Header, Reader, Writer};
-use crate::snapshot::{Coherence, DeltaPhi, Record, SealedRecord, Theta, transfer};
+use crate::snapshot::{SealedRecord, transfer};
 use crate::store::StoreError;
 
 use super::LocalVolume;
@@ -105,44 +103,11 @@ impl LocalVolume {
             return Ok(head.clone());
         }
         let Source { cut, authors, _kept, .. } = self.line_as_source(self)?;
-        let (volume, author) = {
-            let state = self.state.read();
-            (self.volume_id(&state).map_err(MergeError::from)?, state.author)
-        };
-        let facts = self.facts_since(last.as_ref(), &cut)?;
-        let record = Record {
-            volume,
-            parents: Vec::new(),
-            authors,
-            theta: Theta { hlc: cut.hlc, time: cut.time, lag_micros: 0 },
-            delta_phi: DeltaPhi {
-                logical_bytes: facts.logical_bytes,
-                unique_bytes: self.store.usage().data_plain_bytes,
-                new_bytes: facts.new_bytes,
-            },
-            kappa: facts.kappa,
-            coherence: Coherence { conflicts: facts.conflicts, r_millionths: 1_000_000 },
-            author,
-            label: LABEL.into(),
-            roots: cut.roots,
-            context: cut.context,
-        };
-        let head = Head { sealed: SealedRecord::seal(record, &self.key), _kept };
+        let before = last.as_ref().map(|head| &head.sealed.record);
+        let sealed = self.seal_state(&cut, authors, Vec::new(), before, LABEL).map_err(MergeError::from)?;
+        let head = Head { sealed, _kept };
         *last = Some(head.clone());
         Ok(head)
-    }
-
-    fn facts_since(&self, last: Option<&Head>, cut: &Cut) -> Result<Facts> {
-        let after = self.frozen(cut);
-        let Some(last) = last else { return Ok(facts::count(&*self.store, None, &after)?) };
-        let record = &last.sealed.record;
-        let counted = Facts {
-            kappa: record.kappa,
-            logical_bytes: record.delta_phi.logical_bytes,
-            new_bytes: 0,
-            conflicts: record.coherence.conflicts,
-        };
-        Ok(facts::count(&*self.store, Some((&self.frozen_head(last), &counted)), &after)?)
     }
 
     fn frozen_head(&self, head: &Head) -> Frozen {
@@ -223,13 +188,8 @@ impl LocalVolume {
             self.in_use.keep(&record.roots)
         };
         let head = Head { sealed: sealed.clone(), _kept: merged.clone() };
-        let cut = Cut {
-            roots: record.roots.clone(),
-            context: record.context.clone(),
-            hlc: record.theta.hlc,
-            time: record.theta.time,
-        };
-        let source = Source { cut, authors: record.authors.clone(), id: Some(sealed.id()), _kept: merged };
+        let (cut, authors) = (record.cut(), record.authors.clone());
+        let source = Source { cut, authors, id: Some(sealed.id()), _kept: merged };
         let outcome = self.merge_source(&source, &MergeOptions::default())?;
         self.remember(LEARNED, peer, &head)?;
         self.peers.learned.lock().insert(*peer, head);

@@ -22,7 +22,7 @@ use crate::namespace::row::Closure;
 use crate::namespace::tables::{DERIVED, REPLICATED, malformed};
 use crate::namespace::{Table, Tables};
 use crate::registry::{Cut, Key, NamedSnapshot, check_name};
-use crate::snapshot::facts::{self, Facts};
+use crate::snapshot::facts;
 use crate::snapshot::keep::Candidate;
 use crate::snapshot::record::{authors_of, roots_of_state};
 use crate::snapshot::{Coherence, DeltaPhi, Record, SealedRecord, Theta};
@@ -350,7 +350,7 @@ impl LocalVolume {
 
     fn seal_snapshot(&self, name: &str, mut snapshot: NamedSnapshot) -> Result<()> {
         let authors = self.authors_in(&snapshot.cut)?;
-        let (head_key, mut parents, volume, author) = {
+        let (head_key, parents) = {
             let state = self.state.read();
             // What was merged is no step of any line.
             let (head_key, parents) = match merged_parents(&state, name)? {
@@ -364,29 +364,11 @@ impl LocalVolume {
                     (Some(head_key(branch)), parent.into_iter().collect())
                 }
             };
-            (head_key, parents, self.volume_id(&state)?, state.author)
+            (head_key, parents)
         };
-        let facts = self.count_facts(parents.first().copied(), &snapshot.cut)?;
-        parents.sort_unstable();
-        let usage = self.store.usage();
-        let record = Record {
-            volume,
-            roots: snapshot.cut.roots.clone(),
-            parents,
-            context: snapshot.cut.context.clone(),
-            authors,
-            theta: Theta { hlc: snapshot.cut.hlc, time: snapshot.cut.time, lag_micros: 0 },
-            delta_phi: DeltaPhi {
-                logical_bytes: facts.logical_bytes,
-                unique_bytes: usage.data_plain_bytes,
-                new_bytes: facts.new_bytes,
-            },
-            kappa: facts.kappa,
-            coherence: Coherence { conflicts: facts.conflicts, r_millionths: 1_000_000 },
-            author,
-            label: name.into(),
-        };
-        let sealed = SealedRecord::seal(record, &self.key);
+        let parent = parents.first().map(|parent| self.sealed_record(*parent)).transpose()?.flatten();
+        let before = parent.as_ref().map(|sealed| &sealed.record);
+        let sealed = self.seal_state(&snapshot.cut, authors, parents, before, name)?;
         let id = sealed.id();
         let mut state = self.state.write();
         // Deleted, or made anew under the same name, in the meantime.
@@ -404,22 +386,45 @@ impl LocalVolume {
         Ok(())
     }
 
-    /// Along what changed since the parent, if that is still there.
-    fn count_facts(&self, parent: Option<S8Id>, cut: &Cut) -> Result<Facts> {
-        let after = self.frozen(cut);
-        if let Some(parent) = parent
-            && let Some(SealedRecord { record, .. }) = self.sealed_record(parent)?
-        {
-            let before = Frozen::new(self.nodes.clone(), record.roots.clone());
-            let counted = Facts {
-                kappa: record.kappa,
-                logical_bytes: record.delta_phi.logical_bytes,
-                new_bytes: 0,
-                conflicts: record.coherence.conflicts,
-            };
-            return Ok(facts::count(&*self.store, Some((&before, &counted)), &after)?);
-        }
-        Ok(facts::count(&*self.store, None, &after)?)
+    /// Counts and signs a state, along what changed since `before` if there is such a record.
+    pub(super) fn seal_state(
+        &self,
+        cut: &Cut,
+        authors: Vec<Author>,
+        mut parents: Vec<S8Id>,
+        before: Option<&Record>,
+        label: &str,
+    ) -> Result<SealedRecord> {
+        let facts = match before {
+            Some(record) => {
+                let frozen = Frozen::new(self.nodes.clone(), record.roots.clone());
+                facts::count(&*self.store, Some((&frozen, &record.facts())), &self.frozen(cut))?
+            }
+            None => facts::count(&*self.store, None, &self.frozen(cut))?,
+        };
+        let (volume, author) = {
+            let state = self.state.read();
+            (self.volume_id(&state)?, state.author)
+        };
+        parents.sort_unstable();
+        let record = Record {
+            volume,
+            roots: cut.roots.clone(),
+            parents,
+            context: cut.context.clone(),
+            authors,
+            theta: Theta { hlc: cut.hlc, time: cut.time, lag_micros: 0 },
+            delta_phi: DeltaPhi {
+                logical_bytes: facts.logical_bytes,
+                unique_bytes: self.store.usage().data_plain_bytes,
+                new_bytes: facts.new_bytes,
+            },
+            kappa: facts.kappa,
+            coherence: Coherence { conflicts: facts.conflicts, r_millionths: 1_000_000 },
+            author,
+            label: label.into(),
+        };
+        Ok(SealedRecord::seal(record, &self.key))
     }
 
     /// Names the volume, on every node and in every copy of it.

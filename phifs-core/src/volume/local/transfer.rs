@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use crate::id::S8Id;
 use crate::identity::NodePublicKey;
 use crate::meta::{Frozen, Roots};
-use crate::registry::{Cut, Key, NamedSnapshot, check_name};
+use crate::registry::{Key, NamedSnapshot, check_name};
 use crate::snapshot::stream::{self, Base, Header, Reader, StreamError, Writer};
 use crate::snapshot::transfer::{self, Received};
 use crate::snapshot::{Record, SealedRecord};
@@ -343,10 +343,8 @@ impl LocalVolume {
 
 /// What the registry says of a snapshot from elsewhere.
 pub(super) fn entries(name: &str, sealed: &SealedRecord) -> Vec<(Key, Option<Vec<u8>>)> {
-    let record = &sealed.record;
-    let Record { roots, context, theta, .. } = record;
-    let cut = Cut { roots: roots.clone(), context: context.clone(), hlc: theta.hlc, time: theta.time };
-    let snapshot = NamedSnapshot { cut, id: Some(sealed.id()), scheduled: false, labels: Vec::new() };
+    let snapshot =
+        NamedSnapshot { cut: sealed.record.cut(), id: Some(sealed.id()), scheduled: false, labels: Vec::new() };
     vec![(Key::Record(sealed.id()), Some(sealed.encode())), (Key::Snapshot(name.into()), Some(snapshot.encode()))]
 }
 

@@ -29,13 +29,11 @@ impl LocalVolume {
         let state = self.state.read();
         let dir = union::members(&*state, dir)?[0];
         let mut siblings = Vec::new();
-        for conflict in conflict::all(&*state)? {
-            if conflict.dir == dir && !self.is_merged(&state, &conflict)? {
-                for choice in &conflict.choices[1..] {
-                    let name = name_of(&conflict.name, choice, 0);
-                    let node = Node::Version { inode: choice.inode, version: choice.dot };
-                    siblings.push((name_hash(&name), name, node));
-                }
+        for conflict in self.disputed(&state)?.iter().filter(|conflict| conflict.dir == dir) {
+            for choice in &conflict.choices[1..] {
+                let name = name_of(&conflict.name, choice, 0);
+                let node = Node::Version { inode: choice.inode, version: choice.dot };
+                siblings.push((name_hash(&name), name, node));
             }
         }
         siblings.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
@@ -72,10 +70,7 @@ impl LocalVolume {
         let dir = union::members(&*state, dir)?[0];
         let Some(above) = view::path_of_dir(&*state, dir)? else { return Ok(Vec::new()) };
         let mut listed: Vec<(Vec<u8>, Listed)> = Vec::new();
-        for conflict in conflict::all(&*state)? {
-            if self.is_merged(&state, &conflict)? {
-                continue;
-            }
+        for conflict in self.disputed(&state)? {
             if conflict.dir == dir {
                 listed.extend(node_of(from, &conflict).map(|node| (conflict.seen_name(), Listed::Node(node))));
                 continue;
