@@ -427,3 +427,64 @@ fn what_lies_deeper_than_a_path_can_name_is_disputed_and_no_event() {
     drop((volume, one));
     assert_eq!(disputed(&reopen(&disk, &env)).len(), 2);
 }
+
+/// The names that the kernel was told of.
+#[derive(Default)]
+struct Told(parking_lot::Mutex<Vec<(Ino, Vec<u8>)>>);
+
+impl phifs_core::volume::Invalidate for Told {
+    fn inode(&self, _: Ino, _: bool) {}
+    fn entry(&self, parent: Ino, name: &[u8]) {
+        self.0.lock().push((parent, name.to_vec()));
+    }
+    fn file(&self, _: Ino) {}
+}
+
+fn listen(line: &LocalVolume) -> Arc<Told> {
+    let told = Arc::new(Told::default());
+    line.set_invalidate(told.clone());
+    told
+}
+
+#[test]
+fn the_kernel_hears_of_a_name_under_the_member_of_a_union_that_it_knows() {
+    let (_, _, volume, one) = two_lines(|_| {});
+    let here = mkdir(&volume, Ino::ROOT, b"d");
+    let there = mkdir(&one, Ino::ROOT, b"d");
+    merge(&volume, "one", "live");
+    merge(&volume, "live", "one");
+    let told = [listen(&volume), listen(&one)];
+    write_in(&volume, here, b"of volume", b"1");
+    write_in(&one, there, b"of one", b"1");
+    settle(&one);
+    told.iter().for_each(|told| told.0.lock().clear());
+    merge(&volume, "one", "live");
+    merge(&volume, "live", "one");
+    for (told, known, name) in [(&told[0], here, &b"of one"[..]), (&told[1], there, b"of volume")] {
+        assert!(told.0.lock().contains(&(known, name.to_vec())), "{:?}", told.0.lock());
+    }
+}
+
+#[test]
+fn the_kernel_hears_of_a_name_that_shows_another_file() {
+    let (_, env, volume, one) = two_lines(|_| {});
+    for (first, second, name) in
+        [(&volume, &*one, b"p"), (&*one, &volume, b"q")].map(|(a, b, name)| (a as &LocalVolume, b, name))
+    {
+        write(first, name, b"first");
+        settle(first);
+        env.advance();
+        write(second, name, b"second");
+        settle(second);
+        env.advance();
+    }
+    let told = [listen(&volume), listen(&one)];
+    merge(&volume, "one", "live");
+    merge(&volume, "live", "one");
+    for (told, line, name) in [(&told[0], &volume, b"p"), (&told[1], &*one, b"q")]
+        .map(|(told, line, name)| (told, line as &LocalVolume, name))
+    {
+        assert_eq!(read(line, find(line, Ino::ROOT, name)), b"second");
+        assert!(told.0.lock().contains(&(Ino::ROOT, name.to_vec())), "{:?}", told.0.lock());
+    }
+}

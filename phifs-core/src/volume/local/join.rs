@@ -15,7 +15,8 @@ use crate::id::{DirId, Dot, InodeId, LinkId};
 use crate::identity::Author;
 use crate::merkle;
 use crate::meta::{Frozen, Journal, Lsn, Roots, TableId};
-use crate::namespace::derive::{Child, Children, dot_of, split_child_key};
+use crate::namespace::coherence;
+use crate::namespace::derive::{Child, Children, child_key, dot_of, split_child_key};
 use crate::namespace::events::{self, Event};
 use crate::namespace::join::{Contexts, TheirRow, join};
 use crate::namespace::row::{InodeRow, LinkRow};
@@ -411,7 +412,7 @@ fn tell(joined: &Bulk<'_, State>) -> Result<Told, StoreError> {
         let children = |row: &Bytes| Children::decode(row).map_err(|e| malformed("child", key, e));
         let was = before.get(Table::Children, key)?.as_ref().map(children).transpose()?.unwrap_or_default();
         let is = row.map(children).transpose()?.unwrap_or_default();
-        if was.shown() != is.shown() {
+        if coherence::shown(before, was.all())? != coherence::shown(joined, is.all())? {
             let (dir, name) = split_child_key(key)?;
             told.names.push((dir, name.to_vec()));
         }
@@ -441,6 +442,12 @@ fn tell(joined: &Bulk<'_, State>) -> Result<Told, StoreError> {
         let version = |row: &InodeRow| Stat::of(row).version.map(|(dot, _)| dot);
         if was.kind() == FileKind::File && now.as_ref().map(version) != Some(version(&was)) {
             told.contents.push(id);
+            // Of several files of a name, another one may be shown now.
+            for (dir, name) in view::names_of(joined, id, FileKind::File)? {
+                if joined.get(Table::Conflicts, &child_key(dir, &name))?.is_some() {
+                    told.names.push((dir, name));
+                }
+            }
         }
     }
     for (key, _) in joined.changed(Table::Xattrs) {

@@ -27,6 +27,7 @@ use crate::namespace::events::Event;
 use crate::namespace::row::Closure;
 use crate::namespace::suspect::{self, Suspect};
 use crate::namespace::tables::{Rows, Tables};
+use crate::namespace::union;
 use crate::namespace::view::Stat;
 use crate::registry::{Cut, Key, NamedSnapshot, check_name};
 use crate::snapshot::changes::{Change, changes};
@@ -429,7 +430,9 @@ impl LocalVolume {
         if let Some(kernel) = &*self.invalidate.read() {
             let state = self.state.read();
             for (dir, name) in &told.names {
-                kernel.entry(state.ino(dir.inode()), name);
+                for member in union::members(&*state, *dir)? {
+                    kernel.entry(state.ino(member.inode()), name);
+                }
             }
             for id in told.inodes.iter().chain(&told.nameless) {
                 kernel.inode(state.ino(*id), false);
