@@ -8,7 +8,7 @@ use super::glyphs::GlyphStore;
 use super::record::{self, Codec, DELTAS_MAX, GLYPH_BYTES_MAX, Header, Record};
 use super::room::Purpose;
 use super::{GlyphKind, GlyphSource, StoreError};
-use crate::codec::DecodeError;
+use crate::codec::{self, DecodeError, Encode, Reader};
 use crate::id::GlyphId;
 
 /// A glyph in the form in which it is stored.
@@ -38,6 +38,26 @@ impl StoredGlyph {
     pub fn check_lengths(plain_bytes: u32, stored_bytes: u64) -> Result<(), DecodeError> {
         let is_sane = plain_bytes as usize <= GLYPH_BYTES_MAX && stored_bytes <= u64::from(plain_bytes);
         if is_sane { Ok(()) } else { Err(DecodeError::NotCanonical("the length of a glyph")) }
+    }
+
+    /// Everything but the id, for whoever asked for it: kind and codec, the plain length, the stored bytes.
+    pub fn encode(&self) -> Bytes {
+        let (kind, codec) = self.tags();
+        let mut out = Vec::with_capacity(2 + 4 + self.bytes.len());
+        out.put_u8(kind);
+        out.put_u8(codec);
+        out.put_u32(self.plain_bytes());
+        out.put_bytes(&self.bytes);
+        out.into()
+    }
+
+    /// What `encode` made of this glyph, or what somebody says it made of it: see `new`.
+    pub fn decode(id: GlyphId, bytes: &[u8]) -> codec::Result<Self> {
+        let mut reader = Reader::new(bytes);
+        let (kind, codec, plain_bytes) = (reader.u8()?, reader.u8()?, reader.u32()?);
+        let stored = reader.bytes(reader.remaining())?;
+        Self::check_lengths(plain_bytes, stored.len() as u64)?;
+        Self::new((kind, codec), id, plain_bytes, Bytes::copy_from_slice(stored))
     }
 
     pub fn kind(&self) -> GlyphKind {
@@ -108,7 +128,7 @@ impl GlyphStore {
     }
 
     /// Whether a glyph is there. If it is, it is treated from now on as if it had just been put.
-    pub(super) fn pin_stored(&self, kind: GlyphKind, id: &GlyphId) -> bool {
+    pub fn pin_stored(&self, kind: GlyphKind, id: &GlyphId) -> bool {
         let _gate = self.gate.read();
         self.pin_chain(kind, id).is_some()
     }

@@ -11,6 +11,7 @@
 //! | `publication` | staged bytes become versions; the files of a group together |
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
 //! | `collect` | garbage collection |
+//! | `glyphs` | glyphs that come from other machines, and go to them, one by one |
 //! | `conflicts` | what people have to decide about |
 //! | `branches` | lines of changes of their own, which began as snapshots |
 //! | `snapshots` | named snapshots: taken, sealed, deleted |
@@ -70,6 +71,7 @@ mod conflicts;
 mod drivers;
 mod durable;
 mod files;
+mod glyphs;
 mod history;
 mod join;
 mod lost;
