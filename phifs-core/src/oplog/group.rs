@@ -221,8 +221,8 @@ impl SealedGroup {
     }
 
     /// Reads a group without checking the signature: for recovery, which reads what this node checked before and must
-    /// not take a minute for it. No such group may leave the log.
-    pub(super) fn parse(bytes: Bytes) -> Result<Self, GroupError> {
+    /// not take a minute for it. No such group may leave this node.
+    pub(crate) fn parse(bytes: Bytes) -> Result<Self, GroupError> {
         check_limit("bytes", bytes.len(), GROUP_BYTES_MAX)?;
         let mut reader = Reader::new(&bytes);
         match reader.u8()? {

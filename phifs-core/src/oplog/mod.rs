@@ -19,6 +19,7 @@ mod read;
 mod recover;
 mod segment;
 
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -38,6 +39,11 @@ use crate::disk::{Disk, FileName};
 use crate::id::AuthorId;
 use recover::{Found, Link, Segment};
 use segment::Place;
+
+/// The latest groups stay in memory, up to so many bytes: peers ask for them within moments.
+const TAIL_BYTES_MAX: usize = 4 << 20;
+/// No more is read for a peer: comparing states is quicker then.
+const RANGES_BYTES_MAX: usize = 64 << 20;
 
 /// A segment grows to about this size before the next one begins.
 pub const SEGMENT_BYTES: u64 = 16 << 20;
@@ -92,6 +98,52 @@ struct State {
     /// Whether the next group goes to the last segment: there is one, and it is sound.
     appendable: bool,
     failed: bool,
+    tail: Tail,
+}
+
+/// The groups that were added last.
+#[derive(Default)]
+struct Tail {
+    groups: VecDeque<SealedGroup>,
+    bytes: usize,
+}
+
+impl Tail {
+    fn push(&mut self, group: &SealedGroup) {
+        self.bytes += group.encoded().len();
+        self.groups.push_back(group.clone());
+        while self.bytes > TAIL_BYTES_MAX
+            && let Some(oldest) = self.groups.pop_front()
+        {
+            self.bytes -= oldest.encoded().len();
+        }
+    }
+}
+
+/// Picks out of groups, the newest first, those that somebody lacks.
+struct Wanted {
+    /// What is still to be found of each author.
+    missing: BTreeMap<AuthorId, RangeInclusive<u64>>,
+    found: Vec<SealedGroup>,
+    bytes: usize,
+}
+
+impl Wanted {
+    /// Says whether to go on. It is in vain when something is missing in the middle.
+    fn pick(&mut self, group: SealedGroup) -> bool {
+        if let Some(missing) = self.missing.get_mut(&group.author_id()) {
+            let has = group.first()..=group.last();
+            if has.contains(missing.end()) {
+                *missing = *missing.start()..=has.start() - 1;
+                self.bytes += group.encoded().len();
+                self.found.push(group);
+            } else if group.last() < *missing.end() {
+                return false;
+            }
+        }
+        self.missing.retain(|_, missing| !missing.is_empty());
+        !self.missing.is_empty() && self.bytes <= RANGES_BYTES_MAX
+    }
 }
 
 impl Oplog {
@@ -105,7 +157,8 @@ impl Oplog {
     pub fn open(disk: Arc<dyn Disk>, store: [u8; 16], segment_bytes: u64) -> Result<(Self, Report)> {
         let (Found { segments, heads, appendable }, report) = recover::recover(&*disk, store)?;
         let synced_bytes = segments.last().map_or(0, |segment| segment.len_bytes);
-        let state = State { segments, heads, synced_bytes, appendable, failed: false };
+        let tail = Tail::default();
+        let state = State { segments, heads, synced_bytes, appendable, failed: false, tail };
         Ok((Self { disk, store, segment_bytes, state: Mutex::new(state) }, report))
     }
 
@@ -168,6 +221,7 @@ impl Oplog {
         last.file.write_at(&bytes, last.len_bytes).map_err(disk_error("writing to the operation log"))?;
         last.len_bytes += bytes.len() as u64;
         state.heads.insert(author, group.head());
+        state.tail.push(group);
         Ok(appended)
     }
 
@@ -204,6 +258,42 @@ impl Oplog {
     pub fn read(&self, author: AuthorId, from: u64) -> Groups {
         let state = self.state.lock();
         Groups::new(&state.segments, &state.heads, author, from)
+    }
+
+    /// The groups with these operations, in the order in which they were taken in; nothing if the log does not have all of
+    /// them, or they are so many that it is better not to read them. The first of an author may begin earlier.
+    pub fn ranges(&self, wanted: &[(AuthorId, RangeInclusive<u64>)]) -> Result<Option<Vec<SealedGroup>>> {
+        let missing = wanted.iter().filter(|(_, range)| !range.is_empty()).cloned().collect();
+        let mut wanted = Wanted { missing, found: Vec::new(), bytes: 0 };
+        let mut goes_on = !wanted.missing.is_empty();
+        let (segments, in_memory) = {
+            let state = self.state.lock();
+            // Behind its head nothing is in the log.
+            let beyond = |(author, range): (&AuthorId, &RangeInclusive<u64>)| {
+                state.heads.get(author).is_none_or(|head| head.n < *range.end())
+            };
+            if wanted.missing.iter().any(beyond) {
+                return Ok(None);
+            }
+            for group in state.tail.groups.iter().rev() {
+                goes_on = goes_on && wanted.pick(group.clone());
+            }
+            (state.segments.clone(), state.tail.groups.len())
+        };
+        if goes_on {
+            for group in Recent::new(segments).skip(in_memory) {
+                let goes_on = match group {
+                    Ok(group) => wanted.pick(group),
+                    Err(OplogError::Damaged(_)) => false,
+                    Err(error) => return Err(error),
+                };
+                if !goes_on {
+                    break;
+                }
+            }
+        }
+        wanted.found.reverse();
+        Ok(wanted.missing.is_empty().then_some(wanted.found))
     }
 
     /// All groups, the newest first. Damaged places yield `Damaged`.

@@ -49,7 +49,11 @@ impl TestEnv {
     }
 
     pub fn advance(&self) -> Timestamp {
-        self.millis.fetch_add(1, Ordering::Relaxed);
+        self.move_by(1)
+    }
+
+    pub fn move_by(&self, millis: u64) -> Timestamp {
+        self.millis.fetch_add(millis, Ordering::Relaxed);
         self.now()
     }
 }

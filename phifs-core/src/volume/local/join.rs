@@ -15,10 +15,13 @@ use crate::id::{DirId, Dot, InodeId, LinkId};
 use crate::identity::Author;
 use crate::merkle;
 use crate::meta::{Frozen, Journal, Lsn, Roots, TableId};
+use crate::namespace::apply::apply;
 use crate::namespace::coherence;
 use crate::namespace::derive::{Child, Children, child_key, dot_of, split_child_key};
 use crate::namespace::events::{self, Event};
 use crate::namespace::join::{Contexts, TheirRow, join};
+use crate::namespace::op::Op;
+use crate::namespace::register::Register;
 use crate::namespace::row::{InodeRow, LinkRow};
 use crate::namespace::suspect::{self, Suspect};
 use crate::namespace::tables::{REPLICATED, Rows, Table, Tables, TablesMut, malformed};
@@ -26,6 +29,7 @@ use crate::namespace::union;
 use crate::namespace::view::{self, Stat};
 use crate::registry::Cut;
 use crate::store::StoreError;
+use crate::time::Timestamp;
 use crate::volume::{FileKind, VolumeError};
 
 use super::bulk::{Bulk, Changes};
@@ -99,11 +103,13 @@ pub fn joined<'a, T: Tables + ?Sized>(
     suspect::check_rows(mine, &theirs.context, rows)?;
     let bulk = joined_unchecked(mine, context, theirs, rows)?;
     suspect::check_joined(&bulk, rows)?;
-    if let Some((table, key)) = bulk.too_large() {
-        let source = codec::DecodeError::NotCanonical("the size of a row");
-        return Err(malformed(&table.to_string(), key, source).into());
-    }
+    check_sizes(&bulk)?;
     Ok(bulk)
+}
+
+fn check_sizes<T: Tables + ?Sized>(bulk: &Bulk<'_, T>) -> Result<(), StoreError> {
+    let Some((table, key)) = bulk.too_large() else { return Ok(()) };
+    Err(malformed(&table.to_string(), key, codec::DecodeError::NotCanonical("the size of a row")))
 }
 
 fn joined_unchecked<'a, T: Tables + ?Sized>(
@@ -181,16 +187,41 @@ impl State {
         let told = tell(&bulk)?;
         let (named, nameless) = self.names_of_changed(&bulk, &told)?;
         let events = events_of(&bulk, &self.context, &merge.theirs.context, rows)?;
-        self.bring_along(&mut bulk, merge, named, &nameless)?;
-        self.keep_known_numbers(&mut bulk)?;
-        self.note_events(&mut bulk, merge, &events)?;
+        let told = Told { nameless, events, ..told };
+        self.bring_along(&mut bulk, merge.theirs.time, merge.retention, &told, named)?;
+        Ok(self.as_joined(bulk, told)?)
+    }
+
+    /// Finds out what operations of another node, all of them new, make of the tables. `theirs` is what their author knew.
+    pub fn rehearse_ops(
+        &self,
+        ops: &[Op],
+        theirs: &VersionVector,
+        time: Timestamp,
+        retention: Retention,
+    ) -> Result<Joined, Suspect> {
+        let mut bulk = Bulk::new(self);
+        ops.iter().try_for_each(|op| apply(&mut bulk, op))?;
+        let rows = rows_of_author(&bulk, theirs)?;
+        suspect::check_joined(&bulk, &rows)?;
+        check_sizes(&bulk)?;
+        let told = tell(&bulk)?;
+        let (named, nameless) = self.names_of_changed(&bulk, &told)?;
+        // An author who knew all that is known here has met nobody.
+        let events =
+            if theirs.covers(&self.context) { Vec::new() } else { events_of(&bulk, &self.context, theirs, &rows)? };
+        let told = Told { nameless, events, ..told };
+        self.bring_along(&mut bulk, time, retention, &told, named)?;
+        Ok(self.as_joined(bulk, told)?)
+    }
+
+    fn as_joined(&self, bulk: Bulk<'_, Self>, told: Told) -> Result<Joined, StoreError> {
         let mut inodes = self.inodes();
         for (key, row) in bulk.changed(Table::Inodes) {
             let is_new = !self.context.contains(dot_of(key)?);
             let was_there = !is_new && self.get(Table::Inodes, key)?.is_some();
             inodes = inodes + u64::from(row.is_some()) - u64::from(was_there);
         }
-        let told = Told { nameless, events, ..told };
         Ok(Joined { told, changes: bulk.into_changes(), inodes, transactions: self.transactions() })
     }
 
@@ -230,16 +261,31 @@ impl State {
         Ok((has, has_none))
     }
 
-    /// Brings the rows of this machine along: graves of inodes without names, and versions that were replaced.
+    /// Brings the rows of this machine along: graves of inodes without names, versions that were replaced, the numbers of
+    /// unions, and what is noted of all this.
     fn bring_along(
         &self,
         joined: &mut Bulk<'_, Self>,
-        merge: &Merge,
+        time: Timestamp,
+        retention: Retention,
+        told: &Told,
+        named: Vec<InodeId>,
+    ) -> Result<(), StoreError> {
+        self.keep_history(joined, time, retention, named, &told.nameless)?;
+        self.keep_known_numbers(joined)?;
+        self.note_events(joined, time, &told.events)
+    }
+
+    fn keep_history(
+        &self,
+        joined: &mut Bulk<'_, Self>,
+        time: Timestamp,
+        retention: Retention,
         named: Vec<InodeId>,
         nameless: &[InodeId],
     ) -> Result<(), StoreError> {
         let local = |about: u8, id: InodeId| local_key(about, &id.0.to_bytes());
-        let mut draft = self.draft(merge.theirs.time);
+        let mut draft = self.draft(time);
         let failed = |error: VolumeError| match error {
             VolumeError::Store(error) => error,
             error => unreachable!("rows of history only fail to be read: {error}"),
@@ -256,7 +302,7 @@ impl State {
             for dot in now.versions.dots() {
                 before.versions.remove(dot);
             }
-            history::keep_replaced(self, &mut draft, id, &before, merge.retention).map_err(failed)?;
+            history::keep_replaced(self, &mut draft, id, &before, retention).map_err(failed)?;
         }
         // Most have neither, and there are few of these rows.
         for about in [b'g', b'o'] {
@@ -282,7 +328,7 @@ impl State {
     }
 
     /// Notes what happened for `phifs log --conflicts`, and forgets the oldest of what was noted before.
-    fn note_events(&self, joined: &mut Bulk<'_, Self>, merge: &Merge, events: &[Event]) -> Result<(), StoreError> {
+    fn note_events(&self, joined: &mut Bulk<'_, Self>, time: Timestamp, events: &[Event]) -> Result<(), StoreError> {
         if events.is_empty() {
             return Ok(());
         }
@@ -290,7 +336,7 @@ impl State {
         for (rest, _) in known.iter().take((known.len() + events.len()).saturating_sub(EVENTS_MAX)) {
             joined.delete(Table::Local, &local_key(EVENT, rest));
         }
-        let millis = merge.theirs.time.millis();
+        let millis = time.millis();
         for (n, event) in events.iter().take(EVENTS_MAX).enumerate() {
             let which = [&millis.to_be_bytes()[..], &(n as u32).to_be_bytes()].concat();
             joined.put(Table::Local, &local_key(EVENT, &which), &event.encode());
@@ -349,15 +395,20 @@ impl State {
     }
 
     fn take_merge(&mut self, merge: &Merge, joined: Joined) {
-        assert_eq!(joined.transactions, self.transactions(), "a join outlived the state it was made of");
-        let authors = self.meet(&merge.authors);
-        for (key, value) in authors {
-            self.put(Table::Local, &key, &value.unwrap_or_default());
-        }
-        self.take_changes(joined.changes, joined.inodes);
+        self.take_joined(&merge.authors, joined);
         self.context.join(&merge.theirs.context);
         self.hlc = self.hlc.max(merge.theirs.hlc);
         self.count_merge();
+        self.tell_change();
+    }
+
+    pub(super) fn take_joined(&mut self, authors: &[Author], joined: Joined) {
+        self.end_group();
+        assert_eq!(joined.transactions, self.transactions(), "a join outlived the state it was made of");
+        for (key, value) in self.meet(authors) {
+            self.put(Table::Local, &key, &value.unwrap_or_default());
+        }
+        self.take_changes(joined.changes, joined.inodes);
     }
 
     /// Does a join again that is found in the journal. Says what was joined, unless the tables have it already.
@@ -402,6 +453,43 @@ pub fn events_of<T: Tables + ?Sized>(
     }
     let contexts = Contexts { mine: &|dot| mine.contains(dot), theirs: &|dot| theirs.contains(dot) };
     events::Joined { before, after: joined, contexts: &contexts, rows, new: &new, paths: RefCell::default() }.events()
+}
+
+/// The changed rows as the other side has them who knows no more than `theirs`.
+fn rows_of_author<T: Tables + ?Sized>(bulk: &Bulk<'_, T>, theirs: &VersionVector) -> Result<Vec<TheirRow>, StoreError> {
+    fn seen<V>(register: &mut Register<V>, theirs: &VersionVector) {
+        let unseen: Vec<Dot> = register.dots().filter(|dot| !theirs.contains(*dot)).collect();
+        unseen.into_iter().for_each(|dot| register.remove(dot));
+    }
+    let mut rows = Vec::new();
+    for table in REPLICATED {
+        for (key, value) in bulk.changed(table) {
+            let decode = |what: &'static str| move |error| malformed(what, key, error);
+            let value = match (table, value) {
+                (Table::Inodes, Some(value)) => {
+                    let id = dot_of(key)?;
+                    let mut row = InodeRow::decode(id, value).map_err(decode("inode"))?;
+                    seen(&mut row.birth, theirs);
+                    seen(&mut row.alive, theirs);
+                    seen(&mut row.mode, theirs);
+                    seen(&mut row.owner, theirs);
+                    seen(&mut row.mtime, theirs);
+                    seen(&mut row.touched, theirs);
+                    seen(&mut row.versions, theirs);
+                    (!row.dots().is_empty()).then(|| row.encode(id).into())
+                }
+                (Table::Links, Some(value)) => {
+                    let id = dot_of(key)?;
+                    let mut row = LinkRow::decode(id, value).map_err(decode("link"))?;
+                    seen(&mut row.places, theirs);
+                    (!row.places.is_empty()).then(|| row.encode(id).into())
+                }
+                (_, value) => value.cloned(),
+            };
+            rows.push(TheirRow { table, key: Bytes::copy_from_slice(key), value });
+        }
+    }
+    Ok(rows)
 }
 
 /// What is different in the tables for those who look at the files.

@@ -38,7 +38,7 @@ use crate::volume::VolumeError;
 use super::branches::BranchError;
 use super::bulk::Changes;
 use super::conflicts::Found as FoundConflict;
-use super::join::{Merge, Told, differing, events_of, joined};
+use super::join::{Joined, Merge, Told, differing, events_of, joined};
 use super::lost::path_in;
 use super::snapshots::{SnapshotError, check_free, parents_key};
 use super::state::State;
@@ -303,12 +303,10 @@ impl LocalVolume {
             let theirs = Cut { time: line.env.now(), ..source.cut.clone() };
             let merge = Merge { theirs, authors: source.authors.clone(), retention: line.retention() };
             let joined = state.rehearse_merge(&merge, &rows, false)?;
-            line.check_not_written(&state, &joined.told)?;
-            let pinned = line.pinned(&state, &joined.told)?;
-            let told = joined.told.clone();
-            let lsn = state.commit_merge(&merge, joined, &line.journal);
-            checkpoints.merged.push((lsn, source.cut.roots.clone()));
-            line.pin(&state, pinned)?;
+            let told = line.take_in(&mut state, joined, |state, joined| {
+                let lsn = state.commit_merge(&merge, joined, &line.journal);
+                checkpoints.merged.push((lsn, source.cut.roots.clone()));
+            })?;
             let merged = Merged {
                 operations,
                 names: told.names.len() as u64,
@@ -321,11 +319,31 @@ impl LocalVolume {
         };
         drop(checkpoints);
         line.commit_journal()?;
-        for id in told.contents.iter().chain(&told.nameless) {
-            line.evict(*id)?;
-        }
-        line.tell_kernel(&told)?;
+        line.show(&told)?;
         Ok(merged)
+    }
+
+    /// Carries out what was rehearsed, with an eye on the files that are open.
+    pub(super) fn take_in(
+        &self,
+        state: &mut State,
+        joined: Joined,
+        commit: impl FnOnce(&mut State, Joined),
+    ) -> Result<Told> {
+        self.check_not_written(state, &joined.told)?;
+        let pinned = self.pinned(state, &joined.told)?;
+        let told = joined.told.clone();
+        commit(state, joined);
+        self.pin(state, pinned)?;
+        Ok(told)
+    }
+
+    /// From here on everybody sees it.
+    pub(super) fn show(&self, told: &Told) -> Result<()> {
+        for id in told.contents.iter().chain(&told.nameless) {
+            self.evict(*id)?;
+        }
+        self.tell_kernel(told)
     }
 
     /// What would change.
@@ -402,7 +420,7 @@ impl LocalVolume {
     }
 
     /// Publishes all that was written, however long it is and whoever writes on.
-    fn publish_all(&self) -> Result<()> {
+    pub(super) fn publish_all(&self) -> Result<()> {
         let cells: Vec<_> = self.files.lock().values().cloned().collect();
         for cell in cells {
             let closure = if cell.has_writers() { Closure::IdleFlush } else { Closure::Close };

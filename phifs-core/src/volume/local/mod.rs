@@ -19,6 +19,7 @@
 //! | `restore` | putting back what a snapshot holds |
 //! | `merge`, `join`, `bulk` | another line, or a snapshot, joined into one |
 //! | `peers` | what other machines get of the main line, and what it learns of them |
+//! | `groups` | operations on their way between machines |
 //! | `members` | who has the volume, and who is invited |
 //! | `transfer` | snapshots that go out and come in as a stream |
 //! | `bootstrap` | a new store out of such a stream |
@@ -72,6 +73,7 @@ mod drivers;
 mod durable;
 mod files;
 mod glyphs;
+mod groups;
 mod history;
 mod join;
 mod lost;
@@ -99,6 +101,7 @@ pub use check::{CheckReport, Problem};
 pub use collect::CollectReport;
 pub use conflicts::{Explained, Found as FoundConflict, Resolution, Resolved};
 pub use drivers::Unmerged;
+pub use groups::{GroupRefused, News, Taken};
 pub use history::FileVersion;
 pub use lost::{LostFile, LostRows};
 pub use members::{Invite, JoinError};

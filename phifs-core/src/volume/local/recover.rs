@@ -41,6 +41,7 @@ use crate::volume::VolumeError;
 use super::ballast::Ballast;
 use super::branches::Branches;
 use super::files::FileCell;
+use super::groups::RECORD_GROUP;
 use super::join::RECORD_MERGE;
 use super::peers::Peers;
 use super::records::{Base, Delta, Records, Staged, base_inode, delta_number, delta_prefix};
@@ -193,6 +194,9 @@ impl LocalVolume {
                     && let Some(name) = state.replay(lsn, payload)?
                 {
                     make_cut(&mut state, &glyphs, &name)?;
+                }
+                if kind == RECORD_GROUP {
+                    state.replay_group(lsn, payload)?;
                 }
                 if kind == RECORD_MERGE {
                     let frozen = |roots: &Roots| Frozen::new(nodes.clone(), roots.clone());

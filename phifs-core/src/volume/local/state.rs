@@ -54,18 +54,24 @@ pub struct State {
     /// A snapshot is being taken, and what is in it is not known yet: everything may be.
     pub is_being_cut: bool,
     is_branch: bool,
+    /// Other machines have, or had, the volume: everything is known to them, or will be within moments.
+    is_replicated: bool,
     /// What is set for the volume; all lines of changes look at the same.
     pub settings: Arc<RwLock<Settings>>,
     /// Operations that are not in the oplog yet, oldest first.
     pub unsealed: VecDeque<Unsealed>,
     transactions: u64,
     merges: u64,
+    /// Told whenever there are more operations.
+    pub on_change: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 pub struct Unsealed {
     pub dot: Dot,
     pub hlc: Hlc,
     pub bytes: Bytes,
+    /// What was known then, if something came from elsewhere right after it.
+    pub context: Option<VersionVector>,
 }
 
 /// Local numbers of authors, in order of first sight. Number 0 is the genesis.
@@ -124,10 +130,12 @@ impl State {
             known,
             is_being_cut: false,
             is_branch: false,
+            is_replicated: false,
             settings: Arc::default(),
             unsealed,
             transactions: 0,
             merges: 0,
+            on_change: None,
         }
     }
 
@@ -143,7 +151,7 @@ impl State {
 
     /// Whether somebody else knows this operation, or will.
     pub fn is_shared(&self, dot: Dot) -> bool {
-        self.is_being_cut || self.known.read().contains(dot)
+        self.is_being_cut || self.is_replicated || self.known.read().contains(dot)
     }
 
     /// Whether snapshots have operations of an author that are not known here: then this is an old copy, and what it does
@@ -163,6 +171,8 @@ impl State {
         }
         known.join(&self.merged()?);
         *self.known.write() = known;
+        let members = self.with_prefix(Table::Registry, &[Key::MEMBERS])?;
+        self.is_replicated |= members.iter().any(|(key, _)| *key != self.author.node.0);
         Ok(())
     }
 
@@ -210,6 +220,7 @@ impl State {
                 Some(_) => {}
                 None => is_less |= about(key, Key::SNAPSHOTS) || about(key, Key::BRANCHES),
             }
+            self.is_replicated |= about(key, Key::MEMBERS) && key[1..] != self.author.node.0;
         }
         if is_less {
             return self.look_at_registry();
@@ -381,7 +392,8 @@ impl State {
         if let Some(bytes) = op_bytes {
             self.context.advance(dot);
             self.hlc = hlc;
-            self.unsealed.push_back(Unsealed { dot, hlc, bytes });
+            self.unsealed.push_back(Unsealed { dot, hlc, bytes, context: None });
+            self.tell_change();
         }
         Ok(lsn)
     }
@@ -436,7 +448,8 @@ impl State {
         if let (Some(op), Some(bytes)) = (op, op_bytes) {
             self.context.advance(dot);
             self.hlc = self.hlc.max(op.hlc);
-            self.unsealed.push_back(Unsealed { dot, hlc: op.hlc, bytes: Bytes::copy_from_slice(bytes) });
+            let bytes = Bytes::copy_from_slice(bytes);
+            self.unsealed.push_back(Unsealed { dot, hlc: op.hlc, bytes, context: None });
         }
         let taken = |(key, entry): &(Vec<u8>, Entry)| {
             let name = String::from_utf8(key.strip_prefix(&[Key::SNAPSHOTS])?.to_vec()).ok()?;
@@ -505,6 +518,19 @@ impl State {
             }
         }
         self.transactions += 1;
+    }
+
+    pub(super) fn tell_change(&self) {
+        if let Some(tell) = &self.on_change {
+            tell();
+        }
+    }
+
+    /// What was known until now was so for all operations that are not sealed: what comes next came from elsewhere.
+    pub(super) fn end_group(&mut self) {
+        if let Some(last) = self.unsealed.back_mut() {
+            last.context.get_or_insert_with(|| self.context.clone());
+        }
     }
 
     /// How many joins there were since the start.

@@ -26,7 +26,7 @@ use crate::volume::{Result, StatFs, VolumeError};
 use super::LocalVolume;
 use super::ballast::BALLAST_BYTES;
 use super::names::NAME_BYTES_MAX;
-use super::state::State;
+use super::state::{State, Unsealed};
 
 /// Closed files are settled together, after this: many of them are removed or written again at once, and whoever closes
 /// many has use for the processor.
@@ -361,12 +361,16 @@ impl LocalVolume {
                 continue;
             }
             let mut builder = GroupBuilder::new(author, head);
-            let mut members = Vec::new();
-            while let Some(op) = ops.next_if(|op| op.dot.author == id && !builder.is_full()) {
+            let mut members: Vec<Unsealed> = Vec::new();
+            let mut known = None;
+            while known.is_none()
+                && let Some(op) = ops.next_if(|op| op.dot.author == id && !builder.is_full())
+            {
                 builder.push(op.dot.n, op.hlc, &op.bytes);
+                known.clone_from(&op.context);
                 members.push(op);
             }
-            let group = builder.seal(&self.key, context.clone());
+            let group = builder.seal(&self.key, known.unwrap_or_else(|| context.clone()));
             let group = group.map_err(|error| VolumeError::Internal(error.to_string()));
             sealed = group.and_then(|group| self.oplog.append(&group).map(drop).map_err(failed));
             if sealed.is_err() {

@@ -4,6 +4,7 @@
 mod between;
 mod glyphs;
 mod golden;
+mod groups;
 mod hostile;
 mod interrupted;
 mod peers;

@@ -15,7 +15,7 @@ use phifs_core::volume::{Ino, RenameMode, Volume};
 use super::{GO_ON, Site, noise, open, pair};
 use crate::harness::{TestEnv, options, read_tree};
 
-fn key_of(site: &Site) -> phifs_core::identity::NodePublicKey {
+pub fn key_of(site: &Site) -> phifs_core::identity::NodePublicKey {
     NodeKey::from_seed(&site.key).public()
 }
 
@@ -34,7 +34,7 @@ fn tell(from: &Site, to: &Site) -> (usize, u64) {
     try_tell(from, to).unwrap()
 }
 
-fn check_same(a: &Site, b: &Site) {
+pub fn check_same(a: &Site, b: &Site) {
     assert_eq!(a.volume.context(), b.volume.context());
     assert_eq!(a.volume.tree_root().unwrap(), b.volume.tree_root().unwrap());
     let seen = [a, b].map(|site| read_tree(&site.volume).unwrap());

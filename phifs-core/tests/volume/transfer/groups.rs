@@ -1,0 +1,169 @@
+//! Groups of operations, from one machine to another.
+
+use phifs_core::causal::VersionVector;
+use phifs_core::namespace::events::What;
+use phifs_core::oplog::SealedGroup;
+use phifs_core::registry::Member;
+use phifs_core::time::Env as _;
+use phifs_core::volume::local::{GroupRefused, News, Taken};
+use phifs_core::volume::{Ino, RenameMode, Volume};
+
+use super::peers::{check_same, key_of};
+use super::{Site, noise, pair};
+
+/// Two machines that are members of one volume and have the same.
+fn members() -> (Site, Site) {
+    let (a, b, _) = pair();
+    for (site, other) in [(&a, &b), (&b, &a)] {
+        for node in [site, other] {
+            let member = Member {
+                name: "node".into(),
+                role: String::new(),
+                zone: String::new(),
+                addresses: Vec::new(),
+                since: site.env.now(),
+            };
+            site.volume.put_member(key_of(node), &member).unwrap();
+        }
+    }
+    push(&a, &b);
+    push(&b, &a);
+    (a, b)
+}
+
+fn groups_for(from: &Site, known: &VersionVector) -> Vec<SealedGroup> {
+    match from.volume.news(known, &|_| true).unwrap() {
+        News::Groups(groups) => groups,
+        News::State => panic!("the log has everything"),
+    }
+}
+
+/// Tells one machine what another one has, glyphs first.
+fn push(from: &Site, to: &Site) -> u64 {
+    let mut operations = 0;
+    for group in groups_for(from, &to.volume.context()) {
+        // As it is on the wire.
+        let group = SealedGroup::decode(group.encoded().clone()).unwrap();
+        let _hold = to.volume.hold_glyphs();
+        loop {
+            let missing = to.volume.missing_in_group(&group).unwrap();
+            if missing.is_empty() {
+                break;
+            }
+            for id in missing {
+                to.volume.take_glyph(id, &from.volume.glyph_to_send(&id).unwrap().unwrap()).unwrap();
+            }
+        }
+        match to.volume.take_group(&group).unwrap() {
+            Taken::Applied(n) => operations += n,
+            Taken::Known => {}
+            taken => panic!("{taken:?}"),
+        }
+    }
+    operations
+}
+
+#[test]
+fn machines_that_give_each_other_their_groups_are_the_same() {
+    let (a, b) = members();
+    a.write(Ino::ROOT, b"of a", &noise(31, 300_000));
+    let dir = a.mkdir(Ino::ROOT, b"new");
+    a.write(dir, b"in it", b"small");
+    b.write(Ino::ROOT, b"of b", b"b");
+    b.volume.rename(Ino::ROOT, b"dir", Ino::ROOT, b"renamed", RenameMode::Replace).unwrap();
+    assert!(push(&a, &b) > 2);
+    assert!(push(&b, &a) > 1);
+    check_same(&a, &b);
+    assert_eq!(push(&a, &b), 0, "it has heard all of it");
+    a.volume.unlink(Ino::ROOT, b"of a").unwrap();
+    push(&a, &b);
+    check_same(&a, &b);
+}
+
+#[test]
+fn what_was_taken_in_is_there_after_a_crash() {
+    let (a, b) = members();
+    a.write(Ino::ROOT, b"of a", &noise(31, 300_000));
+    b.write(Ino::ROOT, b"of b", b"b");
+    push(&a, &b);
+    b.volume.tick().unwrap();
+    let b = b.crashed();
+    push(&b, &a);
+    push(&a, &b);
+    check_same(&a, &b);
+    assert_eq!(b.volume.status().unsealed_operations, 0);
+}
+
+#[test]
+fn a_group_waits_for_what_its_author_knew() {
+    let (a, b) = members();
+    a.write(Ino::ROOT, b"first", b"1");
+    let start = b.volume.context();
+    let first = groups_for(&a, &start);
+    let between = a.volume.context();
+    a.write(Ino::ROOT, b"second", b"2");
+    let second = groups_for(&a, &between);
+    assert_eq!(b.volume.take_group(&second[0]).unwrap(), Taken::Early);
+    assert_eq!(b.volume.context(), start);
+    assert!(matches!(b.volume.take_group(&first[0]).unwrap(), Taken::Applied(_)));
+    assert!(matches!(b.volume.take_group(&second[0]).unwrap(), Taken::Applied(_)));
+    assert_eq!(b.volume.take_group(&second[0]).unwrap(), Taken::Known);
+    check_same(&a, &b);
+}
+
+#[test]
+fn both_sides_hear_of_what_crossed() {
+    let (a, b) = members();
+    a.write(Ino::ROOT, b"both", b"0");
+    push(&a, &b);
+    a.volume.unlink(Ino::ROOT, b"both").unwrap();
+    b.write(Ino::ROOT, b"both", b"of b");
+    b.write(Ino::ROOT, b"same", b"of b");
+    a.write(Ino::ROOT, b"same", b"of a");
+    push(&a, &b);
+    push(&b, &a);
+    check_same(&a, &b);
+    for site in [&a, &b] {
+        let events = site.volume.events().unwrap();
+        let told = |what: What, path: &[u8]| events.iter().any(|(_, e)| e.what == what && e.path == path);
+        assert!(told(What::EditDelete, b"/both") && told(What::Name, b"/same"), "{events:?}");
+    }
+}
+
+#[test]
+fn nobody_but_members_is_listened_to() {
+    let (a, b, _) = pair();
+    let mut stranger = Site::new(2);
+    stranger.volume = {
+        let full = a.export("first", None);
+        Site::out_of(2, &full).volume
+    };
+    stranger.write(Ino::ROOT, b"of a stranger", b"1");
+    let groups = groups_for(&stranger, &b.volume.context());
+    let before = b.volume.context();
+    for group in groups {
+        assert!(matches!(b.volume.take_group(&group), Err(GroupRefused::Stranger(_))));
+    }
+    assert_eq!(b.volume.context(), before);
+}
+
+#[test]
+fn what_is_made_in_the_future_waits() {
+    let (a, b) = members();
+    a.env.move_by(61_000);
+    a.write(Ino::ROOT, b"later", b"1");
+    let groups = groups_for(&a, &b.volume.context());
+    assert!(matches!(b.volume.take_group(&groups[0]).unwrap(), Taken::Future(_)));
+    b.env.move_by(2_000);
+    push(&a, &b);
+    check_same(&a, &b);
+}
+
+#[test]
+fn whoever_the_log_does_not_reach_back_to_gets_the_state() {
+    let (a, b, _) = pair();
+    // What came with the bootstrap was never there as groups.
+    assert_eq!(b.volume.news(&VersionVector::new(), &|_| true).unwrap(), News::State);
+    a.write(Ino::ROOT, b"more", b"1");
+    assert!(matches!(a.volume.news(&b.volume.context(), &|_| true).unwrap(), News::Groups(_)));
+}
