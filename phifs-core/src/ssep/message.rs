@@ -1,12 +1,15 @@
 //! Requests and answers, and their bytes.
 
+use bytes::Bytes;
+
 use crate::causal::VersionVector;
 use crate::codec::{self, DecodeError, Encode, Reader};
-use crate::id::S8Id;
+use crate::id::{GlyphId, S8Id};
 use crate::identity::NodePublicKey;
-use crate::registry::{ADDRESSES_MAX, Entry, NAME_BYTES_MAX, decode_addresses, encode_addresses, word};
+use crate::oplog::GROUP_BYTES_MAX;
+use crate::registry::{ADDRESSES_MAX, Entry, NAME_BYTES_MAX, decode_addresses, encode_addresses, flag, word};
 
-use super::Secret;
+use super::{Receipt, Secret};
 
 /// The longest request.
 pub const REQUEST_BYTES_MAX: usize = 256 << 10;
@@ -16,6 +19,12 @@ pub const FRAME_BYTES_MAX: usize = 4 << 20;
 pub const MEMBERS_MAX: usize = 1024;
 /// How many heads somebody may go on from.
 const KNOWN_MAX: usize = 16;
+/// How many glyphs somebody asks for at once.
+pub const GLYPHS_MAX: usize = 4096;
+/// The groups of one answer, before they are compressed. A single one may be longer than what is sent together.
+const GROUPS_BYTES_MAX: usize = GROUP_BYTES_MAX + (1 << 20);
+/// How hard groups are compressed.
+const PACK_LEVEL: i32 = 1;
 /// What a refusal says is cut here.
 const TEXT_BYTES_MAX: usize = 1024;
 /// The longest entry of a member: three names, the addresses, and what is said of the writing.
@@ -44,15 +53,25 @@ pub struct Join {
     pub addresses: Vec<core::net::SocketAddr>,
 }
 
-/// The wish for what the asker does not know.
+/// The wish for the state of the one who is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Follow {
-    /// What it knows. Who knows nothing is answered at once.
+pub struct Catch {
+    /// What the asker knows.
     pub context: VersionVector,
     /// The heads of the one who is asked that are with the asker: what comes may build on them.
     pub known: Vec<S8Id>,
+}
+
+/// What somebody has who follows: the first says where to begin, later ones how far it has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// All that it knows.
+    pub context: VersionVector,
     /// What it knows of the members: see `hash_of`.
     pub members_hash: [u8; 32],
+    /// What its state with this context is called, now and then: who has the same context has the same state.
+    pub root: Option<[u8; 32]>,
+    pub receipt: Option<Receipt>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +79,10 @@ pub enum Request {
     Hello(Hello),
     Join(Join),
     Members,
-    Follow(Follow),
+    Catch(Catch),
+    /// The asker goes on sending notes.
+    Follow(Note),
+    Glyphs(Vec<GlyphId>),
 }
 
 /// Why a request is not answered, for the asker to act on. The text beside it is for people.
@@ -87,10 +109,16 @@ pub enum Answer {
     Members(MemberEntries),
     /// A head follows, or what it has beyond one that the asker knows, up to the end of the stream.
     Stream,
-    /// There is news of the members.
-    NewMembers,
-    /// Nothing came up for a while.
+    /// The asker knows all of it.
     Unchanged,
+    /// Groups of operations, each after what its author knew.
+    Groups(Vec<Bytes>),
+    /// What the asker lacks is not there as groups any more: it has to ask for the state.
+    Behind,
+    /// Somebody waits until what was sent is durable with the one who follows.
+    Hurry,
+    /// One of the glyphs that were asked for, in that order, as it is stored; nothing if it is not there.
+    Glyph(Option<Bytes>),
     Refused {
         why: Refusal,
         text: String,
@@ -139,12 +167,20 @@ impl Request {
                 encode_addresses(addresses, &mut out);
             }
             Self::Members => out.put_u8(3),
-            Self::Follow(Follow { context, known, members_hash }) => {
+            Self::Catch(Catch { context, known }) => {
                 out.put_u8(4);
                 context.encode(&mut out);
                 out.put_varint(known.len() as u64);
                 known.iter().for_each(|id| out.put_bytes(&id.0));
-                out.put_bytes(members_hash);
+            }
+            Self::Follow(note) => {
+                out.put_u8(5);
+                out.put_bytes(&note.encode());
+            }
+            Self::Glyphs(ids) => {
+                out.put_u8(6);
+                out.put_varint(ids.len() as u64);
+                ids.iter().for_each(|id| out.put_bytes(&id.0));
             }
         }
         out
@@ -163,7 +199,12 @@ impl Request {
                 let context = VersionVector::decode(&mut reader)?;
                 let count = bounded(reader.count()?, KNOWN_MAX, "a list of heads")?;
                 let known = (0..count).map(|_| Ok(S8Id(reader.array()?))).collect::<codec::Result<_>>()?;
-                Self::Follow(Follow { context, known, members_hash: reader.array()? })
+                Self::Catch(Catch { context, known })
+            }
+            5 => Self::Follow(Note::read(&mut reader)?),
+            6 => {
+                let count = bounded(reader.count()?, GLYPHS_MAX, "a list of glyphs")?;
+                Self::Glyphs((0..count).map(|_| Ok(GlyphId(reader.array()?))).collect::<codec::Result<_>>()?)
             }
             value => return Err(unknown("a request", value)),
         };
@@ -189,12 +230,21 @@ impl Answer {
                 encode_members(members, &mut out);
             }
             Self::Stream => out.put_u8(4),
-            Self::NewMembers => out.put_u8(5),
-            Self::Unchanged => out.put_u8(6),
+            Self::Unchanged => out.put_u8(5),
+            Self::Groups(groups) => {
+                out.put_u8(6);
+                out.put_bytes(&pack(groups));
+            }
             Self::Refused { why, text } => {
                 out.put_u8(7);
                 out.put_u8(why.tag());
                 out.put_blob(&text.as_bytes()[..text.len().min(TEXT_BYTES_MAX)]);
+            }
+            Self::Behind => out.put_u8(8),
+            Self::Hurry => out.put_u8(9),
+            Self::Glyph(glyph) => {
+                out.put_u8(10);
+                out.put_bytes(glyph.as_deref().unwrap_or_default());
             }
         }
         out
@@ -207,19 +257,75 @@ impl Answer {
             2 => Self::Joined(decode_members(&mut reader)?),
             3 => Self::Members(decode_members(&mut reader)?),
             4 => Self::Stream,
-            5 => Self::NewMembers,
-            6 => Self::Unchanged,
+            5 => Self::Unchanged,
+            6 => Self::Groups(unpack(reader.bytes(reader.remaining())?)?),
             7 => {
                 let why = Refusal::from_tag(reader.u8()?);
                 let text = String::from_utf8_lossy(reader.blob()?);
                 // It is shown to people, on terminals.
                 Self::Refused { why, text: text.chars().filter(|c| !c.is_control()).take(TEXT_BYTES_MAX).collect() }
             }
+            8 => Self::Behind,
+            9 => Self::Hurry,
+            10 => {
+                let bytes = reader.bytes(reader.remaining())?;
+                // A stored glyph is never empty.
+                Self::Glyph((!bytes.is_empty()).then(|| Bytes::copy_from_slice(bytes)))
+            }
             value => return Err(unknown("an answer", value)),
         };
         reader.finish()?;
         Ok(answer)
     }
+}
+
+impl Note {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.context.encode(&mut out);
+        out.put_bytes(&self.members_hash);
+        out.put_u8(u8::from(self.root.is_some()));
+        out.put_bytes(self.root.as_ref().map_or(&[], |root| &root[..]));
+        out.put_u8(u8::from(self.receipt.is_some()));
+        if let Some(receipt) = &self.receipt {
+            receipt.encode(&mut out);
+        }
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
+        let mut reader = Reader::new(bytes);
+        let note = Self::read(&mut reader)?;
+        reader.finish()?;
+        Ok(note)
+    }
+
+    fn read(reader: &mut Reader<'_>) -> codec::Result<Self> {
+        let (context, members_hash) = (VersionVector::decode(reader)?, reader.array()?);
+        let root = if flag(reader)? { Some(reader.array()?) } else { None };
+        let receipt = if flag(reader)? { Some(Receipt::decode(reader)?) } else { None };
+        Ok(Self { context, members_hash, root, receipt })
+    }
+}
+
+/// Together they compress much better: they say the same again and again.
+fn pack(groups: &[Bytes]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(16 + groups.iter().map(|group| group.len() + 4).sum::<usize>());
+    plain.put_varint(groups.len() as u64);
+    groups.iter().for_each(|group| plain.put_blob(group));
+    let packed = zstd::bulk::compress(&plain, PACK_LEVEL).expect("memory can be compressed");
+    [&(plain.len() as u32).to_le_bytes()[..], &packed].concat()
+}
+
+fn unpack(packed: &[u8]) -> codec::Result<Vec<Bytes>> {
+    let damaged = || DecodeError::NotCanonical("packed groups");
+    let (len, packed) = packed.split_first_chunk().ok_or(DecodeError::Truncated)?;
+    let len = bounded(u32::from_le_bytes(*len) as usize, GROUPS_BYTES_MAX, "packed groups")?;
+    let plain = Bytes::from(zstd::bulk::decompress(packed, len).map_err(|_| damaged())?);
+    let mut reader = Reader::new(&plain);
+    let groups = (0..reader.count()?).map(|_| Ok(plain.slice_ref(reader.blob()?))).collect::<codec::Result<_>>()?;
+    reader.finish()?;
+    Ok(groups)
 }
 
 fn encode_members(members: &MemberEntries, out: &mut Vec<u8>) {
@@ -267,7 +373,9 @@ mod tests {
                 addresses: vec!["192.0.2.7:7447".parse().unwrap()],
             }),
             Request::Members,
-            Request::Follow(Follow { context, known: vec![S8Id([4; 32])], members_hash: [3; 32] }),
+            Request::Catch(Catch { context: context.clone(), known: vec![S8Id([4; 32])] }),
+            Request::Follow(Note { context: context.clone(), members_hash: [3; 32], root: None, receipt: None }),
+            Request::Glyphs(vec![GlyphId([8; 32])]),
         ]
     }
 
@@ -279,9 +387,12 @@ mod tests {
             Answer::Joined(members.clone()),
             Answer::Members(members),
             Answer::Stream,
-            Answer::NewMembers,
             Answer::Unchanged,
+            Answer::Groups(vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")]),
             Answer::Refused { why: Refusal::NotMember, text: "no".into() },
+            Answer::Behind,
+            Answer::Hurry,
+            Answer::Glyph(None),
         ]
     }
 
@@ -339,15 +450,15 @@ mod tests {
     proptest! {
         #[test]
         fn hostile_bytes_are_messages_or_errors(
-            tag in 0..10u8,
+            tag in 0..12u8,
             bytes in proptest::collection::vec(prop_oneof![0..4u8, any::<u8>()], 0..300),
         ) {
             let bytes = [&[tag][..], &bytes].concat();
             if let Ok(request) = Request::decode(&bytes) {
                 prop_assert_eq!(request.encode(), bytes.clone(), "one message, one encoding");
             }
-            // What a refusal says is cleaned, so that it may be written in another way.
-            if let Ok(answer) = Answer::decode(&bytes) && tag != 7 {
+            // What a refusal says is cleaned, and there is more than one way to compress.
+            if let Ok(answer) = Answer::decode(&bytes) && !matches!(answer, Answer::Refused { .. } | Answer::Groups(_)) {
                 prop_assert_eq!(answer.encode(), bytes, "one message, one encoding");
             }
         }

@@ -1,15 +1,16 @@
 //! SSEP, what nodes say to each other: messages as data, and how they are written.
 //!
-//! One request travels on one stream, and what answers it comes back on the same stream as frames: a length of four bytes,
-//! then a message. A request is its stream up to the end. Which node is at the other end is known from the connection;
-//! nothing here says it.
+//! One request travels on one stream, and what answers it comes back on the same stream. All messages are frames: a length
+//! of four bytes, then the message. Which node is at the other end is known from the connection; nothing here says it.
 //!
 //! | request | answered with | what for |
 //! | --- | --- | --- |
 //! | `Hello` | `Hello` | version and volume; the first request of each connection |
 //! | `Join` | `Joined` | a node that is no member yet becomes one, by the secret of an invitation |
 //! | `Members` | `Members` | who takes part |
-//! | `Follow` | `Stream`, then a head up to the end of the stream; `NewMembers`; `Unchanged` | what the asker does not know, as soon as there is something, and else a word after a while |
+//! | `Follow` | `Groups`, `Members`, `Behind`, `Hurry`, as long as the link lasts | what the asker does not know, as soon as there is something; meanwhile it sends notes of how far it has come |
+//! | `Catch` | `Stream`, then a head up to the end of the stream; `Unchanged` | the state, for who is behind |
+//! | `Glyphs` | a `Glyph` for each | the bytes of files |
 //!
 //! Any of them may be answered with `Refused`.
 //!
@@ -18,12 +19,16 @@
 //! is answered with `Refused`; a peer of a lower minor version is asked for nothing that it does not know.
 
 mod message;
+mod receipt;
+mod session;
 mod token;
 
 pub use message::{
-    Answer, FRAME_BYTES_MAX, Follow, Hello, Join, MEMBERS_MAX, MemberEntries, REQUEST_BYTES_MAX, Refusal, Request,
-    hash_of,
+    Answer, Catch, FRAME_BYTES_MAX, GLYPHS_MAX, Hello, Join, MEMBERS_MAX, MemberEntries, Note, REQUEST_BYTES_MAX,
+    Refusal, Request, hash_of,
 };
+pub use receipt::Receipt;
+pub use session::{Follower, Next, Progress, Teller, Unbelievable, note_of};
 pub use token::{Secret, Token, TokenError};
 
 /// Nodes of different major versions have nothing to say to each other: it is part of the name under which they connect.

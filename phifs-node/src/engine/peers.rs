@@ -3,14 +3,18 @@
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use phifs_core::causal::VersionVector;
-use phifs_core::id::S8Id;
+use phifs_core::id::{GlyphId, S8Id};
 use phifs_core::identity::NodePublicKey;
 use phifs_core::registry::Member;
-use phifs_core::ssep::{Join, MemberEntries, Refusal, Secret, Token};
+use phifs_core::ssep::{
+    Follower, Join, MemberEntries, Next, Note, Progress, Receipt, Refusal, Secret, Teller, Token, note_of,
+};
 use phifs_core::time::Env as _;
 use phifs_core::volume::local::{Head, Invite, JoinError};
 
@@ -143,8 +147,61 @@ impl Engine {
         Ok(merged.operations)
     }
 
+    /// From now on told whenever there are more operations.
+    pub fn set_on_change(&self, tell: Option<Arc<dyn Fn() + Send + Sync>>) {
+        self.volume.set_on_change(tell);
+    }
+
+    /// While this lives, what is new here is told at once.
+    pub fn followed(self: &Arc<Self>) -> Followed {
+        self.volume.count_follower(1);
+        Followed(self.clone())
+    }
+
+    /// What to tell somebody who follows.
+    pub fn tell(&self, teller: &mut Teller, now: Duration) -> Result<Next, Failure> {
+        teller.next(&self.volume, now).map_err(Failure::plain)
+    }
+
+    /// Groups have come from somebody whom this node follows.
+    pub fn hear(&self, follower: &mut Follower, groups: Vec<Bytes>) -> Result<(), Failure> {
+        follower.take(&self.volume, groups).map_err(Failure::plain)
+    }
+
+    /// Takes in what can be taken in of what has come.
+    pub fn take_in(&self, follower: &mut Follower) -> Result<Progress, Failure> {
+        follower.go_on(&self.volume).map_err(Failure::plain)
+    }
+
+    /// What this node has, for whomever it follows; with `vouch`, all of it is made durable first.
+    pub fn note(&self, vouch: bool) -> Result<Note, Failure> {
+        let receipt = vouch.then(|| self.volume.receipt().map_err(snapshots::explain)).transpose()?;
+        Ok(Note { receipt, ..note_of(&self.volume).map_err(Failure::plain)? })
+    }
+
+    pub fn take_receipt(&self, node: NodePublicKey, receipt: &Receipt) -> Result<(), Failure> {
+        self.volume.take_receipt(node, receipt).map_err(Failure::plain)
+    }
+
+    pub fn glyphs_to_send(&self, ids: &[GlyphId]) -> Result<Vec<Option<Bytes>>, Failure> {
+        ids.iter().map(|id| self.volume.glyph_to_send(id).map_err(Failure::plain)).collect()
+    }
+
+    pub fn take_glyphs(&self, glyphs: Vec<(GlyphId, Bytes)>) -> Result<(), Failure> {
+        glyphs.iter().try_for_each(|(id, bytes)| self.volume.take_glyph(*id, bytes).map_err(Failure::plain))
+    }
+
     /// Until the volume is about to be closed.
     fn go_on(&self) -> ControlFlow<()> {
         if self.closing.load(Ordering::Acquire) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// See `Engine::followed`.
+pub struct Followed(Arc<Engine>);
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.0.volume.count_follower(-1);
     }
 }

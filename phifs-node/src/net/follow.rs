@@ -5,18 +5,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use phifs_core::causal::VersionVector;
 use phifs_core::identity::NodePublicKey;
-use phifs_core::ssep::{Answer, Follow, Request, hash_of};
-use quinn::Connection;
+use phifs_core::ssep::{Answer, Catch, Follower, Request};
+use quinn::{Connection, SendStream};
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::pipe::Incoming;
-use super::serve::{self, FOLLOW_TIME_MAX};
 use super::socket::dial;
-use super::wire::{self, ANSWER_TIME_MAX, WireError};
-use super::{Peer, Shared};
+use super::wire::{self, ANSWER_TIME_MAX, Answers, WireError};
+use super::{AbortOnDrop, Peer, Shared, fetch, serve};
 use crate::env;
 use crate::failure::Failure;
 
@@ -25,9 +26,10 @@ const MEMBERS_LOOK: Duration = Duration::from_secs(5);
 /// How long to rest after a failure: at first, and at most.
 const REST_MIN: Duration = Duration::from_millis(200);
 const REST_MAX: Duration = Duration::from_secs(10);
-/// After each time that something was learned, rest as long as that took, but no longer: whoever writes all the time is
-/// not to spend all the time on telling of it.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How often the peers hear that what came is durable, unless somebody waits for it.
+const VOUCH_EVERY: Duration = Duration::from_secs(1);
+/// They hear of many changes together.
+const NOTE_REST: Duration = Duration::from_millis(10);
 
 impl Shared {
     pub(super) fn peer(&self, key: NodePublicKey) -> Option<Arc<Peer>> {
@@ -141,14 +143,154 @@ async fn dial_all(
 /// Learns from a peer until that does not work any more, or there is a better connection.
 async fn listen(shared: &Arc<Shared>, peer: &Arc<Peer>, connection: &Connection) -> Result<(), Failure> {
     greet(shared, connection).await.map_err(Failure::plain)?;
+    let first = shared.blocking(|engine| engine.note(false)).await?;
+    let begun = wire::begin(connection, &Request::Follow(first.clone())).await;
+    let (send, answers) = begun.map_err(Failure::plain)?;
+    let mut link = Link {
+        shared,
+        peer,
+        connection,
+        send,
+        said: first.context,
+        vouched: VersionVector::new(),
+        follower: Follower::new(),
+    };
+    let mut changes = shared.changes.subscribe();
+    let (mut answers, _reading) = answers_of(answers);
+    let mut vouch_at = Instant::now() + VOUCH_EVERY;
     loop {
-        let began = Instant::now();
-        match learn_once(shared, peer, connection).await {
-            Ok(Next::Pause) => sleep(began.elapsed().min(PAUSE_MAX)).await,
-            Ok(Next::AtOnce) => {}
-            Ok(Next::OtherConnection) => return Ok(()),
-            Err(failure) => return Err(failure),
+        let (mut say, mut vouch) = (false, false);
+        tokio::select! {
+            answer = answers.recv() => match answer {
+                Some(answer) => (say, vouch) = link.take(answer.map_err(Failure::plain)?).await?,
+                None => return Ok(()),
+            },
+            // Others are to know that this one has heard of it, and need not tell it again.
+            _ = changes.changed() => {
+                sleep(NOTE_REST).await;
+                say = true;
+            }
+            () = tokio::time::sleep_until(vouch_at) => vouch = true,
+            // It has a better connection, so nothing may come over this one any more.
+            () = peer.arrived.notified() => return Ok(()),
         }
+        if vouch {
+            vouch_at = Instant::now() + VOUCH_EVERY;
+        }
+        if say || vouch {
+            changes.borrow_and_update();
+            link.say(vouch).await?;
+        }
+    }
+}
+
+/// Reads in a task of its own: reading must not be broken off in the middle of an answer. No more than a few are read
+/// ahead, so whoever tells too much has to wait.
+fn answers_of(mut answers: Answers) -> (mpsc::Receiver<wire::Result<Answer>>, AbortOnDrop) {
+    let (out, received) = mpsc::channel(4);
+    let reading = tokio::spawn(async move {
+        loop {
+            let answer = answers.next().await;
+            let is_last = answer.is_err();
+            if out.send(answer).await.is_err() || is_last {
+                return;
+            }
+        }
+    });
+    (received, AbortOnDrop(reading.abort_handle()))
+}
+
+/// Following one peer over one connection.
+struct Link<'a> {
+    shared: &'a Arc<Shared>,
+    peer: &'a Arc<Peer>,
+    connection: &'a Connection,
+    send: SendStream,
+    /// What the peer was told that this node has, and what it was told to be durable.
+    said: VersionVector,
+    vouched: VersionVector,
+    follower: Follower,
+}
+
+impl Link<'_> {
+    /// Says whether the peer is to be told how far this node has come, and whether that is durable.
+    async fn take(&mut self, answer: Answer) -> Result<(bool, bool), Failure> {
+        match answer {
+            Answer::Groups(groups) => {
+                let mut follower = std::mem::take(&mut self.follower);
+                let heard = self.shared.blocking(move |engine| {
+                    engine.hear(&mut follower, groups)?;
+                    Ok(follower)
+                });
+                self.follower = heard.await?;
+                self.take_in().await?;
+                Ok((true, false))
+            }
+            Answer::Members(members) => {
+                self.shared.blocking(move |engine| engine.take_member_entries(members)).await?;
+                self.shared.members_changed.notify_one();
+                Ok((true, false))
+            }
+            Answer::Behind => {
+                self.catch_up().await?;
+                Ok((true, false))
+            }
+            Answer::Hurry => Ok((true, true)),
+            _ => Err(Failure::plain(WireError::Unexpected)),
+        }
+    }
+
+    /// Takes in all that has come, and fetches what it needs.
+    async fn take_in(&mut self) -> Result<(), Failure> {
+        loop {
+            let mut follower = std::mem::take(&mut self.follower);
+            let went_on = self.shared.blocking(move |engine| {
+                let progress = engine.take_in(&mut follower)?;
+                Ok((follower, progress))
+            });
+            let progress;
+            (self.follower, progress) = went_on.await?;
+            if !progress.missing.is_empty() {
+                fetch::fetch(self.shared, self.peer, self.connection, progress.missing).await?;
+            } else if let Some(later) = progress.later {
+                sleep(later).await;
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Learns the state of the peer.
+    async fn catch_up(&self) -> Result<(), Failure> {
+        let key = self.peer.key;
+        let asked = self.shared.blocking(move |engine| {
+            Ok(Catch { context: engine.context(), known: engine.learned_from(&key) })
+        });
+        let answers = wire::ask(self.connection, &Request::Catch(asked.await?)).await;
+        let mut answers = answers.map_err(Failure::plain)?;
+        let answer = timeout(ANSWER_TIME_MAX, answers.next()).await.map_err(|_| WireError::Silent);
+        match answer.and_then(|answer| answer).map_err(Failure::plain)? {
+            Answer::Unchanged => Ok(()),
+            Answer::Stream => {
+                let input = Incoming::new(answers.stream, Handle::current());
+                let operations = self.shared.blocking(move |engine| engine.learn(&key, input)).await?;
+                tracing::debug!(node = %key, operations, "learned the state of a node");
+                Ok(())
+            }
+            _ => Err(Failure::plain(WireError::Unexpected)),
+        }
+    }
+
+    /// Tells the peer how far this node has come, unless it knows.
+    async fn say(&mut self, vouch: bool) -> Result<(), Failure> {
+        let vouched = self.vouched.clone();
+        let note = self.shared.blocking(move |engine| engine.note(vouch && !vouched.covers(&engine.context())));
+        let note = note.await?;
+        if let Some(receipt) = &note.receipt {
+            self.vouched = receipt.context.clone();
+        }
+        self.said.clone_from(&note.context);
+        wire::note(&mut self.send, &note).await.map_err(Failure::plain)
     }
 }
 
@@ -157,47 +299,5 @@ async fn greet(shared: &Shared, connection: &Connection) -> wire::Result<()> {
     match wire::ask_one(connection, &Request::Hello(shared.hello.clone()), ANSWER_TIME_MAX).await? {
         Answer::Hello(hello) if hello.volume == shared.hello.volume => Ok(()),
         _ => Err(WireError::Unexpected),
-    }
-}
-
-/// What to do after asking once.
-enum Next {
-    /// Something came.
-    Pause,
-    AtOnce,
-    OtherConnection,
-}
-
-/// Asks once, and learns what comes.
-async fn learn_once(shared: &Arc<Shared>, peer: &Peer, connection: &Connection) -> Result<Next, Failure> {
-    let key = peer.key;
-    let asked = shared.blocking(move |engine| {
-        let members_hash = hash_of(&engine.member_entries()?);
-        Ok(Follow { context: engine.context(), known: engine.learned_from(&key), members_hash })
-    });
-    let mut answers = wire::ask(connection, &Request::Follow(asked.await?)).await.map_err(Failure::plain)?;
-    let answer = tokio::select! {
-        answer = timeout(FOLLOW_TIME_MAX + ANSWER_TIME_MAX, answers.next()) => answer,
-        // It has a better connection, so nothing may come over this one any more.
-        () = peer.arrived.notified() => return Ok(Next::OtherConnection),
-    };
-    match answer.map_err(|_| WireError::Silent).and_then(|answer| answer).map_err(Failure::plain)? {
-        Answer::Unchanged => Ok(Next::AtOnce),
-        Answer::NewMembers => {
-            let answer = wire::ask_one(connection, &Request::Members, ANSWER_TIME_MAX).await;
-            let Answer::Members(members) = answer.map_err(Failure::plain)? else {
-                return Err(Failure::plain(WireError::Unexpected));
-            };
-            shared.blocking(move |engine| engine.take_member_entries(members)).await?;
-            shared.members_changed.notify_one();
-            Ok(Next::Pause)
-        }
-        Answer::Stream => {
-            let input = Incoming::new(answers.stream, Handle::current());
-            let operations = shared.blocking(move |engine| engine.learn(&key, input)).await?;
-            tracing::debug!(node = %key, operations, "learned what a node has done");
-            Ok(Next::Pause)
-        }
-        _ => Err(Failure::plain(WireError::Unexpected)),
     }
 }

@@ -6,11 +6,13 @@
 //! | `socket` | the port, and where others find it; joining by an invitation |
 //! | `wire`, `pipe` | requests and answers on streams; streams for those who block |
 //! | `serve` | what peers ask for |
-//! | `follow` | asking them, again and again |
+//! | `follow` | hearing from each of them what is new |
+//! | `fetch` | getting the bytes of files |
 //!
 //! Each node follows each other member: it asks what that one knows and it does not, waits for the answer, and learns it.
 //! A connection serves both sides, whoever made it. Messages, and what they mean, are core's (`phifs_core::ssep`).
 
+mod fetch;
 mod follow;
 mod pipe;
 mod serve;
@@ -31,7 +33,8 @@ use phifs_core::ssep::Hello;
 use phifs_core::ssep::{MAJOR, MINOR};
 use phifs_core::volume::local::Head;
 use quinn::Connection;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::AbortHandle;
 
 use crate::engine::Engine;
 use crate::failure::Failure;
@@ -62,6 +65,8 @@ struct Shared {
     peers: Mutex<BTreeMap<NodePublicKey, Arc<Peer>>>,
     /// There may be other members than before.
     members_changed: Notify,
+    /// Counts whenever there are more operations.
+    changes: watch::Sender<u64>,
     strangers: Arc<Semaphore>,
     stopping: AtomicBool,
 }
@@ -77,9 +82,9 @@ struct Peer {
 #[derive(Default)]
 struct PeerState {
     connection: Option<Connection>,
-    /// What it knew when it asked last, and when that was.
+    /// What it knew when it was heard of last, and when that was.
     asked: Option<(VersionVector, Instant)>,
-    /// What it was sent last; when it names that, it has it.
+    /// The state that it was sent last; when it names that, it has it.
     sent: Option<Head>,
     /// Why it cannot be followed.
     trouble: Option<String>,
@@ -102,9 +107,12 @@ impl Net {
             hello,
             peers: Mutex::default(),
             members_changed: Notify::new(),
+            changes: watch::Sender::new(0),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
             stopping: AtomicBool::new(false),
         });
+        let changes = shared.changes.clone();
+        shared.engine.set_on_change(Some(Arc::new(move || changes.send_modify(|n| *n += 1))));
         runtime.spawn(serve::accept(shared.clone()));
         runtime.spawn(follow::follow_members(shared.clone()));
         tracing::info!(%address, "listening for other nodes");
@@ -149,6 +157,7 @@ impl Net {
     /// Ends all conversations. What is being learned is learned as a whole or not at all.
     pub fn stop(&self) {
         self.shared.stopping.store(true, Ordering::Release);
+        self.shared.engine.set_on_change(None);
         self.shared.endpoint.close(0_u8.into(), b"going down");
         if let Some(runtime) = self.runtime.lock().take() {
             // Else the peers would have to find out by themselves.
@@ -164,6 +173,15 @@ impl Net {
 impl Drop for Net {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// A task that is of no use any more when this is gone.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

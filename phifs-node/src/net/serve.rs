@@ -5,24 +5,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use phifs_core::causal::VersionVector;
 use phifs_core::codec::DecodeError;
+use phifs_core::id::GlyphId;
 use phifs_core::identity::NodePublicKey;
-use phifs_core::ssep::{Answer, Follow, Hello, Refusal, Request, hash_of};
-use quinn::{Connection, Incoming, SendStream, VarInt};
+use phifs_core::ssep::{Answer, Catch, Hello, Next, Note, Refusal, Request, Teller};
+use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::pipe::Outgoing;
 use super::wire::{self, WireError};
-use super::{Peer, Shared, tls};
-use crate::failure::Failure;
+use super::{AbortOnDrop, Peer, Shared, tls};
 
-/// For how long somebody is kept waiting who follows.
-pub const FOLLOW_TIME_MAX: Duration = Duration::from_secs(20);
-/// How often it is looked whether there is something to tell: operations, and other members.
-const LOOK: Duration = Duration::from_millis(10);
+/// What happens so soon after one another is told together.
+const TOGETHER: Duration = Duration::from_millis(2);
+/// How often it is looked whether there are other members.
 const MEMBERS_LOOK: Duration = Duration::from_millis(500);
+/// Streams go in this order where the network is what is short: what is new, before the bytes of files.
+const PRIORITY_NEWS: i32 = 2;
+const PRIORITY_BULK: i32 = 0;
+/// So many glyphs are read at a time: a few MiB.
+const GLYPHS_AT_ONCE: usize = 16;
 const NOT_WELCOME: VarInt = VarInt::from_u32(1);
 /// How long a node may take that is no member.
 const STRANGER_TIME_MAX: Duration = Duration::from_secs(120);
@@ -103,7 +107,7 @@ pub async fn serve(shared: Arc<Shared>, connection: Connection, key: NodePublicK
         let shared = shared.clone();
         tokio::spawn(async move {
             let outcome = match wire::request(&mut receive).await {
-                Ok(request) => answer(&shared, key, request, send).await,
+                Ok(request) => answer(&shared, key, request, receive, send).await,
                 Err(error) => {
                     tracing::warn!(node = %key, %error, "a request was not understood");
                     refuse(send, explained(&error)).await
@@ -116,7 +120,13 @@ pub async fn serve(shared: Arc<Shared>, connection: Connection, key: NodePublicK
     }
 }
 
-async fn answer(shared: &Arc<Shared>, key: NodePublicKey, request: Request, mut send: SendStream) -> wire::Result<()> {
+async fn answer(
+    shared: &Arc<Shared>,
+    key: NodePublicKey,
+    request: Request,
+    receive: RecvStream,
+    mut send: SendStream,
+) -> wire::Result<()> {
     // It may have been removed since it connected.
     if !matches!(shared.blocking(move |engine| engine.is_member(key)).await, Ok(true)) {
         return refuse(send, refusal(Refusal::NotMember, "it is for members")).await;
@@ -140,21 +150,106 @@ async fn answer(shared: &Arc<Shared>, key: NodePublicKey, request: Request, mut 
             Ok(members) => Answer::Members(members),
             Err(failure) => refusal(Refusal::Failed, &failure.message),
         },
-        Request::Follow(follow) => return tell(shared, key, follow, send).await,
+        Request::Follow(note) => return tell(shared, key, note, receive, send).await,
+        Request::Catch(catch) => return send_state(shared, key, catch, send).await,
+        Request::Glyphs(ids) => return send_glyphs(shared, ids, send).await,
     };
     send_all(&mut send, &one).await
 }
 
-/// Waits until there is something that the asker does not know, and tells that.
-async fn tell(shared: &Arc<Shared>, key: NodePublicKey, follow: Follow, mut send: SendStream) -> wire::Result<()> {
-    let peer = shared.peer(key);
-    if let Some(peer) = &peer {
-        heard(shared, peer, &follow).await;
+/// Tells somebody who follows what it does not know, as soon as there is something, until the link breaks.
+async fn tell(
+    shared: &Arc<Shared>,
+    key: NodePublicKey,
+    first: Note,
+    receive: RecvStream,
+    mut send: SendStream,
+) -> wire::Result<()> {
+    let Some(peer) = shared.peer(key) else { return Ok(()) };
+    let _ = send.set_priority(PRIORITY_NEWS);
+    let mut changes = shared.changes.subscribe();
+    let (mut notes, _reading) = notes_of(receive);
+    let _followed = shared.engine.followed();
+    let (began, mut teller) = (Instant::now(), Teller::new(&first));
+    heard(shared, &peer, first).await?;
+    loop {
+        while let Ok(note) = notes.try_recv() {
+            let note = note?;
+            teller.heard(&note);
+            heard(shared, &peer, note).await?;
+        }
+        changes.borrow_and_update();
+        let now = began.elapsed();
+        let looked = shared.blocking(move |engine| {
+            let next = engine.tell(&mut teller, now)?;
+            Ok((teller, next))
+        });
+        let next;
+        (teller, next) = looked.await.map_err(|failure| {
+            tracing::warn!(node = %key, %failure, "a node could not be told what is new");
+            wire::lost(&failure)
+        })?;
+        match next {
+            Next::Say(answer) => wire::answer(&mut send, &answer).await?,
+            Next::Wait(patience) => {
+                tokio::select! {
+                    note = notes.recv() => {
+                        let Some(note) = note else { return Ok(()) };
+                        let note = note?;
+                        teller.heard(&note);
+                        heard(shared, &peer, note).await?;
+                    }
+                    _ = changes.changed() => sleep(TOGETHER).await,
+                    () = sleep(patience.unwrap_or(MEMBERS_LOOK).min(MEMBERS_LOOK)) => {}
+                }
+            }
+        }
+        if shared.is_stopping() {
+            return Ok(());
+        }
     }
-    let Follow { context, known, members_hash } = follow;
-    match news(shared, context, members_hash).await {
-        Ok(Answer::Stream) => {}
-        Ok(answer) => return send_all(&mut send, &answer).await,
+}
+
+/// Reads notes in a task of its own: reading must not be broken off in the middle of one.
+fn notes_of(mut receive: RecvStream) -> (mpsc::Receiver<wire::Result<Note>>, AbortOnDrop) {
+    let (out, notes) = mpsc::channel(4);
+    let reading = tokio::spawn(async move {
+        loop {
+            let note = wire::next_note(&mut receive).await;
+            let is_last = note.is_err();
+            if out.send(note).await.is_err() || is_last {
+                return;
+            }
+        }
+    });
+    (notes, AbortOnDrop(reading.abort_handle()))
+}
+
+/// Learns from a note how far somebody has come, and what it vouches for.
+async fn heard(shared: &Arc<Shared>, peer: &Arc<Peer>, note: Note) -> wire::Result<()> {
+    peer.state.lock().asked = Some((note.context, std::time::Instant::now()));
+    let Some(receipt) = note.receipt else { return Ok(()) };
+    let key = peer.key;
+    shared.blocking(move |engine| engine.take_receipt(key, &receipt)).await.map_err(wire::lost)
+}
+
+/// Sends the state of this node, as a difference to a head that the asker has.
+async fn send_state(shared: &Arc<Shared>, key: NodePublicKey, catch: Catch, mut send: SendStream) -> wire::Result<()> {
+    let Catch { context, known } = catch;
+    let peer = shared.peer(key);
+    let arrived = peer.as_ref().and_then(|peer| {
+        let mut state = peer.state.lock();
+        state.sent.take_if(|sent| known.contains(&sent.id()))
+    });
+    let covered = shared.blocking(move |engine| {
+        if let Some(head) = arrived {
+            engine.was_given(&key, &head)?;
+        }
+        Ok(!context.is_empty() && context.covers(&engine.context()))
+    });
+    match covered.await {
+        Ok(false) => {}
+        Ok(true) => return send_all(&mut send, &Answer::Unchanged).await,
         Err(failure) => return refuse(send, refusal(Refusal::Failed, &failure.message)).await,
     }
     wire::answer(&mut send, &Answer::Stream).await?;
@@ -166,7 +261,7 @@ async fn tell(shared: &Arc<Shared>, key: NodePublicKey, follow: Follow, mut send
     });
     // Without an end to the stream the asker knows that it broke off.
     let (mut send, head) = told.await.map_err(|failure| {
-        tracing::warn!(node = %key, %failure, "a node could not be told what is new");
+        tracing::warn!(node = %key, %failure, "a node could not be given the state");
         wire::lost(&failure)
     })?;
     if let Some(peer) = peer {
@@ -175,42 +270,23 @@ async fn tell(shared: &Arc<Shared>, key: NodePublicKey, follow: Follow, mut send
     send.finish().map_err(wire::lost)
 }
 
-/// Waits for something to answer to somebody who follows.
-async fn news(shared: &Arc<Shared>, context: VersionVector, members_hash: [u8; 32]) -> Result<Answer, Failure> {
-    let context = Arc::new(context);
-    let until = Instant::now() + FOLLOW_TIME_MAX;
-    let mut next_look = Instant::now() + MEMBERS_LOOK;
+/// Sends glyphs, in the order in which they were asked for.
+async fn send_glyphs(shared: &Arc<Shared>, ids: Vec<GlyphId>, mut send: SendStream) -> wire::Result<()> {
+    let _ = send.set_priority(PRIORITY_BULK);
+    let mut ids = ids.into_iter();
     loop {
-        let theirs = context.clone();
-        if shared.blocking(move |engine| Ok(!theirs.covers(&engine.context()))).await? {
-            return Ok(Answer::Stream);
+        let some: Vec<GlyphId> = ids.by_ref().take(GLYPHS_AT_ONCE).collect();
+        if some.is_empty() {
+            return send.finish().map_err(wire::lost);
         }
-        let now = Instant::now();
-        if now >= next_look {
-            next_look = now + MEMBERS_LOOK;
-            if shared.blocking(|engine| Ok(hash_of(&engine.member_entries()?))).await? != members_hash {
-                return Ok(Answer::NewMembers);
-            }
+        let read = shared.blocking(move |engine| engine.glyphs_to_send(&some)).await;
+        let glyphs = match read {
+            Ok(glyphs) => glyphs,
+            Err(failure) => return refuse(send, refusal(Refusal::Failed, &failure.message)).await,
+        };
+        for glyph in glyphs {
+            wire::answer(&mut send, &Answer::Glyph(glyph)).await?;
         }
-        if shared.is_stopping() || now >= until {
-            return Ok(Answer::Unchanged);
-        }
-        sleep(LOOK).await;
-    }
-}
-
-/// Learns from a request how far the asker has come.
-async fn heard(shared: &Arc<Shared>, peer: &Arc<Peer>, follow: &Follow) {
-    let arrived = {
-        let mut state = peer.state.lock();
-        state.asked = Some((follow.context.clone(), std::time::Instant::now()));
-        state.sent.take_if(|sent| follow.known.contains(&sent.id()))
-    };
-    let key = peer.key;
-    if let Some(head) = arrived
-        && let Err(error) = shared.blocking(move |engine| engine.was_given(&key, &head)).await
-    {
-        tracing::warn!(node = %key, %error, "cannot note what a node has; it will be sent more than it needs");
     }
 }
 

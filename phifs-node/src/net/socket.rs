@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use phifs_core::causal::VersionVector;
 use phifs_core::registry::{ADDRESSES_MAX, check_name};
-use phifs_core::ssep::{Answer, Follow, Join, MemberEntries, Refusal, Request, Token};
+use phifs_core::ssep::{Answer, Catch, Join, MemberEntries, Refusal, Request, Token};
 use quinn::{Connection, Endpoint};
 use tokio::runtime::Runtime;
 
@@ -85,9 +85,9 @@ pub struct Admitted<'a> {
 impl Admitted<'_> {
     /// All that the inviter has, for a store to be made of it.
     pub fn everything(&self) -> Result<impl Read + use<>, Failure> {
-        let nothing = Follow { context: VersionVector::new(), known: Vec::new(), members_hash: [0; 32] };
+        let nothing = Catch { context: VersionVector::new(), known: Vec::new() };
         let asking = async {
-            let mut answers = wire::ask(&self.connection, &Request::Follow(nothing)).await?;
+            let mut answers = wire::ask(&self.connection, &Request::Catch(nothing)).await?;
             let answer = tokio::time::timeout(ANSWER_TIME_MAX, answers.next()).await;
             match answer.map_err(|_| WireError::Silent)?? {
                 Answer::Stream => Ok(answers.stream),

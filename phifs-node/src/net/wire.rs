@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use phifs_core::codec::DecodeError;
-use phifs_core::ssep::{Answer, FRAME_BYTES_MAX, REQUEST_BYTES_MAX, Refusal, Request};
+use phifs_core::ssep::{Answer, FRAME_BYTES_MAX, Note, REQUEST_BYTES_MAX, Refusal, Request};
 use quinn::{Connection, ReadExactError, RecvStream, SendStream};
 
 /// How long a peer that is there may take for anything but what it is to wait for.
@@ -39,15 +39,24 @@ pub struct Answers {
 
 /// Asks for something.
 pub async fn ask(connection: &Connection, request: &Request) -> Result<Answers> {
-    // A stream only knows that its connection was lost.
-    let failed = |error: &dyn std::fmt::Display| match connection.close_reason() {
+    let (mut send, answers) = begin(connection, request).await?;
+    send.finish().map_err(|error| failed(connection, error))?;
+    Ok(answers)
+}
+
+/// Asks for something, with more to say about it later.
+pub async fn begin(connection: &Connection, request: &Request) -> Result<(SendStream, Answers)> {
+    let (mut send, stream) = connection.open_bi().await.map_err(|error| failed(connection, error))?;
+    write(&mut send, &request.encode()).await.map_err(|error| failed(connection, error))?;
+    Ok((send, Answers { stream }))
+}
+
+/// A stream only knows that its connection was lost.
+fn failed(connection: &Connection, error: impl std::fmt::Display) -> WireError {
+    match connection.close_reason() {
         Some(reason) => lost(reason),
         None => lost(error),
-    };
-    let (mut send, stream) = connection.open_bi().await.map_err(|error| failed(&error))?;
-    send.write_all(&request.encode()).await.map_err(|error| failed(&error))?;
-    send.finish().map_err(|error| failed(&error))?;
-    Ok(Answers { stream })
+    }
 }
 
 /// Asks for something that has one answer.
@@ -63,41 +72,53 @@ pub async fn ask_one(connection: &Connection, request: &Request, patience: Durat
 impl Answers {
     /// The next answer. There has to be one, and a refusal is an error.
     pub async fn next(&mut self) -> Result<Answer> {
-        let mut len = [0; 4];
-        self.read(&mut len).await?;
-        let len = u32::from_le_bytes(len) as usize;
-        if len > FRAME_BYTES_MAX {
-            return Err(WireError::TooLong(len));
-        }
-        let mut bytes = vec![0; len];
-        self.read(&mut bytes).await?;
-        match Answer::decode(&bytes)? {
+        match Answer::decode(&read(&mut self.stream, FRAME_BYTES_MAX).await?)? {
             Answer::Refused { why, text } => Err(WireError::Refused { why, text }),
             answer => Ok(answer),
         }
-    }
-
-    async fn read(&mut self, bytes: &mut [u8]) -> Result<()> {
-        self.stream.read_exact(bytes).await.map_err(|error| match error {
-            ReadExactError::FinishedEarly(_) => lost("it says less than it announced"),
-            ReadExactError::ReadError(error) => lost(error),
-        })
     }
 }
 
 /// Reads what a peer asks for.
 pub async fn request(stream: &mut RecvStream) -> Result<Request> {
-    let reading = tokio::time::timeout(REQUEST_TIME_MAX, stream.read_to_end(REQUEST_BYTES_MAX));
-    let bytes = reading.await.map_err(|_| WireError::Silent)?.map_err(|error| match error {
-        quinn::ReadToEndError::TooLong => WireError::TooLong(REQUEST_BYTES_MAX + 1),
-        quinn::ReadToEndError::Read(error) => lost(error),
-    })?;
-    Ok(Request::decode(&bytes)?)
+    let reading = tokio::time::timeout(REQUEST_TIME_MAX, read(stream, REQUEST_BYTES_MAX));
+    Ok(Request::decode(&reading.await.map_err(|_| WireError::Silent)??)?)
 }
 
 pub async fn answer(stream: &mut SendStream, answer: &Answer) -> Result<()> {
-    let bytes = answer.encode();
-    let len = u32::try_from(bytes.len()).expect("answers are limited").to_le_bytes();
+    write(stream, &answer.encode()).await
+}
+
+pub async fn next_note(stream: &mut RecvStream) -> Result<Note> {
+    Ok(Note::decode(&read(stream, REQUEST_BYTES_MAX).await?)?)
+}
+
+pub async fn note(stream: &mut SendStream, note: &Note) -> Result<()> {
+    write(stream, &note.encode()).await
+}
+
+/// Messages are frames: a length, then so many bytes.
+async fn write(stream: &mut SendStream, bytes: &[u8]) -> Result<()> {
+    let len = u32::try_from(bytes.len()).expect("messages are limited").to_le_bytes();
     stream.write_all(&len).await.map_err(lost)?;
-    stream.write_all(&bytes).await.map_err(lost)
+    stream.write_all(bytes).await.map_err(lost)
+}
+
+async fn read(stream: &mut RecvStream, bytes_max: usize) -> Result<Vec<u8>> {
+    let mut len = [0; 4];
+    read_exact(stream, &mut len).await?;
+    let len = u32::from_le_bytes(len) as usize;
+    if len > bytes_max {
+        return Err(WireError::TooLong(len));
+    }
+    let mut bytes = vec![0; len];
+    read_exact(stream, &mut bytes).await?;
+    Ok(bytes)
+}
+
+async fn read_exact(stream: &mut RecvStream, bytes: &mut [u8]) -> Result<()> {
+    stream.read_exact(bytes).await.map_err(|error| match error {
+        ReadExactError::FinishedEarly(_) => lost("it says less than it announced"),
+        ReadExactError::ReadError(error) => lost(error),
+    })
 }

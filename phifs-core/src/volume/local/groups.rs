@@ -6,6 +6,9 @@
 //!   replaying does the same again.
 //! - A group is in the log of operations before it is in the tables, so nobody is given a later one without it.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use crate::causal::VersionVector;
 use crate::codec::{self, DecodeError, Encode, Reader};
 use crate::id::{AuthorId, Dot, GlyphId};
@@ -157,15 +160,20 @@ impl State {
 
 impl LocalVolume {
     /// From now on told whenever there are more operations, of whomever. It must not call back, and not wait.
-    pub fn set_on_change(&self, tell: std::sync::Arc<dyn Fn() + Send + Sync>) {
-        self.state.write().on_change = Some(tell);
+    pub fn set_on_change(&self, tell: Option<Arc<dyn Fn() + Send + Sync>>) {
+        self.state.write().on_change = tell;
+    }
+
+    /// Another machine hears of what is new from now on (1), or does not any more (-1).
+    pub fn count_follower(&self, by: isize) {
+        self.followers.fetch_add(by as usize, Ordering::Relaxed);
     }
 
     /// Takes in a group from elsewhere, if its time has come. It is seen by everybody when this returns, and durable after
     /// the next sync.
     pub fn take_group(&self, group: &SealedGroup) -> Result<Taken> {
         let author = group.author();
-        if self.registry.read().entry(&Key::Node(author.node))?.is_none() {
+        if !self.has_met(author.node)? {
             return Err(GroupRefused::Stranger(author.node));
         }
         let ahead_ms = group.hlc().1.millis().saturating_sub(self.env.now().millis());
@@ -227,15 +235,27 @@ impl LocalVolume {
 
     /// What somebody lacks who knows this, as far as it is by the authors that are asked for. It may be that there are
     /// operations that nobody has sealed yet.
-    pub fn news(&self, known: &VersionVector, wanted: &dyn Fn(AuthorId) -> bool) -> Result<News> {
-        self.seal()?;
-        // What is in the log is in the tables a moment later.
+    pub fn news(
+        &self,
+        known: &VersionVector,
+        wanted: &dyn Fn(AuthorId) -> bool,
+    ) -> std::result::Result<News, VolumeError> {
         let context = self.context();
-        let upto: Vec<_> = context.missing_from(known).filter(|(author, _)| wanted(*author)).collect();
-        match self.oplog.ranges(&upto)? {
-            Some(groups) => Ok(News::Groups(groups)),
-            None => Ok(News::State),
-        }
+        self.seal()?;
+        let lacks: Vec<_> = context.missing_from(known).filter(|(author, _)| wanted(*author)).collect();
+        Ok(match self.oplog.ranges(&lacks) {
+            Ok(Some(groups)) => News::Groups(groups),
+            Ok(None) => News::State,
+            Err(error) => {
+                tracing::warn!(%error, "the operation log cannot be read; states are compared instead");
+                News::State
+            }
+        })
+    }
+
+    /// Whether a node is a member, or was one: then what it made is believed.
+    pub fn has_met(&self, node: NodePublicKey) -> std::result::Result<bool, VolumeError> {
+        Ok(self.registry.read().entry(&Key::Node(node))?.is_some())
     }
 
     /// The node that an author is at.

@@ -20,6 +20,7 @@
 //! | `merge`, `join`, `bulk` | another line, or a snapshot, joined into one |
 //! | `peers` | what other machines get of the main line, and what it learns of them |
 //! | `groups` | operations on their way between machines |
+//! | `receipts` | what other machines hold durably |
 //! | `members` | who has the volume, and who is invited |
 //! | `transfer` | snapshots that go out and come in as a stream |
 //! | `bootstrap` | a new store out of such a stream |
@@ -38,7 +39,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
@@ -82,6 +83,7 @@ mod merge;
 mod names;
 mod peers;
 mod publication;
+mod receipts;
 mod records;
 mod recover;
 mod reserved;
@@ -120,6 +122,7 @@ use branches::Branches;
 use cached::CachedVersions;
 use files::{FileCell, OpenFile};
 use peers::Peers;
+use receipts::Receipts;
 use reserved::Reserved;
 use staged::StagingPool;
 use state::State;
@@ -231,6 +234,9 @@ pub struct LocalVolume {
     in_use: InUse,
     /// Heads of other machines, and of this one for them.
     peers: Peers,
+    receipts: Receipts,
+    /// How many other machines hear at once of what is new.
+    followers: AtomicUsize,
     state: Arc<RwLock<State>>,
     /// The state of the main line, which alone has a registry.
     registry: Arc<RwLock<State>>,

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -44,6 +44,7 @@ use super::files::FileCell;
 use super::groups::RECORD_GROUP;
 use super::join::RECORD_MERGE;
 use super::peers::Peers;
+use super::receipts::Receipts;
 use super::records::{Base, Delta, Records, Staged, base_inode, delta_number, delta_prefix};
 use super::staged::{MEMORY_BYTES_MAX, Place, Staging, StagingPool};
 use super::state::{RECORD_TRANSACTION, State, local_key};
@@ -262,6 +263,8 @@ impl LocalVolume {
             sealing_snapshots: Mutex::new(()),
             in_use: InUse::default(),
             peers: Peers::default(),
+            receipts: Receipts::default(),
+            followers: AtomicUsize::new(0),
             seal_wanted: Mutex::new(true),
             seal_asked: Condvar::new(),
             housekeeping: Mutex::new(()),

@@ -31,6 +31,9 @@ use super::state::{State, Unsealed};
 /// Closed files are settled together, after this: many of them are removed or written again at once, and whoever closes
 /// many has use for the processor.
 const REST: Duration = Duration::from_millis(300);
+/// Where other machines wait for them, a few files are settled after this.
+const REST_FOLLOWED: Duration = Duration::from_millis(2);
+const FEW: usize = 8;
 
 const CHECKPOINT_VERSION: u8 = 1;
 /// A checkpoint is due after this many changed rows or bytes, or this much journal, whatever comes first: random
@@ -227,7 +230,11 @@ impl LocalVolume {
             self.queued.wait(&mut queue);
             if !stopping() && !self.staging.memory_is_short() && !self.hurried.load(Ordering::Acquire) {
                 // Cut short by the stop, by a snapshot, and by an `enqueue` when memory gets short.
-                self.queued.wait_for(&mut queue, REST);
+                let is_followed = self.followers.load(Ordering::Relaxed) > 0;
+                let was_cut = is_followed && !self.queued.wait_for(&mut queue, REST_FOLLOWED).timed_out();
+                if !is_followed || !was_cut && queue.len() > FEW {
+                    self.queued.wait_for(&mut queue, REST);
+                }
             }
         }
         let next = queue.pop_front();

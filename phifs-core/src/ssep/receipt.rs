@@ -1,0 +1,64 @@
+//! Receipts: somebody vouches for what it holds durably.
+
+use crate::causal::VersionVector;
+use crate::codec::{self, Encode, Reader};
+use crate::identity::{BadSignature, NodeKey, NodePublicKey, Signature};
+
+const CONTEXT_SIGNED: &str = "phifs receipt v1";
+
+/// A node's word that all of these operations, and of the bytes that they name those that it is to hold, are durable with
+/// it. Transferable: it is signed together with the volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    pub context: VersionVector,
+    signature: Signature,
+}
+
+impl Receipt {
+    pub fn sign(key: &NodeKey, volume: &[u8; 16], context: VersionVector) -> Self {
+        let signature = key.sign(CONTEXT_SIGNED, &message(volume, &context));
+        Self { context, signature }
+    }
+
+    /// Whether this node has given it for this volume.
+    pub fn verify(&self, node: &NodePublicKey, volume: &[u8; 16]) -> Result<(), BadSignature> {
+        node.verify(CONTEXT_SIGNED, &message(volume, &self.context), &self.signature)
+    }
+
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        self.context.encode(out);
+        out.put_bytes(&self.signature.0);
+    }
+
+    pub fn decode(reader: &mut Reader<'_>) -> codec::Result<Self> {
+        Ok(Self { context: VersionVector::decode(reader)?, signature: Signature(reader.array()?) })
+    }
+}
+
+fn message(volume: &[u8; 16], context: &VersionVector) -> Vec<u8> {
+    let mut message = volume.to_vec();
+    context.encode(&mut message);
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::AuthorId;
+
+    #[test]
+    fn a_receipt_is_of_one_node_for_one_volume_and_one_state() {
+        let (key, other) = (NodeKey::from_seed(&[1; 32]), NodeKey::from_seed(&[2; 32]));
+        let context = VersionVector::new().with(AuthorId([3; 16]), 9);
+        let receipt = Receipt::sign(&key, &[4; 16], context);
+        let mut bytes = Vec::new();
+        receipt.encode(&mut bytes);
+        let read = Receipt::decode(&mut Reader::new(&bytes)).unwrap();
+        assert_eq!(read, receipt);
+        assert!(read.verify(&key.public(), &[4; 16]).is_ok());
+        assert!(read.verify(&other.public(), &[4; 16]).is_err());
+        assert!(read.verify(&key.public(), &[5; 16]).is_err());
+        let more = Receipt { context: VersionVector::new().with(AuthorId([3; 16]), 10), ..read };
+        assert!(more.verify(&key.public(), &[4; 16]).is_err());
+    }
+}
