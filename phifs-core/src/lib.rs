@@ -16,6 +16,7 @@ pub mod merkle;
 pub mod meta;
 pub mod namespace;
 pub mod oplog;
+pub mod placement;
 pub mod registry;
 pub mod settings;
 pub mod snapshot;

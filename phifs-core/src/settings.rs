@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 
 use crate::merge::Pinned;
 use crate::namespace::coherence::Preference;
+use crate::placement::COPIES_MAX;
 use crate::snapshot::keep::KeepRules;
 
 /// One setting.
@@ -26,6 +27,8 @@ pub struct Settings {
     pub publish_interval: Duration,
     /// A level of zstd; 0: nothing is compressed.
     pub compression: i32,
+    /// How many members are to hold each glyph, if there are so many.
+    pub copies: u8,
     /// Space on the host for plain copies of closed files.
     pub cache_bytes: u64,
     /// How often a snapshot is taken, if something changed; `None`: never.
@@ -46,6 +49,7 @@ impl Default for Settings {
         Self {
             publish_interval: Duration::from_secs(1),
             compression: 1,
+            copies: 3,
             cache_bytes: 1 << 30,
             snapshot_every: None,
             snapshot_keep: KeepRules { hourly: 24, daily: 7, weekly: 4, monthly: 12, ..KeepRules::default() },
@@ -58,7 +62,7 @@ impl Default for Settings {
 }
 
 /// The settings there are, in the order of their names.
-pub static SETTINGS: [Setting; 9] = [
+pub static SETTINGS: [Setting; 10] = [
     Setting {
         name: "cache_size",
         takes: "a size, as in 4GiB",
@@ -84,6 +88,17 @@ pub static SETTINGS: [Setting; 9] = [
             0 => "off".to_owned(),
             level => level.to_string(),
         },
+    },
+    Setting {
+        name: "copies",
+        takes: "a number from 1 to 16",
+        about: "how many members hold each part of a file, if there are so many",
+        set: |settings, text| {
+            let copies = text.parse().ok().filter(|copies| (1..=COPIES_MAX).contains(copies));
+            settings.copies = copies.ok_or("no such number of copies")?;
+            Ok(())
+        },
+        show: |settings| settings.copies.to_string(),
     },
     Setting {
         name: "merge.drivers",
@@ -218,6 +233,7 @@ mod tests {
             "4GiB",
             "off",
             "19",
+            "16",
             "250ms",
             "15m",
             "off",
