@@ -2,8 +2,9 @@
 
 use std::io::{Read, Write};
 
+use crate::id::GlyphId;
 use crate::meta::Frozen;
-use crate::store::{GlyphStore, StoreError};
+use crate::store::{GlyphKind, GlyphStore, StoreError, StoredGlyph};
 
 use super::reach::{Step, reach};
 use super::record::Record;
@@ -22,7 +23,23 @@ pub fn export<W: Write>(
     store: &GlyphStore,
     before: Option<&Frozen>,
     after: &Frozen,
-    last: Option<crate::id::GlyphId>,
+    last: Option<GlyphId>,
+    writer: &mut Writer<W>,
+    progress: Progress<'_>,
+) -> Result<()> {
+    let read = &|kind, id: &GlyphId| store.read_stored(kind, id);
+    export_with((store, read), before, after, last, writer, progress)
+}
+
+/// Reads a glyph as it is stored, wherever it is.
+pub type ReadStored<'a> = &'a dyn Fn(GlyphKind, &GlyphId) -> std::result::Result<StoredGlyph, StoreError>;
+
+/// As `export`, with glyphs that may be elsewhere.
+pub fn export_with<W: Write>(
+    (store, read): (&GlyphStore, ReadStored<'_>),
+    before: Option<&Frozen>,
+    after: &Frozen,
+    last: Option<GlyphId>,
     writer: &mut Writer<W>,
     progress: Progress<'_>,
 ) -> Result<()> {
@@ -32,7 +49,7 @@ pub fn export<W: Write>(
         let Step::Glyph(kind, id) = step else { return Ok(()) };
         met += 1;
         if met > there {
-            writer.put(&store.read_stored(kind, id)?)?;
+            writer.put(&read(kind, id)?)?;
         } else if met == there && last != Some(*id) {
             let why = "what is there of it does not belong to this snapshot".to_owned();
             return Err(StreamError::Damaged { at: writer.bytes(), why });

@@ -34,6 +34,15 @@ impl StoredGlyph {
         Ok(Self { header: Header { kind, codec, plain_bytes, stored_bytes, id, stored_crc }, bytes })
     }
 
+    /// These plain bytes, as they are.
+    pub fn of(kind: GlyphKind, plain: &Bytes) -> Self {
+        let id = GlyphId::of(plain);
+        let len = plain.len() as u32;
+        let stored_crc = crc32c::crc32c(plain);
+        let header = Header { kind, codec: Codec::Raw, plain_bytes: len, stored_bytes: len, id, stored_crc };
+        Self { header, bytes: plain.clone() }
+    }
+
     /// Checks what a header claims before anything is read or reserved for it.
     pub fn check_lengths(plain_bytes: u32, stored_bytes: u64) -> Result<(), DecodeError> {
         let is_sane = plain_bytes as usize <= GLYPH_BYTES_MAX && stored_bytes <= u64::from(plain_bytes);

@@ -265,6 +265,7 @@ impl LocalVolume {
             key: self.key.clone(),
             ballast: self.ballast.clone(),
             settings: self.settings.clone(),
+            remote: self.remote.clone(),
         };
         let disk = Arc::new(BranchDisk::new(self.disk.clone(), branch.number));
         let opened = open_superblock(&*disk).and_then(|start| {

@@ -442,14 +442,15 @@ const COUNT: &[u8] = b"user.phi.conflicts";
 const WINNER: &[u8] = b"user.phi.winner";
 const SCORE: &[u8] = b"user.phi.score";
 const WRITER: &[u8] = b"user.phi.writer";
+const STATUS: &[u8] = b"user.phi.status";
 
 pub(super) fn is_told(name: &[u8]) -> bool {
-    [COUNT, WINNER, SCORE, WRITER].contains(&name)
+    [COUNT, WINNER, SCORE, WRITER, STATUS].contains(&name)
 }
 
 impl LocalVolume {
     /// The value of such an attribute: of a file how many choices it has, if more than one; of a directory how many names
-    /// below it are disputed; the shown choice, its score and its author.
+    /// below it are disputed; the shown choice, its score and its author; whether it can be read, or why not.
     pub(super) fn told(&self, state: &State, id: InodeId, name: &[u8]) -> Result<Vec<u8>> {
         let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
         if row.kind() == FileKind::Directory {
@@ -458,6 +459,9 @@ impl LocalVolume {
             } else {
                 Err(VolumeError::NoAttribute)
             };
+        }
+        if name == STATUS {
+            return Ok(self.why_unreadable(id).map_or("ok".into(), |why| format!("unreadable: {why}")).into_bytes());
         }
         let mut choices = Vec::new();
         if let Some((dir, name)) = view::names_of(state, id, row.kind())?.into_iter().next() {

@@ -8,6 +8,7 @@ use super::LocalVolume;
 use super::files::{Data, FileCell, from_io, looking_failed, staging_io};
 use super::publication::Publication;
 use super::records::Base;
+use super::remote::is_lacking;
 use super::staged::{Recording, Staging};
 
 impl LocalVolume {
@@ -123,9 +124,10 @@ impl LocalVolume {
                 }
                 let recording = staging.recording(rebase);
                 if recording == Recording::Bytes && !staging.overlay.is_whole() {
-                    self.complete(data)?;
+                    self.complete(data)?
+                } else {
+                    recording
                 }
-                recording
             };
             let done = match recording {
                 Recording::File => self.record_file(cell)?,
@@ -259,12 +261,22 @@ impl LocalVolume {
         self.commit_journal()
     }
 
-    /// Brings over what a short file still lacks of its version.
-    fn complete(&self, data: &mut Data) -> Result<()> {
-        let Data { staging: Some(staging), reader, .. } = data else { return Ok(()) };
-        self.alter(staging, |staging| {
+    /// Brings over what a short file still lacks of its version, and says how the file becomes durable then. What is not
+    /// here is not waited for: without it, the file is recorded as one that lies over its version.
+    fn complete(&self, data: &mut Data) -> Result<Recording> {
+        let Data { staging: Some(staging), reader, .. } = data else { return Ok(Recording::Bytes) };
+        let completed = self.alter(staging, |staging| {
             let mut sources = Sources { file: &*staging.file, base: reader, glyphs: &*self.store };
             Ok(staging.overlay.materialise(&mut sources, 0..u64::MAX)?)
-        })
+        });
+        match completed {
+            Err(error) if is_lacking(&error) => {
+                if staging.in_memory {
+                    self.spill(staging)?;
+                }
+                Ok(Recording::File)
+            }
+            completed => completed.map(|()| Recording::Bytes),
+        }
     }
 }

@@ -29,6 +29,7 @@ use crate::volume::{
 use super::drivers::is_merged;
 use super::publication::Publication;
 use super::records::Base;
+use super::remote::{Ahead, is_lacking};
 use super::staged::{Change, MEMORY_BYTES_MAX, Staging};
 use super::state::{Draft, State};
 use super::{LocalVolume, names, records};
@@ -169,6 +170,11 @@ impl FileCell {
     /// Whether somebody has it open for writing.
     pub fn has_writers(&self) -> bool {
         self.gate.lock().writers > 0
+    }
+
+    /// The published bytes, read from this offset on.
+    fn base_from(&self, offset: u64) -> Ahead {
+        self.data.lock().as_ref().map(|data| (*data.reader.content(), offset))
     }
 
     /// How long it is with what is not published, if there is such.
@@ -340,7 +346,7 @@ impl LocalVolume {
     }
 
     /// Moves a file from memory to the disk.
-    fn spill(&self, staging: &mut Staging) -> Result<()> {
+    pub(super) fn spill(&self, staging: &mut Staging) -> Result<()> {
         const STEP: u64 = 1 << 20;
         let place = self.staging.take_file().map_err(staging_io("making a staging file"))?;
         let copy = |from: &dyn File, to: &dyn File| -> std::io::Result<()> {
@@ -558,7 +564,11 @@ impl LocalVolume {
             if !how.write || len <= SHORT_BYTES_MAX || len > MATERIALISE_BYTES_MAX || !self.has_room() {
                 return Ok(through_here());
             }
-            self.materialise(cell)?;
+            match self.materialise(cell) {
+                // What is not here is not fetched before somebody reads it.
+                Err(error) if is_lacking(&error) => return Ok(through_here()),
+                done => done?,
+            }
         }
         if how.write && gate.kernel == 0 && !self.has_room() {
             return Ok(through_here());
@@ -627,17 +637,23 @@ impl LocalVolume {
             return self.reserved_read(ino, handle, offset, len);
         }
         let open = self.handle(handle)?;
-        let mut data = open.cell.data.lock();
-        let Data { reader, staging, .. } = data.as_mut().ok_or(VolumeError::BadHandle)?;
         let mut buf = vec![0; len as usize];
-        let got = match staging {
-            Some(staging) => {
-                staging.observe().map_err(looking_failed)?;
-                let mut sources = Sources { file: &*staging.file, base: reader, glyphs: &*self.store };
-                staging.overlay.read_at(&mut sources, &mut buf, offset)?
-            }
-            None => reader.read_at(&*self.store, &mut buf, offset)?,
-        };
+        let got = self.having(
+            Some(open.cell.id),
+            || open.cell.base_from(offset),
+            |glyphs| {
+                let mut data = open.cell.data.lock();
+                let Data { reader, staging, .. } = data.as_mut().ok_or(VolumeError::BadHandle)?;
+                Ok(match staging {
+                    Some(staging) => {
+                        staging.observe().map_err(looking_failed)?;
+                        let mut sources = Sources { file: &*staging.file, base: reader, glyphs };
+                        staging.overlay.read_at(&mut sources, &mut buf, offset)?
+                    }
+                    None => reader.read_at(glyphs, &mut buf, offset)?,
+                })
+            },
+        )?;
         buf.truncate(got);
         Ok(buf)
     }
@@ -841,27 +857,32 @@ impl LocalVolume {
 
     pub(super) fn seek_file(&self, handle: Handle, offset: u64, seek: Seek) -> Result<u64> {
         let open = self.handle(handle)?;
-        let mut data = open.cell.data.lock();
-        let Data { reader, staging, .. } = data.as_mut().ok_or(VolumeError::BadHandle)?;
-        let glyphs = &*self.store;
-        let found = match staging {
-            Some(staging) => {
-                staging.observe().map_err(looking_failed)?;
-                if offset >= staging.overlay.len_bytes() {
-                    return Err(VolumeError::NoData);
-                }
-                let mut sources = Sources { file: &*staging.file, base: reader, glyphs };
-                match seek {
-                    Seek::Data => staging.overlay.seek_data(&mut sources, offset)?,
-                    Seek::Hole => Some(staging.overlay.seek_hole(&mut sources, offset)?),
-                }
-            }
-            None if offset >= reader.content().len_bytes() => None,
-            None => match seek {
-                Seek::Data => reader.seek_data(glyphs, offset)?,
-                Seek::Hole => Some(reader.seek_hole(glyphs, offset)?),
+        let found = self.having(
+            Some(open.cell.id),
+            || None,
+            |glyphs| {
+                let mut data = open.cell.data.lock();
+                let Data { reader, staging, .. } = data.as_mut().ok_or(VolumeError::BadHandle)?;
+                Ok(match staging {
+                    Some(staging) => {
+                        staging.observe().map_err(looking_failed)?;
+                        if offset >= staging.overlay.len_bytes() {
+                            return Ok(None);
+                        }
+                        let mut sources = Sources { file: &*staging.file, base: reader, glyphs };
+                        match seek {
+                            Seek::Data => staging.overlay.seek_data(&mut sources, offset)?,
+                            Seek::Hole => Some(staging.overlay.seek_hole(&mut sources, offset)?),
+                        }
+                    }
+                    None if offset >= reader.content().len_bytes() => None,
+                    None => match seek {
+                        Seek::Data => reader.seek_data(glyphs, offset)?,
+                        Seek::Hole => Some(reader.seek_hole(glyphs, offset)?),
+                    },
+                })
             },
-        };
+        )?;
         found.ok_or(VolumeError::NoData)
     }
 

@@ -24,24 +24,23 @@ impl LocalVolume {
         self.store.hold()
     }
 
-    /// The glyphs that an operation needs and that are not here, in the order of the file. Of a long file they are told
-    /// in rounds: what lists glyphs comes first, and what it lists when it is here. Nothing: the operation can be applied.
+    /// The glyphs that an operation needs, that are to be here and are not, in the order of the file. Of a long file they
+    /// are told in rounds: what lists glyphs, which everybody holds, comes first, and what it lists when it is here.
+    /// Nothing: the operation can be applied.
     ///
     /// # Errors
     /// `Malformed` if a list of glyphs is none: then this operation cannot ever be applied.
     pub fn missing_in(&self, op: &Op) -> Result<Vec<GlyphId>> {
-        let (mut missing, mut met, mut pages) = (Vec::new(), HashMap::new(), HashSet::new());
+        let (mut missing, mut wanted) = (Vec::new(), HashSet::new());
+        let (mut met, mut pages) = (HashMap::new(), HashSet::new());
         for effect in &op.effects {
             let Effect::Inode(effect) = effect else { continue };
             let Some((version, _)) = &effect.version else { continue };
             visit_glyphs(&*self.store, &version.content, &mut |part, id| {
-                let is_here = *met.entry(*id).or_insert_with(|| {
-                    let is_here = self.store.pin_stored(GlyphKind::Data, id);
-                    if !is_here {
-                        missing.push(*id);
-                    }
-                    is_here
-                });
+                let is_here = *met.entry(*id).or_insert_with(|| self.store.pin_stored(GlyphKind::Data, id));
+                if !is_here && (part == Part::Page || self.is_placed_here(id)) && wanted.insert(*id) {
+                    missing.push(*id);
+                }
                 part == Part::Page && is_here && pages.insert(*id)
             })?;
         }

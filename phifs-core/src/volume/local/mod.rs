@@ -11,6 +11,8 @@
 //! | `publication` | staged bytes become versions; the files of a group together |
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
 //! | `collect` | garbage collection |
+//! | `placed` | which contents are to be here |
+//! | `remote` | contents that are not here |
 //! | `glyphs` | glyphs that come from other machines, and go to them, one by one |
 //! | `conflicts` | what people have to decide about |
 //! | `branches` | lines of changes of their own, which began as snapshots |
@@ -82,10 +84,12 @@ mod members;
 mod merge;
 mod names;
 mod peers;
+mod placed;
 mod publication;
 mod receipts;
 mod records;
 mod recover;
+mod remote;
 mod reserved;
 mod restore;
 mod scope;
@@ -110,6 +114,7 @@ pub use members::{Invite, JoinError};
 pub use merge::{MergeError, MergeOptions, Merged, Side};
 pub use peers::{Head, PeerError};
 pub use recover::{OpenError, Opening, Progress};
+pub use remote::PeerGlyphs;
 pub use restore::Restored;
 pub use settings::SettingError;
 pub use snapshots::{SnapshotError, candidates};
@@ -123,6 +128,7 @@ use cached::CachedVersions;
 use files::{FileCell, OpenFile};
 use peers::Peers;
 use receipts::Receipts;
+use remote::Remote;
 use reserved::Reserved;
 use staged::StagingPool;
 use state::State;
@@ -275,6 +281,10 @@ pub struct LocalVolume {
     /// What holds for the volume: the defaults of this machine, and what is set in the registry.
     settings: Arc<RwLock<Settings>>,
     merged: drivers::Remembered,
+    /// Other machines, which may have what is not here.
+    remote: Arc<Remote>,
+    /// Files whose contents could not be had lately, and why.
+    unreadable: Mutex<HashMap<InodeId, String>>,
     counters: upkeep::Counters,
 }
 

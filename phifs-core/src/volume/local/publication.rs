@@ -286,7 +286,8 @@ impl LocalVolume {
             let base = ContentReader::new(base, inline)?;
             (staging.overlay.clone(), staging.file.clone(), (staging.number, staging.generation), base)
         };
-        let mut sources = Sources { file: &*file, base: &mut base, glyphs: &*self.store };
+        let glyphs = self.fetching(Some(cell.id), None);
+        let mut sources = Sources { file: &*file, base: &mut base, glyphs: &glyphs };
         match publish::publish(&overlay, &mut sources, &*self.store) {
             Ok(published) => Ok(Ok(Prepared { written, seen, published })),
             // The kernel cut the file short while it was read.

@@ -46,6 +46,7 @@ use super::join::RECORD_MERGE;
 use super::peers::Peers;
 use super::receipts::Receipts;
 use super::records::{Base, Delta, Records, Staged, base_inode, delta_number, delta_prefix};
+use super::remote::Remote;
 use super::staged::{MEMORY_BYTES_MAX, Place, Staging, StagingPool};
 use super::state::{RECORD_TRANSACTION, State, local_key};
 use super::transfer::InUse;
@@ -111,6 +112,7 @@ pub(super) struct Common {
     pub key: Arc<NodeKey>,
     pub ballast: Arc<Ballast>,
     pub settings: Arc<RwLock<Settings>>,
+    pub remote: Arc<Remote>,
 }
 
 /// Where a branch comes from.
@@ -141,9 +143,11 @@ impl LocalVolume {
         let store = Arc::new(store);
         opened.store = report;
         let nodes = Arc::new(NodeCache::new(store.clone(), options.node_cache_bytes));
-        let common = Common { env, store, nodes, store_id, key, ballast: Arc::default(), settings: Arc::default() };
+        let (ballast, settings, remote) = Default::default();
+        let common = Common { env, store, nodes, store_id, key, ballast, settings, remote };
         let volume = Self::open_line(common, None, disk, (superblock, checkpoint), opened, options, progress)?;
         volume.load_settings()?;
+        volume.load_layout()?;
         volume.remove_unregistered_branches()?;
         volume.load_peers()?;
         Ok(volume)
@@ -159,7 +163,7 @@ impl LocalVolume {
         options: Options,
         progress: &dyn Fn(Progress),
     ) -> Result<Self, OpenError> {
-        let Common { env, store, nodes, store_id, key, ballast, settings } = common;
+        let Common { env, store, nodes, store_id, key, ballast, settings, remote } = common;
         opened.clean = checkpoint.clean;
         let meta = Meta::open(nodes.clone(), &TABLES, checkpoint.roots.clone())
             .map_err(|source| StoreError::Malformed { what: "the superblock".into(), source })?;
@@ -299,6 +303,8 @@ impl LocalVolume {
             invalidate: RwLock::new(None),
             settings,
             merged: super::drivers::Remembered::default(),
+            remote,
+            unreadable: Mutex::default(),
             counters: Counters { checkpoint_lsn: AtomicU64::new(checkpoint_lsn.0), ..Counters::default() },
         };
         opened.recovered_files = volume.recover_files(progress)?;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::id::S8Id;
+use crate::id::{GlyphId, S8Id};
 use crate::identity::NodePublicKey;
 use crate::meta::{Frozen, Roots};
 use crate::registry::{Key, NamedSnapshot, check_name};
@@ -196,7 +196,8 @@ impl LocalVolume {
         };
         let last = resumed.and_then(|rest| rest.last);
         let tell = &mut |bytes| go_on(progress, bytes);
-        transfer::export(&self.store, before.as_ref(), &after, last, &mut writer, tell)?;
+        let read = &|kind, id: &GlyphId| self.stored_anywhere(kind, id);
+        transfer::export_with((&self.store, read), before.as_ref(), &after, last, &mut writer, tell)?;
         exported.glyphs = writer.glyphs();
         exported.bytes = writer.bytes() + stream::END_BYTES;
         writer.finish()?;

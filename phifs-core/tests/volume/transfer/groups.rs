@@ -12,7 +12,7 @@ use super::peers::{check_same, key_of};
 use super::{Site, noise, pair};
 
 /// Two machines that are members of one volume and have the same.
-fn members() -> (Site, Site) {
+pub(super) fn members() -> (Site, Site) {
     let (a, b, _) = pair();
     for (site, other) in [(&a, &b), (&b, &a)] {
         for node in [site, other] {
@@ -39,7 +39,7 @@ fn groups_for(from: &Site, known: &VersionVector) -> Vec<SealedGroup> {
 }
 
 /// Tells one machine what another one has, glyphs first.
-fn push(from: &Site, to: &Site) -> u64 {
+pub(super) fn push(from: &Site, to: &Site) -> u64 {
     let mut operations = 0;
     for group in groups_for(from, &to.volume.context()) {
         // As it is on the wire.

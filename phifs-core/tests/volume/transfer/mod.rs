@@ -2,6 +2,7 @@
 //! damaged in any way is refused, and what was interrupted is gone on with.
 
 mod between;
+mod elsewhere;
 mod glyphs;
 mod golden;
 mod groups;

@@ -322,7 +322,8 @@ impl LocalVolume {
         self.open_reader(handle)?.read(|reader| {
             let left = reader.content().len_bytes().saturating_sub(offset);
             let mut buf = vec![0; u64::from(len).min(left) as usize];
-            let got = reader.read_at(&*self.store, &mut buf, offset)?;
+            let glyphs = self.fetching(None, Some((*reader.content(), offset)));
+            let got = reader.read_at(&glyphs, &mut buf, offset)?;
             buf.truncate(got);
             Ok(buf)
         })
@@ -334,8 +335,8 @@ impl LocalVolume {
                 return Err(VolumeError::NoData);
             }
             match seek {
-                Seek::Data => reader.seek_data(&*self.store, offset)?.ok_or(VolumeError::NoData),
-                Seek::Hole => Ok(reader.seek_hole(&*self.store, offset)?),
+                Seek::Data => reader.seek_data(&self.fetching(None, None), offset)?.ok_or(VolumeError::NoData),
+                Seek::Hole => Ok(reader.seek_hole(&self.fetching(None, None), offset)?),
             }
         })
     }

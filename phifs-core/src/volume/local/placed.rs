@@ -1,0 +1,108 @@
+//! Which contents are to be here: those that the layout places here, and those of pinned paths.
+//!
+//! What always holds: without a layout, everything is to be here.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::content::Content;
+use crate::content::manifest::{Part, visit_glyphs};
+use crate::id::GlyphId;
+use crate::identity::NodePublicKey;
+use crate::namespace::derive::dot_of;
+use crate::namespace::row::InodeRow;
+use crate::namespace::tables::malformed;
+use crate::namespace::{Table, Tables as _};
+use crate::placement::Layout;
+use crate::store::{GlyphKind, StoreError};
+use crate::volume::Result;
+
+use super::LocalVolume;
+use super::history;
+use super::state::local_key;
+
+fn layout_key() -> Vec<u8> {
+    local_key(b'n', b"layout")
+}
+
+impl LocalVolume {
+    /// Says which members hold what from now on, also after a restart. `None`: this machine holds everything.
+    pub fn set_layout(&self, layout: Option<Layout>) -> Result<()> {
+        assert!(self.branch.is_none(), "one layout holds for all lines");
+        let encoded = layout.as_ref().map(Layout::encode);
+        let mut state = self.state.write();
+        if state.get(Table::Local, &layout_key())?.as_deref() != encoded.as_deref() {
+            state.commit_local(vec![(layout_key(), encoded)], self.env.now(), &self.journal)?;
+        }
+        *self.remote.layout.write() = layout.map(Arc::new);
+        drop(state);
+        self.commit_journal()
+    }
+
+    pub fn layout(&self) -> Option<Arc<Layout>> {
+        self.remote.layout.read().clone()
+    }
+
+    /// Finds the layout that was set before the volume was closed.
+    pub(super) fn load_layout(&self) -> std::result::Result<(), StoreError> {
+        if let Some(bytes) = self.state.read().get(Table::Local, &layout_key())? {
+            let layout = Layout::decode(&bytes).map_err(|e| malformed("layout", &layout_key(), e))?;
+            *self.remote.layout.write() = Some(Arc::new(layout));
+        }
+        Ok(())
+    }
+
+    /// Whether a glyph of contents is to be here.
+    pub fn is_placed_here(&self, id: &GlyphId) -> bool {
+        let Some(layout) = self.layout() else { return true };
+        layout.is_holder(&self.key.public(), id, self.settings.read().copies)
+    }
+
+    /// Whether a glyph of contents may lawfully not be here. One that is here and damaged is damaged all the same.
+    pub(super) fn is_elsewhere(&self, id: &GlyphId, error: &StoreError) -> bool {
+        matches!(error, StoreError::Missing(missing) if missing == id) && !self.is_placed_here(id)
+    }
+
+    /// The glyphs of contents that are to be here and are not, of the state of now and of the versions kept beside it. As
+    /// with `missing_in`, what a list that is missing lists is told when it is here.
+    pub fn missing(&self) -> Result<Vec<GlyphId>> {
+        let mut missing = Vec::new();
+        self.each_glyph(&mut |part, id| {
+            if (part == Part::Page || self.is_placed_here(id)) && !self.store.contains(GlyphKind::Data, id)? {
+                missing.push(*id);
+            }
+            Ok(())
+        })?;
+        Ok(missing)
+    }
+
+    /// Visits the glyphs of contents that are to be held somewhere, each once: those of the state of now, and of the
+    /// versions kept beside it.
+    pub fn each_glyph(&self, each: &mut dyn FnMut(Part, &GlyphId) -> Result<()>) -> Result<()> {
+        let (mut met, mut pages) = (HashSet::new(), HashSet::new());
+        let mut visit = |content: &Content| -> Result<()> {
+            let mut outcome = Ok(());
+            let visited = visit_glyphs(&*self.store, content, &mut |part, id| {
+                if outcome.is_ok() && met.insert(*id) {
+                    outcome = each(part, id);
+                }
+                let is_here = || self.store.contains(GlyphKind::Data, id).unwrap_or(false);
+                part == Part::Page && outcome.is_ok() && pages.insert(*id) && is_here()
+            });
+            outcome.and(Ok(visited?))
+        };
+        self.each_row(Table::Inodes, &[], &mut |key, row| {
+            let row = InodeRow::decode(dot_of(key)?, row).map_err(|e| malformed("inode", key, e))?;
+            row.versions.entries().iter().try_for_each(|entry| visit(&entry.value.content))
+        })?;
+        self.each_row(Table::Local, &[], &mut |key, row| match history::decode_row(key, row) {
+            Some(decoded) => visit(&decoded?.1.version.content),
+            None => Ok(()),
+        })
+    }
+
+    /// The members that are to hold a glyph of contents, whom to ask first being the first. Nothing without a layout.
+    pub fn holders(&self, id: &GlyphId) -> Vec<NodePublicKey> {
+        self.layout().map_or_else(Vec::new, |layout| layout.holders(id, self.settings.read().copies))
+    }
+}
