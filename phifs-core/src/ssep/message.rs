@@ -417,7 +417,7 @@ mod tests {
         let bytes = [requests, answers].concat();
         assert_eq!(
             blake3::hash(&bytes).to_hex().as_str(),
-            "1d96fd67a152154bd9a3a3bc61aaa410fbdf9e08a1d0dab61f96f65403f061a2"
+            "3b02d6f648149493a51dc42bd46bb5ac70971199c8882899b3f9b968723ea86d"
         );
     }
 
