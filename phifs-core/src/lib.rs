@@ -9,6 +9,7 @@ pub mod chunker;
 pub mod codec;
 pub mod content;
 pub mod disk;
+pub mod durability;
 pub mod id;
 pub mod identity;
 pub mod merge;

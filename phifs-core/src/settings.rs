@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
+use crate::durability::{Degraded, Durability};
 use crate::merge::Pinned;
 use crate::namespace::coherence::Preference;
 use crate::placement::COPIES_MAX;
@@ -29,6 +30,9 @@ pub struct Settings {
     pub compression: i32,
     /// How many members are to hold each glyph, if there are so many.
     pub copies: u8,
+    /// What a sync waits for, and what it does when that is not to be had.
+    pub durability: Durability,
+    pub fsync_degraded: Degraded,
     /// Space on the host for plain copies of closed files.
     pub cache_bytes: u64,
     /// How often a snapshot is taken, if something changed; `None`: never.
@@ -50,6 +54,8 @@ impl Default for Settings {
             publish_interval: Duration::from_secs(1),
             compression: 1,
             copies: 3,
+            durability: Durability::default(),
+            fsync_degraded: Degraded::default(),
             cache_bytes: 1 << 30,
             snapshot_every: None,
             snapshot_keep: KeepRules { hourly: 24, daily: 7, weekly: 4, monthly: 12, ..KeepRules::default() },
@@ -62,7 +68,7 @@ impl Default for Settings {
 }
 
 /// The settings there are, in the order of their names.
-pub static SETTINGS: [Setting; 10] = [
+pub static SETTINGS: [Setting; 12] = [
     Setting {
         name: "cache_size",
         takes: "a size, as in 4GiB",
@@ -99,6 +105,26 @@ pub static SETTINGS: [Setting; 10] = [
             Ok(())
         },
         show: |settings| settings.copies.to_string(),
+    },
+    Setting {
+        name: "durability",
+        takes: "local, quorum or all",
+        about: "how many of the members that hold a file have it on disk before fsync returns",
+        set: |settings, text| {
+            settings.durability = text.parse()?;
+            Ok(())
+        },
+        show: |settings| settings.durability.word().to_owned(),
+    },
+    Setting {
+        name: "fsync_degraded",
+        takes: "block (with a time span, as in \"block 10s\"), error or local",
+        about: "what fsync does when the other members cannot be reached: wait, fail, or be content with this machine",
+        set: |settings, text| {
+            settings.fsync_degraded = text.parse()?;
+            Ok(())
+        },
+        show: |settings| settings.fsync_degraded.show(),
     },
     Setting {
         name: "merge.drivers",

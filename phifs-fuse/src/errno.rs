@@ -36,7 +36,10 @@ pub(crate) fn errno_of(error: &VolumeError) -> Errno {
         VolumeError::NoData => Errno::ENXIO,
         VolumeError::Store(error) => errno_of_store(error),
         VolumeError::Disk { doing: _, source } => errno_of_disk(source),
-        VolumeError::LostWrite | VolumeError::Branch { .. } | VolumeError::Internal(_) => Errno::EIO,
+        VolumeError::LostWrite
+        | VolumeError::NotEnoughCopies { .. }
+        | VolumeError::Branch { .. }
+        | VolumeError::Internal(_) => Errno::EIO,
     }
 }
 

@@ -289,6 +289,9 @@ pub enum VolumeError {
     /// An earlier failure to make this file's bytes durable; it stays until the file is rewritten.
     #[error("bytes of this file could not be made durable")]
     LostWrite,
+    /// It is durable on this machine, and on fewer others than the volume wants.
+    #[error("it is durable on {have} machines instead of {wanted}")]
+    NotEnoughCopies { have: usize, wanted: usize },
     #[error("the branch {name:?} cannot be opened: {why}")]
     Branch { name: String, why: String },
     #[error("internal error: {0}")]

@@ -119,6 +119,7 @@ pub fn errno(error: &VolumeError) -> Errno {
         VolumeError::Store(_) => "Store",
         VolumeError::Disk { .. } => "Disk",
         VolumeError::LostWrite => "LostWrite",
+        VolumeError::NotEnoughCopies { .. } => "NotEnoughCopies",
         VolumeError::Branch { .. } => "Branch",
         VolumeError::Internal(_) => "Internal",
     }

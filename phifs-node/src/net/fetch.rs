@@ -45,15 +45,10 @@ pub async fn fetch(
 }
 
 /// Says which of the glyphs the peer does not have.
-async fn fetch_from(
-    shared: &Arc<Shared>,
-    connection: &Connection,
-    ids: Vec<GlyphId>,
-) -> Result<Vec<GlyphId>, Failure> {
+async fn fetch_from(shared: &Arc<Shared>, connection: &Connection, ids: Vec<GlyphId>) -> Result<Vec<GlyphId>, Failure> {
     let mut missing = Vec::new();
     for ids in ids.chunks(GLYPHS_MAX) {
-        let mut answers =
-            wire::ask(connection, &Request::Glyphs(ids.to_vec())).await.map_err(Failure::plain)?;
+        let mut answers = wire::ask(connection, &Request::Glyphs(ids.to_vec())).await.map_err(Failure::plain)?;
         let (mut glyphs, mut bytes): (Vec<(GlyphId, Bytes)>, usize) = (Vec::new(), 0);
         for id in ids {
             let answer = timeout(ANSWER_TIME_MAX, answers.next()).await.map_err(|_| WireError::Silent);

@@ -263,9 +263,9 @@ impl Link<'_> {
     /// Learns the state of the peer.
     async fn catch_up(&self) -> Result<(), Failure> {
         let key = self.peer.key;
-        let asked = self.shared.blocking(move |engine| {
-            Ok(Catch { context: engine.context(), known: engine.learned_from(&key) })
-        });
+        let asked = self
+            .shared
+            .blocking(move |engine| Ok(Catch { context: engine.context(), known: engine.learned_from(&key) }));
         let answers = wire::ask(self.connection, &Request::Catch(asked.await?)).await;
         let mut answers = answers.map_err(Failure::plain)?;
         let answer = timeout(ANSWER_TIME_MAX, answers.next()).await.map_err(|_| WireError::Silent);

@@ -1,7 +1,9 @@
 //! Attributes and extended attributes.
 
 use crate::codec::{Encode, Reader};
+use crate::durability::Durability;
 use crate::id::{DirId, InodeId};
+use crate::meta::TableId;
 use crate::namespace::Effect;
 use crate::namespace::derive::Child;
 use crate::namespace::op::{Field, InodeEffect};
@@ -16,6 +18,7 @@ use crate::volume::{Attr, Caller, FileKind, Ino, Result, SetAttr, SetTime, Volum
 
 use super::acl::{self, Acl};
 use super::names::known_as;
+use super::receipts::DURABILITY;
 use super::scope::Scope;
 use super::state::{Draft, State, local_key};
 use super::{LocalVolume, conflicts, files::Shown};
@@ -25,6 +28,19 @@ const XATTR_BYTES_MAX: usize = 64 * 1024;
 /// What all names of one inode's extended attributes may add up to, as for Linux's listxattr(2).
 const XATTR_LIST_BYTES_MAX: usize = 64 * 1024;
 const CAPABILITY: &[u8] = b"security.capability";
+
+/// The value of an attribute of the nearest directory that has it: this one, or one above.
+pub(super) fn said_above(state: &State, dir: DirId, attribute: &[u8]) -> Result<Option<Vec<u8>>> {
+    let mut at = (!state.meta.is_empty(TableId(Table::Xattrs as u8))).then_some(dir);
+    while let Some(dir) = at {
+        if let Some(entry) = state.xattr(dir.inode(), attribute)?.latest() {
+            return Ok(Some(entry.value.clone()));
+        }
+        let above = if dir == DirId::ROOT { None } else { state.dir(dir)?.and_then(|row| row.position()) };
+        at = above.map(|(above, _)| above);
+    }
+    Ok(None)
+}
 
 impl LocalVolume {
     /// What stat(2) says of an inode, with the bytes that are not published yet.
@@ -193,7 +209,11 @@ impl LocalVolume {
         }
         let state = self.state.read();
         let id = state.inode_id(ino)?;
-        if conflicts::is_told(name) { self.told(&state, id, name) } else { xattr_of(&*state, id, name) }
+        let is_told = name.starts_with(b"user.phi.") && {
+            let kind = state.inode(id)?.ok_or(VolumeError::NotFound)?.kind();
+            conflicts::is_told(name, kind)
+        };
+        if is_told { self.told(&state, id, name) } else { xattr_of(&*state, id, name) }
     }
 
     pub(super) fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], how: XattrMode) -> Result<()> {
@@ -202,15 +222,18 @@ impl LocalVolume {
             return Err(VolumeError::ReadOnly);
         }
         check_xattr_name(name)?;
-        if conflicts::is_told(name) {
-            return Err(VolumeError::NotPermitted("this attribute is told by the filesystem"));
-        }
         if value.len() > XATTR_BYTES_MAX {
             return Err(VolumeError::AttributeTooLarge);
         }
         let mut state = self.state.write();
         let id = canonical(&*state, state.inode_id(ino)?)?;
         let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+        if conflicts::is_told(name, row.kind()) {
+            return Err(VolumeError::NotPermitted("this attribute is told by the filesystem"));
+        }
+        if name == DURABILITY && !std::str::from_utf8(value).is_ok_and(|word| word.parse::<Durability>().is_ok()) {
+            return Err(VolumeError::Invalid("the durability is local, quorum or all"));
+        }
         if name == acl::ACCESS {
             let acl = Acl::parse(value)?;
             return self.set_access_acl(&mut state, id, &row, acl);

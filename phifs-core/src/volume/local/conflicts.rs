@@ -20,6 +20,7 @@ use super::drivers::Unmerged;
 use super::files::inline_bytes;
 use super::history;
 use super::names::{foldable, touch_inode};
+use super::receipts::DURABILITY;
 use super::scope::Scope;
 use super::state::{Draft, State};
 
@@ -444,8 +445,12 @@ const SCORE: &[u8] = b"user.phi.score";
 const WRITER: &[u8] = b"user.phi.writer";
 const STATUS: &[u8] = b"user.phi.status";
 
-pub(super) fn is_told(name: &[u8]) -> bool {
-    [COUNT, WINNER, SCORE, WRITER, STATUS].contains(&name)
+const REPLICAS: &[u8] = b"user.phi.replicas";
+
+/// Whether the filesystem itself says what this attribute of such an inode is.
+pub(super) fn is_told(name: &[u8], kind: FileKind) -> bool {
+    [COUNT, WINNER, SCORE, WRITER, STATUS, REPLICAS].contains(&name)
+        || name == DURABILITY && kind != FileKind::Directory
 }
 
 impl LocalVolume {
@@ -462,6 +467,12 @@ impl LocalVolume {
         }
         if name == STATUS {
             return Ok(self.why_unreadable(id).map_or("ok".into(), |why| format!("unreadable: {why}")).into_bytes());
+        }
+        if name == REPLICAS || name == DURABILITY {
+            let version = Stat::in_tables(state, &row).version.map_or(id.0, |(dot, _)| dot);
+            let (machines, level) = self.achieved(version)?;
+            let text = if name == REPLICAS { machines.to_string() } else { level.word().to_owned() };
+            return Ok(text.into_bytes());
         }
         let mut choices = Vec::new();
         if let Some((dir, name)) = view::names_of(state, id, row.kind())?.into_iter().next() {

@@ -17,19 +17,19 @@ use parking_lot::Mutex;
 use crate::codec::Encode;
 use crate::content::Content;
 use crate::content::reader::ContentReader;
-use crate::id::{AuthorId, DirId, Dot, GlyphId, InodeId};
+use crate::id::{AuthorId, Dot, GlyphId, InodeId};
 use crate::merge::{self, Driver, Side};
-use crate::meta::TableId;
 use crate::namespace::derive;
 use crate::namespace::row::InodeRow;
-use crate::namespace::tables::{Rows, Table, Tables};
+use crate::namespace::tables::{Rows, Tables};
 use crate::time::Timestamp;
 use crate::volume::{Attr, Result};
 
+use super::LocalVolume;
+use super::attrs::{self, said_above};
 use super::files::inline_bytes;
 use super::history::{self, KeptVersion};
 use super::state::State;
-use super::{LocalVolume, attrs};
 
 /// No author makes so many operations, so a dot with this bit names merged bytes.
 const MERGED: u64 = 1 << 63;
@@ -189,13 +189,7 @@ fn driver_of(state: &State, id: InodeId) -> Result<Option<Driver>> {
     let Some(link) = derive::links_of(state, id)?.into_iter().next() else { return Ok(None) };
     let Some(row) = state.link(link)? else { return Ok(None) };
     let Some(place) = row.place() else { return Ok(None) };
-    let mut said = None;
-    let mut dir = (!state.meta.is_empty(TableId(Table::Xattrs as u8))).then_some(place.parent);
-    while let Some(at) = dir {
-        said = state.xattr(at.inode(), merge::ATTRIBUTE)?.latest().map(|entry| entry.value.clone());
-        let is_last = said.is_some() || at == DirId::ROOT;
-        dir = if is_last { None } else { state.dir(at)?.and_then(|row| row.position()).map(|(above, _)| above) };
-    }
+    let said = said_above(state, place.parent, merge::ATTRIBUTE)?;
     Ok(Driver::of(&place.name, said.as_deref()))
 }
 

@@ -1,6 +1,7 @@
 //! How written bytes become durable before they are published.
 
 use crate::content::overlay::Sources;
+use crate::durability::Durability;
 use crate::namespace::row::Closure;
 use crate::volume::{Ino, Result, VolumeError};
 
@@ -22,7 +23,8 @@ impl LocalVolume {
             self.record(&user.cell)?;
             self.synced(id)?;
         }
-        self.commit_journal()
+        self.commit_journal()?;
+        self.sync_elsewhere(id)
     }
 
     /// The first half of `sync_file`, if only the journal is needed for that and nobody is at work on the file.
@@ -31,6 +33,9 @@ impl LocalVolume {
             return false;
         }
         let Ok(id) = self.state.read().inode_id(ino) else { return false };
+        if !matches!(self.durability_of(id), Ok(Durability::Local)) {
+            return false;
+        }
         let Some(user) = self.known(id) else { return true };
         {
             let Some(data) = user.cell.data.try_lock() else { return false };

@@ -154,6 +154,11 @@ impl State {
         self.is_being_cut || self.is_replicated || self.known.read().contains(dot)
     }
 
+    /// Whether other machines have, or had, the volume.
+    pub fn is_replicated(&self) -> bool {
+        self.is_replicated
+    }
+
     /// Whether snapshots have operations of an author that are not known here: then this is an old copy, and what it does
     /// next as this author was done before, elsewhere.
     pub fn is_known_to_have_done_more(&self, author: AuthorId) -> bool {

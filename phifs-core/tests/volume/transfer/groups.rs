@@ -6,10 +6,11 @@ use phifs_core::oplog::SealedGroup;
 use phifs_core::registry::Member;
 use phifs_core::time::Env as _;
 use phifs_core::volume::local::{GroupRefused, News, Taken};
-use phifs_core::volume::{Ino, RenameMode, Volume};
+use phifs_core::volume::{Ino, RenameMode, Volume, VolumeError, XattrMode};
 
 use super::peers::{check_same, key_of};
 use super::{Site, noise, pair};
+use crate::harness::CALLER;
 
 /// Two machines that are members of one volume and have the same.
 pub(super) fn members() -> (Site, Site) {
@@ -166,4 +167,62 @@ fn whoever_the_log_does_not_reach_back_to_gets_the_state() {
     assert_eq!(b.volume.news(&VersionVector::new(), &|_| true).unwrap(), News::State);
     a.write(Ino::ROOT, b"more", b"1");
     assert!(matches!(a.volume.news(&b.volume.context(), &|_| true).unwrap(), News::Groups(_)));
+}
+
+fn attribute(site: &Site, ino: Ino, name: &str) -> String {
+    String::from_utf8(site.volume.getxattr(ino, format!("user.phi.{name}").as_bytes()).unwrap()).unwrap()
+}
+
+#[test]
+fn a_sync_says_no_more_than_what_others_have_vouched_for() {
+    let (a, b) = members();
+    a.volume.change_setting("fsync_degraded", Some("block 30ms")).unwrap();
+    let ino = a.write(Ino::ROOT, b"file", &noise(1, 100_000));
+    a.volume.fsync(ino, None, false).unwrap();
+    assert_eq!([attribute(&a, ino, "durability"), attribute(&a, ino, "replicas")], ["local", "1"]);
+
+    a.volume.change_setting("durability", Some("all")).unwrap();
+    let failed = a.volume.fsync(ino, None, false);
+    assert!(matches!(failed, Err(VolumeError::NotEnoughCopies { have: 1, wanted: 2 })), "{failed:?}");
+    push(&a, &b);
+    assert!(a.volume.fsync(ino, None, false).is_err(), "it was sent, and nobody says that it arrived");
+    let receipt = b.volume.receipt().unwrap();
+    assert!(a.volume.take_receipt(key_of(&a), &receipt).is_err(), "it is by another node");
+    assert!(a.volume.fsync(ino, None, false).is_err());
+    a.volume.take_receipt(key_of(&b), &receipt).unwrap();
+    a.volume.fsync(ino, None, false).unwrap();
+    assert_eq!([attribute(&a, ino, "durability"), attribute(&a, ino, "replicas")], ["all", "2"]);
+    // A later version is another matter.
+    a.write(Ino::ROOT, b"file", b"more");
+    assert!(a.volume.fsync(ino, None, false).is_err());
+    assert_eq!(attribute(&a, ino, "durability"), "local");
+
+    a.volume.change_setting("fsync_degraded", Some("local")).unwrap();
+    a.volume.change_setting("durability", Some("local")).unwrap();
+    let dir = a.mkdir(Ino::ROOT, b"precious");
+    let inner = a.mkdir(dir, b"inner");
+    let deep = a.write(inner, b"deep", b"1");
+    let set = |value: &[u8]| a.volume.setxattr(&CALLER, dir, b"user.phi.durability", value, XattrMode::Set);
+    assert!(set(b"most").is_err());
+    set(b"quorum").unwrap();
+    a.volume.change_setting("fsync_degraded", Some("block 30ms")).unwrap();
+    assert!(a.volume.fsync(deep, None, false).is_err() && a.volume.fsync(inner, None, false).is_err());
+    a.volume.fsync(ino, None, false).unwrap();
+}
+
+#[test]
+fn a_sync_that_waits_hears_of_the_receipt_at_once() {
+    let (a, b) = members();
+    a.volume.change_setting("durability", Some("quorum")).unwrap();
+    let ino = a.write(Ino::ROOT, b"file", b"1");
+    std::thread::scope(|scope| {
+        let synced = scope.spawn(|| a.volume.fsync(ino, None, false));
+        // Whoever tells the others tells them to hurry.
+        while a.volume.urgent().is_empty() {
+            std::thread::yield_now();
+        }
+        push(&a, &b);
+        a.volume.take_receipt(key_of(&b), &b.volume.receipt().unwrap()).unwrap();
+        synced.join().unwrap().unwrap();
+    });
 }
