@@ -176,6 +176,35 @@ fn nobody_comes_in_without_an_invitation_that_is_good() {
 }
 
 #[test]
+fn an_invitation_is_not_to_be_seen_among_the_processes() {
+    needs_phifs!();
+    let a = first();
+    let picture = a.phifs(["invite", "--qr"]).expect_success().stdout_text().to_string();
+    assert!(picture.contains('\u{2588}') && picture.contains("phi1-"), "{picture}");
+    let file = a.store().join("../invitation");
+    for way in ["argument", "file", "input"] {
+        let (node, token) = (Node::new(DataMode::Auto), invitation(&a));
+        let mount = ["--mount", node.dir().to_str().unwrap(), "--listen", LISTEN];
+        fs::write(&file, format!("{}\n {}\n", &token[..30], &token[30..])).unwrap();
+        let words = match way {
+            "argument" => vec![token.as_str()],
+            "file" => vec!["--token-file", file.to_str().unwrap()],
+            _ => vec!["-"],
+        };
+        let mut command = node.command([&["join"], &words[..], &mount].concat());
+        let joined = command.stdin(fs::File::open(&file).unwrap()).output().unwrap();
+        assert!(joined.status.success(), "{way}: {joined:?}");
+        let pid = fs::read_to_string(node.store().join("phifs.pid")).unwrap();
+        for seen in ["cmdline", "environ"] {
+            let seen = fs::read(format!("/proc/{}/{seen}", pid.trim())).unwrap();
+            let seen = String::from_utf8_lossy(&seen).into_owned();
+            assert!(!seen.contains("phi1-") && !seen.contains(&token[30..60]), "{way}: {seen}");
+        }
+        node.phifs(["down"]).expect_success();
+    }
+}
+
+#[test]
 fn a_port_in_use_is_named() {
     needs_phifs!();
     let taken = std::net::UdpSocket::bind(LISTEN).unwrap();

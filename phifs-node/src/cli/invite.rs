@@ -17,7 +17,7 @@ use crate::report::Invitation;
 #[command(
     after_help = "What is printed admits one machine, whoever brings it: treat it as a password until it is used or \
     expires.\n\nExamples:\n  phifs invite\n  phifs invite --expires 10min --zone cellar\n  \
-    ssh other phifs join \"$(phifs invite --quiet)\""
+    phifs invite --quiet | ssh other phifs join -"
 )]
 pub struct Invite {
     /// Say what the machine is for

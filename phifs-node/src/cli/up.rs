@@ -3,8 +3,9 @@
 //! The daemon is this program again, as a session of its own, with `--background`: it answers over its standard output
 //! as it would over the control socket, and logs to its standard error, which is the log file.
 
+use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -32,6 +33,16 @@ pub struct Up {
     /// Make the store out of this full export of a snapshot; `-` is standard input. There must be no volume in it yet
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     from: Option<PathBuf>,
+}
+
+/// What the daemon finds at its standard input.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    Nothing,
+    /// What comes to ours.
+    Ours,
+    /// This, which is not to be seen on its command line.
+    Secret(&'a str),
 }
 
 /// How to serve.
@@ -74,7 +85,8 @@ impl Up {
     pub fn run(self, context: &Context) -> Result<(), Failure> {
         let from_input = self.from.as_deref() == Some(Path::new("-"));
         let origin = || Ok(self.open_from()?.map_or(Origin::Here, Origin::Export));
-        self.serving.run(context, from_input, self.from.is_none(), origin)
+        let input = if from_input { Input::Ours } else { Input::Nothing };
+        self.serving.run(context, input, self.from.is_none(), origin)
     }
 
     fn open_from(&self) -> Result<Option<fs::File>, Failure> {
@@ -88,12 +100,17 @@ impl Up {
 }
 
 impl Serving {
+    /// Whether this process is to be the daemon that another one has started.
+    pub fn is_daemon(&self) -> bool {
+        self.background
+    }
+
     /// Starts the daemon, or is it. `may_be_up`: it is as well if the daemon runs already. `origin` is asked for by the
     /// daemon alone.
     pub fn run(
         &self,
         context: &Context,
-        with_input: bool,
+        input: Input<'_>,
         may_be_up: bool,
         origin: impl FnOnce() -> Result<Origin, Failure>,
     ) -> Result<(), Failure> {
@@ -126,7 +143,7 @@ impl Serving {
                 Ok(())
             });
         }
-        let ready = start(context, &store, with_input)?;
+        let ready = start(context, &store, input)?;
         context.output.result(&ready, describe);
         Ok(())
     }
@@ -189,18 +206,25 @@ fn already_up(context: &Context, status: &Status, wanted: &Name) -> Result<(), F
     Ok(())
 }
 
-/// `with_input`: the daemon reads what comes to our standard input.
-fn start(context: &Context, store: &StoreDir, with_input: bool) -> Result<Ready, Failure> {
+fn start(context: &Context, store: &StoreDir, input: Input<'_>) -> Result<Ready, Failure> {
     let log_path = store.log_file();
     let unlogged = |error| Failure::plain(format!("cannot open the log file {}: {error}", show::path(&log_path)));
     let mut log = telemetry::open_log(&log_path).map_err(unlogged)?;
     let log_start = log.seek(SeekFrom::End(0)).map_err(unlogged)?;
     let unstarted = |error| Failure::plain(format!("cannot start the daemon: {error}"));
     let mut command = Command::new(std::env::current_exe().map_err(unstarted)?);
-    command.args(std::env::args_os().skip(1)).arg("--background");
-    let input = if with_input { Stdio::inherit() } else { Stdio::null() };
-    command.stdin(input).stdout(Stdio::piped()).stderr(log);
-    let mut child = command.spawn().map_err(unstarted)?;
+    let is_secret = |word: &OsString| matches!(input, Input::Secret(secret) if word == secret);
+    let words = std::env::args_os().skip(1).map(|word| if is_secret(&word) { "-".into() } else { word });
+    command.args(words).arg("--background").stdin(match input {
+        Input::Nothing => Stdio::null(),
+        Input::Ours => Stdio::inherit(),
+        Input::Secret(_) => Stdio::piped(),
+    });
+    let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().map_err(unstarted)?;
+    if let (Input::Secret(secret), Some(mut to)) = (input, child.stdin.take()) {
+        // One that has ended already says why in its answer.
+        let _ = to.write_all(secret.as_bytes());
+    }
 
     let broken = |_| {
         // It ended without a word, so something went wrong that it did not foresee.
