@@ -2,7 +2,7 @@
 //!
 //! It is a small lattice of its own beside the tables, so that taking a snapshot does not change what it names. Each
 //! entry is a register in which the latest write wins, by clock and then author; a removed entry stays as an empty
-//! value, so that joining two registries never brings it back.
+//! value, so that joining two registries never brings it back. Members are registers of another kind: see `Member`.
 
 use core::net::{IpAddr, SocketAddr};
 
@@ -38,7 +38,7 @@ pub enum Key {
     Setting(String),
     /// A node whose snapshots are believed: nothing.
     Node(NodePublicKey),
-    /// A node that has the volume: `Member`. One that is removed is none any more.
+    /// A node that has the volume, or had it: `Member`.
     Member(NodePublicKey),
 }
 
@@ -112,11 +112,21 @@ impl Entry {
         Ok(Self { hlc, author, value: is_there.then(|| rest.to_vec()) })
     }
 
-    /// The later of two writes of one entry.
+    /// The one of two writes that holds, of the entry with this key.
     #[must_use]
-    pub fn join(self, other: Self) -> Self {
+    pub fn join(self, other: Self, key: &[u8]) -> Self {
+        if other.overrides(&self, key) { other } else { self }
+    }
+
+    /// Whether this write holds rather than the other one, of the entry with this key.
+    pub fn overrides(&self, other: &Self, key: &[u8]) -> bool {
+        let admission = |entry: &Self| {
+            let member = Member::decode(entry.value.as_deref()?).ok()?;
+            Some((member.since, member.left))
+        };
+        let rank = |entry| if key.first() == Some(&Key::MEMBERS) { admission(entry) } else { None };
         // The value decides between equal stamps, which only a broken author makes.
-        self.max(other)
+        (rank(self), self) > (rank(other), other)
     }
 }
 
@@ -220,7 +230,11 @@ impl Branch {
     }
 }
 
-/// A node that has the volume and takes part in its changes.
+/// A node that has the volume and takes part in its changes, or did so once.
+///
+/// Of what different members say of one, the latest admission holds, and of one admission that it has ended; only then the
+/// clock decides. So nothing that is written about an admission undoes its end, be it later, and no end undoes a later
+/// admission that it did not know of, be the clock of whoever admits behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// What its machine is called.
@@ -230,8 +244,10 @@ pub struct Member {
     pub zone: String,
     /// Where it may be reached.
     pub addresses: Vec<SocketAddr>,
-    /// When it became one.
+    /// When it became one. No two admissions of a node have the same.
     pub since: Timestamp,
+    /// Whether it is none any more.
+    pub left: bool,
 }
 
 impl Member {
@@ -240,6 +256,7 @@ impl Member {
         [&self.name, &self.role, &self.zone].into_iter().for_each(|text| out.put_blob(text.as_bytes()));
         encode_addresses(&self.addresses, &mut out);
         out.put_time(self.since);
+        out.put_u8(u8::from(self.left));
         out
     }
 
@@ -249,8 +266,9 @@ impl Member {
         let (name, role, zone) = (word(&mut reader)?, word(&mut reader)?, word(&mut reader)?);
         let addresses = decode_addresses(&mut reader)?;
         let since = reader.time()?;
+        let left = flag(&mut reader)?;
         reader.finish()?;
-        Ok(Self { name, role, zone, addresses, since })
+        Ok(Self { name, role, zone, addresses, since, left })
     }
 }
 
@@ -311,8 +329,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn entry() -> impl Strategy<Value = Entry> {
-        (0..4u64, 0..3u8, proptest::option::of(proptest::collection::vec(any::<u8>(), 0..3)))
-            .prop_map(|(hlc, author, value)| Entry { hlc: Hlc(hlc), author: AuthorId([author; 16]), value })
+        let admission = (0..3i64, any::<bool>());
+        let member = admission.prop_map(|(secs, left)| Member { since: Timestamp::new(secs, 0), left, ..member() }.encode());
+        let value = prop_oneof![member, proptest::collection::vec(any::<u8>(), 0..3)];
+        (0..4u64, 0..3u8, proptest::option::of(value)).prop_map(|(hlc, author, value)| Entry { hlc: Hlc(hlc), author: AuthorId([author; 16]), value })
     }
 
     fn snapshot() -> NamedSnapshot {
@@ -323,8 +343,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn joins_in_any_order_and_grouping_agree(a in entry(), b in entry(), c in entry()) {
-            let join = |x: &Entry, y: &Entry| x.clone().join(y.clone());
+        fn joins_in_any_order_and_grouping_agree(
+            key in prop_oneof![Just(Key::MEMBERS), Just(Key::SETTINGS)],
+            a in entry(),
+            b in entry(),
+            c in entry(),
+        ) {
+            let join = |x: &Entry, y: &Entry| x.clone().join(y.clone(), &[key]);
             prop_assert_eq!(join(&a, &b), join(&b, &a));
             prop_assert_eq!(join(&join(&a, &b), &c), join(&a, &join(&b, &c)));
             prop_assert_eq!(join(&a, &a), a);
@@ -369,7 +394,8 @@ mod tests {
 
     fn member() -> Member {
         let addresses = vec!["192.0.2.7:7447".parse().unwrap(), "[2001:db8::7]:1".parse().unwrap()];
-        Member { name: "a".into(), role: "b".into(), zone: String::new(), addresses, since: Timestamp::new(3, 4) }
+        let since = Timestamp::new(3, 4);
+        Member { name: "a".into(), role: "b".into(), zone: String::new(), addresses, since, left: false }
     }
 
     #[test]
@@ -377,7 +403,7 @@ mod tests {
         let bytes = [Key::Member(NodePublicKey([8; 32])).encode(), member().encode()].concat();
         assert_eq!(
             blake3::hash(&bytes).to_hex().as_str(),
-            "ae2da062d7c30094caee2dd84271f8acb72dea5c71ff9bb816ef35d1e98b67e6"
+            "ed67c6f7bc577a687ffa71d54432496ad43548b722342081cc36ab7e6840e8fa"
         );
     }
 

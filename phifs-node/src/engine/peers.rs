@@ -50,7 +50,8 @@ impl Engine {
         self.volume.member_entries().map_err(Failure::plain)
     }
 
-    pub fn take_member_entries(&self, entries: MemberEntries) -> Result<(), Failure> {
+    /// Says whether there was any news.
+    pub fn take_member_entries(&self, entries: MemberEntries) -> Result<bool, Failure> {
         self.volume.take_member_entries(entries).map_err(Failure::plain)
     }
 
@@ -64,6 +65,7 @@ impl Engine {
             zone: String::new(),
             addresses: Vec::new(),
             since: SystemEnv.now(),
+            left: false,
         };
         let known = known.unwrap_or_else(new);
         let member = Member { name: name.to_owned(), addresses: addresses.to_vec(), ..known };
@@ -77,7 +79,7 @@ impl Engine {
     }
 
     pub fn listen_at(&self, address: SocketAddr) -> Result<(), Failure> {
-        self.volume.listen_at(&address.to_string()).map_err(Failure::plain)
+        self.volume.listen_at(Some(&address.to_string())).map_err(Failure::plain)
     }
 
     /// Makes an invitation for one node, which finds this one at these addresses.
@@ -111,9 +113,12 @@ impl Engine {
             zone: invite.zone.clone(),
             addresses: join.addresses.clone(),
             since,
+            left: false,
         });
         admitted.map_err(|error| match error {
-            JoinError::Unknown | JoinError::Expired | JoinError::Used => (Refusal::BadInvitation, error.to_string()),
+            JoinError::Unknown | JoinError::Expired | JoinError::Used | JoinError::Removed => {
+                (Refusal::BadInvitation, error.to_string())
+            }
             JoinError::TooMany | JoinError::Volume(_) => failed(&error),
         })?;
         self.volume.member_entries().map_err(|error| failed(&error))

@@ -41,6 +41,8 @@ pub enum JoinError {
     Expired,
     #[error("the invitation was used by another node")]
     Used,
+    #[error("this node was a member by this invitation, and is none any more")]
+    Removed,
     #[error("the volume has as many members as it can have")]
     TooMany,
     #[error(transparent)]
@@ -95,8 +97,12 @@ impl LocalVolume {
     }
 
     pub fn member(&self, key: NodePublicKey) -> Result<Option<Member>> {
-        let Some(value) = self.registry.read().entry(&Key::Member(key))? else { return Ok(None) };
-        Ok(Some(Member::decode(&value).map_err(|e| malformed("member", &key.0, e))?))
+        Ok(self.present_or_past_member(key)?.filter(|member| !member.left))
+    }
+
+    /// What is known of a node that is a member, or was one.
+    pub fn present_or_past_member(&self, key: NodePublicKey) -> Result<Option<Member>> {
+        known_member(&self.registry.read(), key)
     }
 
     /// The members, by key.
@@ -105,7 +111,8 @@ impl LocalVolume {
             let member = Member::decode(entry.value.as_deref()?).map_err(|e| malformed("member", &key.0, e));
             Some(member.map(|member| (key, member)))
         };
-        Ok(self.member_entries()?.into_iter().filter_map(decode).collect::<std::result::Result<_, _>>()?)
+        let all: Vec<_> = self.member_entries()?.into_iter().filter_map(decode).collect::<std::result::Result<_, _>>()?;
+        Ok(all.into_iter().filter(|(_, member)| !member.left).collect())
     }
 
     /// All that is known of who is a member and who is none any more.
@@ -118,39 +125,57 @@ impl LocalVolume {
         Ok(entries)
     }
 
-    /// Says what holds of a member now. Snapshots that it signed are believed.
+    /// Says what holds of a member now; it does not make one of a node that was removed.
     pub fn put_member(&self, key: NodePublicKey, member: &Member) -> Result<()> {
-        if self.member(key)?.as_ref() == Some(member) {
+        let mut state = self.state.write();
+        let known = known_member(&state, key)?;
+        if known.as_ref() == Some(member) || known.is_some_and(|known| known.left && known.since >= member.since) {
             return Ok(());
         }
-        let mut state = self.state.write();
         let mut draft = state.draft(self.env.now());
-        draft.registry = admitted(key, member);
+        draft.registry = written(key, member);
         state.commit(draft, &self.journal)?;
         drop(state);
         self.commit_journal()
     }
 
-    /// Learns what others know of the members. What they wrote in the future is left until it is the present.
-    pub fn take_member_entries(&self, entries: MemberEntries) -> Result<()> {
+    /// From now on a node is no member any more. Says whether it was one.
+    pub fn remove_member(&self, key: NodePublicKey) -> Result<bool> {
+        let mut state = self.state.write();
+        let Some(member) = known_member(&state, key)?.filter(|member| !member.left) else { return Ok(false) };
+        let mut draft = state.draft(self.env.now());
+        draft.registry = written(key, &Member { left: true, ..member });
+        state.commit(draft, &self.journal)?;
+        drop(state);
+        self.commit_journal()?;
+        Ok(true)
+    }
+
+    /// Learns what others know of the members. What they wrote in the future is left until it is the present. Says whether
+    /// there was any news.
+    pub fn take_member_entries(&self, entries: MemberEntries) -> Result<bool> {
         let horizon = self.env.now().millis() + AHEAD_MS_MAX;
         let mut state = self.state.write();
         let mut news = Vec::new();
-        for (key, entry) in entries {
-            let is_sound = entry.value.as_deref().is_none_or(|value| Member::decode(value).is_ok());
-            let known = state.written_entry(&Key::Member(key))?;
-            if is_sound && entry.hlc.millis() <= horizon && known.is_none_or(|known| known < entry) {
-                let value = entry.value.as_ref().map(|_| Vec::new());
-                news.push((Key::Node(key).encode(), Entry { value, ..entry.clone() }));
-                news.push((Key::Member(key).encode(), entry));
+        for (node, entry) in entries {
+            if !entry.value.as_deref().is_some_and(|value| Member::decode(value).is_ok()) {
+                continue;
+            }
+            let key = Key::Member(node);
+            let known = state.written_entry(&key)?;
+            let key = key.encode();
+            if entry.hlc.millis() <= horizon && known.is_none_or(|known| entry.overrides(&known, &key)) {
+                news.push((Key::Node(node).encode(), Entry { value: Some(Vec::new()), ..entry.clone() }));
+                news.push((key, entry));
             }
         }
         if news.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         state.commit_entries(news, &self.journal)?;
         drop(state);
-        self.commit_journal()
+        self.commit_journal()?;
+        Ok(true)
     }
 
     /// Remembers an invitation by its secret; forgets those of long ago.
@@ -189,18 +214,21 @@ impl LocalVolume {
             let row = invite_key(&secret.hash());
             let bytes = state.get(Table::Local, &row)?.ok_or(JoinError::Unknown)?;
             let invite = Invite::decode(&bytes).map_err(|e| malformed("invitation", &row, e))?;
-            match invite.used_by {
-                Some(by) if by != key => return Err(JoinError::Used),
-                Some(_) => {}
-                None if now.millis() >= invite.expires_ms => return Err(JoinError::Expired),
-                None => {}
-            }
+            let known = known_member(&state, key)?;
+            let since = match (invite.used_by, &known) {
+                (Some(by), _) if by != key => return Err(JoinError::Used),
+                (Some(_), Some(known)) if known.left => return Err(JoinError::Removed),
+                (Some(_), Some(known)) => known.since,
+                (None, _) if now.millis() >= invite.expires_ms => return Err(JoinError::Expired),
+                (_, Some(known)) => now.max(just_after(known.since)),
+                (_, None) => now,
+            };
             let members = state.entries(Key::MEMBERS)?.len();
-            if members >= MEMBERS_MAX {
+            if members >= MEMBERS_MAX && known.is_none() {
                 return Err(JoinError::TooMany);
             }
             let mut draft = state.draft(now);
-            draft.registry = admitted(key, &member(&invite, now));
+            draft.registry = written(key, &member(&invite, since));
             draft.local = vec![(row, Some(Invite { used_by: Some(key), ..invite }.encode()))];
             state.commit(draft, &self.journal)?;
         }
@@ -213,18 +241,32 @@ impl LocalVolume {
         Ok(value.map(|value| String::from_utf8_lossy(&value).into_owned()))
     }
 
-    pub fn listen_at(&self, address: &str) -> Result<()> {
-        if self.listens_at()?.as_deref() == Some(address) {
+    /// `None`: nowhere any more.
+    pub fn listen_at(&self, address: Option<&str>) -> Result<()> {
+        if self.listens_at()?.as_deref() == address {
             return Ok(());
         }
-        let change = (listen_key(), Some(address.as_bytes().to_vec()));
+        let change = (listen_key(), address.map(|address| address.as_bytes().to_vec()));
         self.state.write().commit_local(vec![change], self.env.now(), &self.journal)?;
         self.commit_journal()
     }
 }
 
-fn admitted(key: NodePublicKey, member: &Member) -> Vec<(Key, Option<Vec<u8>>)> {
+fn known_member(state: &State, key: NodePublicKey) -> Result<Option<Member>> {
+    let Some(value) = state.entry(&Key::Member(key))? else { return Ok(None) };
+    Ok(Some(Member::decode(&value).map_err(|e| malformed("member", &key.0, e))?))
+}
+
+/// What a member has signed is believed also when it is none any more: it is part of what all have.
+fn written(key: NodePublicKey, member: &Member) -> Vec<(Key, Option<Vec<u8>>)> {
     vec![(Key::Member(key), Some(member.encode())), (Key::Node(key), Some(Vec::new()))]
+}
+
+fn just_after(time: Timestamp) -> Timestamp {
+    match time.nanos {
+        999_999_999 => Timestamp::new(time.secs.saturating_add(1), 0),
+        nanos => Timestamp::new(time.secs, nanos + 1),
+    }
 }
 
 fn invites(state: &State) -> Result<Vec<([u8; 32], Invite)>> {

@@ -486,7 +486,7 @@ impl State {
             let stored = scope.get(Table::Registry, key)?;
             let stored = stored.map(|bytes| Entry::decode(&bytes)).transpose();
             let joined = match stored.map_err(|e| malformed("registry", key, e))? {
-                Some(stored) => stored.join(entry.clone()),
+                Some(stored) => stored.join(entry.clone(), key),
                 None => entry.clone(),
             };
             scope.put(Table::Registry, key, &joined.encode());

@@ -23,6 +23,7 @@ pub(super) fn members() -> (Site, Site) {
                 zone: String::new(),
                 addresses: Vec::new(),
                 since: site.env.now(),
+                left: false,
             };
             site.volume.put_member(key_of(node), &member).unwrap();
         }
@@ -146,6 +147,15 @@ fn nobody_but_members_is_listened_to() {
         assert!(matches!(b.volume.take_group(&group), Err(GroupRefused::Stranger(_))));
     }
     assert_eq!(b.volume.context(), before);
+}
+
+#[test]
+fn what_a_removed_member_has_done_can_still_be_had_of_others() {
+    let (a, b) = members();
+    a.write(Ino::ROOT, b"of a", b"1");
+    assert!(b.volume.remove_member(key_of(&a)).unwrap());
+    assert!(push(&a, &b) > 0);
+    check_same(&a, &b);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use phifs_core::disk::{Disk, MemDisk};
 use phifs_core::id::AuthorId;
-use phifs_core::identity::NodeKey;
+use phifs_core::identity::{NodeKey, NodePublicKey};
 use phifs_core::registry::{Entry, Member};
 use phifs_core::ssep::Secret;
 use phifs_core::store::{GlyphIndex, MemIndex};
@@ -15,7 +15,7 @@ use phifs_core::volume::{Ino, RenameMode, Volume};
 use super::{GO_ON, Site, noise, open, pair};
 use crate::harness::{TestEnv, options, read_tree};
 
-pub fn key_of(site: &Site) -> phifs_core::identity::NodePublicKey {
+pub fn key_of(site: &Site) -> NodePublicKey {
     NodeKey::from_seed(&site.key).public()
 }
 
@@ -109,7 +109,7 @@ fn a_store_made_of_a_head_goes_on_from_there() {
 fn member(name: &str) -> Member {
     let addresses = vec!["192.0.2.7:7447".parse().unwrap()];
     let (name, since) = (name.to_owned(), Timestamp::new(1, 0));
-    Member { name, role: String::new(), zone: String::new(), addresses, since }
+    Member { name, role: String::new(), zone: String::new(), addresses, since, left: false }
 }
 
 fn invite(site: &Site, number: u8, lasts_ms: u64) -> Secret {
@@ -162,6 +162,78 @@ fn members_are_what_was_said_last_wherever_it_was_heard() {
     let garbage = Entry { hlc: Hlc(1), value: Some(vec![1, 2, 3]), ..future.clone() };
     c.volume.take_member_entries(vec![(node, future), (node, garbage)]).unwrap();
     assert_eq!(c.volume.member_entries().unwrap(), []);
+}
+
+/// Lets machines tell each other who the members are, until nothing is new.
+fn gossip(sites: &[&Site]) {
+    let tell = |from: &Site, to: &Site| to.volume.take_member_entries(from.volume.member_entries().unwrap()).unwrap();
+    let all = || sites.iter().flat_map(|from| sites.iter().map(move |to| (*from, *to)));
+    while all().fold(false, |news, (from, to)| tell(from, to) || news) {}
+}
+
+fn admit(site: &Site, node: NodePublicKey, number: u8) -> Result<(), JoinError> {
+    site.volume.admit(node, &Secret([number; 16]), |_, since| Member { since, ..member("m") })
+}
+
+#[test]
+fn what_a_removed_member_still_says_of_itself_does_not_bring_it_back() {
+    let (a, b, removed) = (Site::new(0), Site::new(1), Site::new(2));
+    let node = key_of(&removed);
+    invite(&a, 1, 3_600_000);
+    admit(&a, node, 1).unwrap();
+    gossip(&[&a, &b, &removed]);
+    assert!(a.volume.remove_member(node).unwrap());
+    assert!(!a.volume.remove_member(node).unwrap());
+    // It has not heard, and its clock is ahead.
+    for _ in 0..9000 {
+        removed.env.advance();
+    }
+    let known = removed.volume.member(node).unwrap().unwrap();
+    let moved = Member { addresses: vec!["192.0.2.9:1".parse().unwrap()], ..known };
+    removed.volume.put_member(node, &moved).unwrap();
+    gossip(&[&b, &removed]);
+    assert_eq!(b.volume.members().unwrap(), [(node, moved.clone())]);
+    gossip(&[&a, &b, &removed]);
+    for site in [a.crashed(), b.crashed(), removed.crashed()] {
+        assert_eq!(site.volume.members().unwrap(), []);
+        assert!(site.volume.present_or_past_member(node).unwrap().unwrap().left);
+        site.volume.put_member(node, &moved).unwrap();
+        assert_eq!(site.volume.member(node).unwrap(), None, "to move is not to come back");
+        if site.volume.has_invited().unwrap() {
+            let again = admit(&site, node, 1);
+            assert!(matches!(again, Err(JoinError::Removed)), "{again:?}");
+        }
+    }
+}
+
+#[test]
+fn a_removal_does_not_undo_an_admission_that_it_did_not_know_of() {
+    let (a, b, c) = (Site::new(0), Site::new(1), Site::new(2));
+    let node = NodeKey::from_seed(&[21; 32]).public();
+    invite(&a, 1, 3_600_000);
+    invite(&b, 2, 3_600_000);
+    admit(&a, node, 1).unwrap();
+    gossip(&[&a, &b]);
+    // The removal is later by the clocks of all.
+    admit(&b, node, 2).unwrap();
+    for _ in 0..9000 {
+        a.env.advance();
+    }
+    a.volume.remove_member(node).unwrap();
+    for (from, to) in [(&a, &c), (&b, &c), (&b, &a), (&a, &b)] {
+        to.volume.take_member_entries(from.volume.member_entries().unwrap()).unwrap();
+    }
+    for site in [&a, &b, &c] {
+        assert!(site.crashed().volume.member(node).unwrap().is_some());
+    }
+    // One that knows of it ends it, and whoever was removed may be invited anew.
+    c.volume.remove_member(node).unwrap();
+    gossip(&[&a, &b, &c]);
+    assert!([&a, &b, &c].iter().all(|site| site.volume.member(node).unwrap().is_none()));
+    invite(&b, 3, 3_600_000);
+    admit(&b, node, 3).unwrap();
+    gossip(&[&a, &b, &c]);
+    assert!([&a, &b, &c].iter().all(|site| site.volume.member(node).unwrap().is_some()));
 }
 
 #[test]
