@@ -330,9 +330,14 @@ mod tests {
 
     fn entry() -> impl Strategy<Value = Entry> {
         let admission = (0..3i64, any::<bool>());
-        let member = admission.prop_map(|(secs, left)| Member { since: Timestamp::new(secs, 0), left, ..member() }.encode());
+        let member =
+            admission.prop_map(|(secs, left)| Member { since: Timestamp::new(secs, 0), left, ..member() }.encode());
         let value = prop_oneof![member, proptest::collection::vec(any::<u8>(), 0..3)];
-        (0..4u64, 0..3u8, proptest::option::of(value)).prop_map(|(hlc, author, value)| Entry { hlc: Hlc(hlc), author: AuthorId([author; 16]), value })
+        (0..4u64, 0..3u8, proptest::option::of(value)).prop_map(|(hlc, author, value)| Entry {
+            hlc: Hlc(hlc),
+            author: AuthorId([author; 16]),
+            value,
+        })
     }
 
     fn snapshot() -> NamedSnapshot {

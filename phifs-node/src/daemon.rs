@@ -8,6 +8,7 @@
 //!   never hangs.
 
 mod branches;
+mod membership;
 
 use std::fs::File;
 use std::io::Read;
@@ -41,7 +42,7 @@ use crate::host::Host;
 use crate::mounts::{self, MountPoint};
 use crate::net::{self, Net, Socket};
 use crate::node_key::NodeSeed;
-use crate::report::{Features, Invitation, Member, Ready, Status};
+use crate::report::{Features, Ready, Standing, Status};
 use crate::show::{self, Name};
 use crate::sled_index::SledIndex;
 use crate::store_dir::{StoreDir, StoreLock};
@@ -102,7 +103,11 @@ pub fn serve(
     if socket.is_none()
         && let Some(address) = config.listen.map_or_else(|| engine.listens_at(), |address| Ok(Some(address)))?
     {
-        socket = Some(Socket::bind(address, &load_key(&store)?)?);
+        if engine.standing()? == Standing::Former {
+            tracing::warn!("this machine is no member any more, so it does not listen for others");
+        } else {
+            socket = Some(Socket::bind(address, &load_key(&store)?)?);
+        }
     }
     progress(Progress::step(format!("mounting on {}", show::path(&config.mount))));
     // Before the mount: whoever finds it served finds out by whom.
@@ -114,7 +119,7 @@ pub fn serve(
     watch_signals(&events)?;
     let background = Background::start(&engine)?;
     let branches = BranchMounts::new(config, engine.clone(), events.clone());
-    let net = socket.map(|socket| Net::start(socket, engine.clone())).transpose()?;
+    let net = socket.map(|socket| Net::start(socket, engine.clone()).map(Arc::new)).transpose()?;
     let daemon = Arc::new(Daemon {
         store: store.clone(),
         engine,
@@ -405,7 +410,7 @@ struct Daemon {
     store: StoreDir,
     engine: Arc<Engine>,
     /// Once somebody is to know of this node.
-    net: Mutex<Option<Net>>,
+    net: Mutex<Option<Arc<Net>>>,
     mount: Arc<Mount>,
     branches: Arc<BranchMounts>,
     background: Background,
@@ -454,7 +459,7 @@ impl Daemon {
         self.branches.unmount(force)?;
         unmount(&self.mount, force)?;
         progress(Progress::step("waiting for background work"));
-        drop(self.net.lock().take());
+        self.stop_net();
         self.background.stop();
         *stopped = true;
         self.engine.shutdown(progress)
@@ -470,20 +475,6 @@ impl Daemon {
         if mounts::users(&ours).is_empty() { Ok(()) } else { Err(busy(&ours)) }
     }
 
-    fn invite(&self, role: String, zone: String, lasts: Duration) -> Result<Invitation, Failure> {
-        let mut net = self.net.lock();
-        if net.is_none() {
-            let socket = Socket::bind(net::DEFAULT_LISTEN, &load_key(&self.store)?)?;
-            *net = Some(Net::start(socket, self.engine.clone())?);
-        }
-        let addresses = net.as_ref().map(Net::addresses).unwrap_or_default();
-        self.engine.invite(role, zone, lasts, addresses)
-    }
-
-    fn members(&self) -> Result<Vec<Member>, Failure> {
-        self.net.lock().as_ref().map_or_else(|| Ok(Vec::new()), Net::members)
-    }
-
     fn is_mounted(&self) -> bool {
         !mounts_of(&self.mount).is_empty()
     }
@@ -497,6 +488,7 @@ impl Daemon {
             store: Name::of_path(self.store.path()),
             mounts: mounts_of(&self.mount).iter().map(|mount| Name::of_path(&mount.path)).collect(),
             branches: self.branches.report(),
+            standing: self.engine.standing().unwrap_or_default(),
             features: Features {
                 data_path: features.data_path.to_string(),
                 data_path_reason: features.data_path_reason,
@@ -640,6 +632,9 @@ impl Handler for Daemon {
                 json(serde_json::to_value(self.engine.change_setting(&name, value.as_deref())?))
             }
             Request::Members => json(serde_json::to_value(self.members()?)),
+            Request::Member { member } => json(serde_json::to_value(membership::find(self.members()?, &member)?)),
+            Request::MemberRemove { member } => json(serde_json::to_value(self.remove_member(&member)?)),
+            Request::Leave { force } => json(serde_json::to_value(self.leave(force, progress)?)),
             Request::Invite { role, zone, expires_secs } => {
                 json(serde_json::to_value(self.invite(role, zone, Duration::from_secs(expires_secs))?))
             }

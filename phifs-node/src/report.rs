@@ -17,11 +17,34 @@ pub struct Status {
     /// The branches that are mounted.
     #[serde(default)]
     pub branches: Vec<BranchMount>,
+    #[serde(default)]
+    pub standing: Standing,
     pub features: Features,
     /// How many FUSE requests of each kind the kernel has sent since the start.
     #[serde(default)]
     pub requests: BTreeMap<String, u64>,
     pub volume: VolumeStatus,
+}
+
+/// Whether this node is one of those that have the volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// There are no others, as far as it knows.
+    #[default]
+    Alone,
+    Member,
+    /// It has left, or was removed.
+    Former,
+}
+
+/// Answer to `leave`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// What this node was called.
+    pub name: String,
+    /// How many members have heard of it.
+    pub heard: u64,
 }
 
 /// A node that has the volume, for `members`.

@@ -24,11 +24,12 @@ macro_rules! needs_phifs {
 fn first() -> Node {
     let mut node = Node::new(DataMode::Auto);
     node.start_with(["up", "--listen", LISTEN]);
+    // It is mounted a moment before it can be asked.
+    assert!(wait_until(SOON, || node.phifs(["status"]).success()), "{}", node.log());
     node
 }
 
 fn invitation(node: &Node) -> String {
-    // It is mounted a moment before it can be asked.
     assert!(wait_until(SOON, || node.phifs(["status"]).success()), "{}", node.log());
     node.phifs(["invite", "--quiet"]).expect_success().stdout_text().trim().to_owned()
 }
@@ -36,6 +37,7 @@ fn invitation(node: &Node) -> String {
 fn joined(other: &Node) -> Node {
     let mut node = Node::new(DataMode::Auto);
     node.start_with(["join", &invitation(other), "--listen", LISTEN]);
+    assert!(wait_until(SOON, || node.phifs(["status"]).success()), "{}", node.log());
     node
 }
 
@@ -173,6 +175,131 @@ fn nobody_comes_in_without_an_invitation_that_is_good() {
     b.down();
     let said = b.phifs(["join", &invitation(&other), "--mount", b.dir().to_str().unwrap()]).stderr_text().to_string();
     assert!(said.contains("holds another volume"), "{said}");
+}
+
+#[track_caller]
+fn json(node: &Node, words: &[&str]) -> serde_json::Value {
+    let words: Vec<&str> = words.iter().chain(&["--json"]).copied().collect();
+    serde_json::from_slice(&node.phifs(words).expect_success().stdout).expect("JSON")
+}
+
+fn members(node: &Node) -> Vec<serde_json::Value> {
+    json(node, &["members"]).as_array().expect("a list").clone()
+}
+
+fn standing(node: &Node) -> String {
+    json(node, &["status"])["standing"].as_str().expect("a word").to_owned()
+}
+
+/// All machines of a test have one name, so they are told apart by the first digits of their keys.
+fn key(node: &Node) -> String {
+    json(node, &["status"])["volume"]["node"].as_str().expect("a key").to_owned()
+}
+
+/// What is written here does not come there, as it would have by then.
+fn assert_apart(from: &Node, to: &Node, name: &str) {
+    fs::write(from.dir().join(name), "x").unwrap();
+    assert!(!wait_until(Duration::from_millis(1500), || to.dir().join(name).exists()), "{name}");
+}
+
+#[test]
+fn who_leaves_has_told_everything_and_goes_on_alone() {
+    needs_phifs!();
+    let a = first();
+    let mut b = joined(&a);
+    for at in 0..50 {
+        fs::write(b.dir().join(format!("f{at}")), noise(at, 20_000)).unwrap();
+    }
+    let open = fs::File::create(b.dir().join("still open")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&open, b"so far", 0).unwrap();
+    let left = json(&b, &["leave"]);
+    assert_eq!(left["heard"], 1, "{left}\n{}", b.log());
+    for at in 0..50 {
+        assert_eq!(fs::read(a.dir().join(format!("f{at}"))).unwrap(), noise(at, 20_000));
+    }
+    assert_eq!(fs::read(a.dir().join("still open")).unwrap(), b"so far");
+    drop(open);
+    assert!(wait_until(SOON, || members(&a).len() == 1));
+    assert_eq!((standing(&a).as_str(), standing(&b).as_str()), ("member", "former"));
+    assert_apart(&a, &b, "of a");
+    assert_apart(&b, &a, "of b");
+    let said = b.phifs(["invite"]).expect_clear_failure().stderr_text();
+    assert!(said.contains("no member any more") && said.contains("phifs join"), "{said}");
+    assert!(b.phifs(["members"]).expect_success().stderr_text().contains("no member any more"));
+    // Nor after a restart, whatever it is told.
+    b.down();
+    b.start_with(["up", "--listen", LISTEN]);
+    assert!(wait_until(SOON, || b.phifs(["status"]).success()), "{}", b.log());
+    assert_apart(&b, &a, "of b later");
+    assert!(members(&b).is_empty() && b.log().contains("does not listen"));
+    // What both did meanwhile comes together when it comes back.
+    b.down();
+    b.start_with(["join", &invitation(&a), "--listen", LISTEN]);
+    assert!(reads(a.dir(), "of b later", b"x") && reads(b.dir(), "of a", b"x"));
+    assert_same_root(&[&a, &b]);
+    assert_eq!(members(&a).len(), 2);
+    a.assert_no_panic();
+    b.assert_no_panic();
+}
+
+#[test]
+fn who_reaches_nobody_leaves_by_force_alone() {
+    needs_phifs!();
+    let mut a = first();
+    let alone = a.phifs(["leave"]).expect_clear_failure().stderr_text();
+    assert!(alone.contains("nothing to leave"), "{alone}");
+    let b = joined(&a);
+    a.down();
+    fs::write(b.dir().join("only here"), "x").unwrap();
+    let said = b.phifs(["leave"]).expect_clear_failure().stderr_text();
+    assert!(said.contains("no other member can be reached") && said.contains("--force"), "{said}");
+    assert_eq!(standing(&b), "member");
+    let ran = b.phifs(["leave", "--force"]).expect_success();
+    assert!(ran.stderr_text().contains("No other member has heard"), "{ran}");
+    assert_eq!(standing(&b), "former");
+    assert_eq!(fs::read(b.dir().join("only here")).unwrap(), b"x");
+    a.start();
+    assert!(wait_until(SOON, || a.phifs(["status"]).success()), "{}", a.log());
+    a.phifs(["member", "remove", &key(&b)]).expect_success();
+    assert_eq!(members(&a).len(), 1);
+}
+
+#[test]
+fn who_is_removed_hears_of_it_and_is_heard_by_nobody() {
+    needs_phifs!();
+    let a = first();
+    let (mut b, c) = (joined(&a), joined(&a));
+    fs::write(b.dir().join("before"), "x").unwrap();
+    assert!(reads(a.dir(), "before", b"x") && reads(c.dir(), "before", b"x"));
+    assert!(wait_until(SOON, || members(&c).iter().filter(|member| member["connected"] == true).count() == 3));
+    let said = a.phifs(["member", "remove", "nobody"]).expect_clear_failure();
+    assert!(said.code() == Some(2) && said.stderr_text().contains(&key(&b)), "{said}");
+    let own = key(&a);
+    assert!(a.phifs(["member", "remove", &own]).expect_clear_failure().stderr_text().contains("phifs leave"));
+    let removed = key(&b);
+    assert_eq!(json(&a, &["member", "show", &removed])["connected"], true);
+    let said = json(&a, &["member", "remove", &removed]);
+    assert!(said["key"].as_str().unwrap().starts_with(&removed), "{said}");
+    assert!(wait_until(SOON, || standing(&b) == "former"), "{}", b.log());
+    assert!(wait_until(SOON, || members(&c).len() == 2));
+    assert!(b.log().contains("was removed from the members"), "{}", b.log());
+    assert_apart(&b, &a, "of b");
+    assert_apart(&a, &b, "of a");
+    assert!(reads(c.dir(), "of a", b"x"));
+    b.down();
+    b.start_with(["join", &invitation(&c), "--listen", LISTEN]);
+    assert!(reads(a.dir(), "of b", b"x") && reads(b.dir(), "of a", b"x"));
+    // One that is down while it is removed hears of it when it is back.
+    assert!(wait_until(SOON, || members(&a).len() == 3));
+    b.down();
+    a.phifs(["member", "remove", &removed]).expect_success();
+    b.start();
+    assert!(wait_until(SOON, || b.phifs(["status"]).success()), "{}", b.log());
+    assert!(wait_until(SOON, || standing(&b) == "former"), "{}", b.log());
+    assert_same_root(&[&a, &c]);
+    for node in [&a, &b, &c] {
+        node.assert_no_panic();
+    }
 }
 
 #[test]

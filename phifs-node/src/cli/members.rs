@@ -4,7 +4,7 @@ use super::Context;
 use super::output::table;
 use crate::control::Request;
 use crate::failure::Failure;
-use crate::report::Member;
+use crate::report::{Member, Standing, Status};
 use crate::show;
 
 /// Show the machines that have the volume
@@ -19,24 +19,31 @@ impl Members {
     pub fn run(self, context: &Context) -> Result<(), Failure> {
         let members: Vec<Member> = context.ask(&Request::Members)?;
         if members.is_empty() {
-            context.output.note("This machine is alone. To let others in: phifs invite");
+            let status: Status = context.ask(&Request::Status)?;
+            context.output.note(match status.standing {
+                Standing::Former => "This machine is no member any more. To come back: phifs down, then phifs join",
+                Standing::Alone | Standing::Member => "This machine is alone. To let others in: phifs invite",
+            });
         }
         context.output.result(&members, |members| if members.is_empty() { String::new() } else { rows(members) });
         Ok(())
     }
 }
 
+pub fn state_of(member: &Member) -> String {
+    match (member.this_node, member.connected, &member.trouble) {
+        (true, ..) => "this machine".to_owned(),
+        (_, true, _) => "connected".to_owned(),
+        (_, _, Some(trouble)) => format!("not connected: {trouble}"),
+        (_, _, None) => "not connected".to_owned(),
+    }
+}
+
 fn rows(members: &[Member]) -> String {
     let row = |member: &Member| {
-        let how = match (member.this_node, member.connected, &member.trouble) {
-            (true, ..) => "this machine".to_owned(),
-            (_, true, _) => "connected".to_owned(),
-            (_, _, Some(trouble)) => format!("not connected: {trouble}"),
-            (_, _, None) => "not connected".to_owned(),
-        };
         let behind = member.behind.map_or_else(|| "?".to_owned(), |behind| behind.to_string());
         let name = show::quote(member.name.as_bytes());
-        [name, member.key.chars().take(8).collect(), member.addresses.join(" "), behind, how]
+        [name, member.key.chars().take(8).collect(), member.addresses.join(" "), behind, state_of(member)]
     };
     let head = ["NAME", "KEY", "ADDRESS", "BEHIND", ""].map(str::to_owned);
     let rows: Vec<[String; 5]> = std::iter::once(head).chain(members.iter().map(row)).collect();

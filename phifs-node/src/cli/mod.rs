@@ -10,8 +10,10 @@ mod fsck;
 mod gc;
 mod invite;
 mod join;
+mod leave;
 mod log;
 mod man;
+mod member;
 mod members;
 mod merge;
 mod mount;
@@ -71,6 +73,8 @@ enum Command {
     Invite(invite::Invite),
     Join(join::Join),
     Members(members::Members),
+    Member(member::One),
+    Leave(leave::Leave),
     Status(status::Status),
     Mount(mount::Mount),
     Fsck(fsck::Fsck),
@@ -131,6 +135,8 @@ pub fn run() -> ExitCode {
         Command::Invite(command) => command.run(&context),
         Command::Join(command) => command.run(&context),
         Command::Members(command) => command.run(&context),
+        Command::Member(command) => command.run(&context),
+        Command::Leave(command) => command.run(&context),
         Command::Status(command) => command.run(&context),
         Command::Mount(command) => command.run(&context),
         Command::Fsck(command) => command.run(&context),

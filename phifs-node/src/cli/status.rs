@@ -25,6 +25,12 @@ fn describe(status: &report::Status) -> String {
     let mounts: Vec<String> = status.mounts.iter().map(Name::quoted).collect();
     let state =
         volume.read_only.as_ref().map_or_else(|| "reads and writes".to_owned(), |why| format!("read-only: {why}"));
+    let cluster = match status.standing {
+        report::Standing::Alone => "alone; to let others in: phifs invite",
+        report::Standing::Member => "member; the others: phifs members",
+        report::Standing::Former => "no member any more; to come back: phifs down, then phifs join",
+    };
+    let cluster = cluster.to_owned();
     let mut rows = vec![("volume", state), ("mounted on", mounts.join(", "))];
     rows.extend(status.branches.iter().map(|branch| {
         let mounts: Vec<String> = branch.mounts.iter().map(Name::quoted).collect();
@@ -35,6 +41,7 @@ fn describe(status: &report::Status) -> String {
         ("process", format!("{}, up for {}, phifs {}", status.pid, show::span(status.uptime_secs), status.version)),
         ("data path", status.features.describe_data_path()),
         ("node", volume.node.clone()),
+        ("cluster", cluster),
         ("author", format!("{}, {} operations", volume.author, volume.operations)),
         ("inodes", format!("{}, {} files open", volume.inodes, volume.open_files)),
         ("unpublished", format!("{} files", volume.unpublished_files)),

@@ -112,6 +112,13 @@ pub enum Request {
     VolumeSet { name: String, value: Option<String> },
     /// Answered with a list of `report::Member`, by key.
     Members,
+    /// The member with this name, or with a key that begins so. Answered with `report::Member`.
+    Member { member: String },
+    /// Removes the member with this name, or with a key that begins so. Answered with `report::Member`.
+    MemberRemove { member: String },
+    /// Sees that the others have everything, and is no member any more; `force`: whether they have it or not. Answered with
+    /// `report::Left`.
+    Leave { force: bool },
     /// Makes an invitation; the node listens for others from now on. Answered with `report::Invitation`.
     Invite { role: String, zone: String, expires_secs: u64 },
     /// Unmounts and stops. Answered with null when nothing is left to do but to end.
@@ -159,8 +166,13 @@ impl Request {
             | Self::Usage
             | Self::SnapshotList
             | Self::SnapshotDelete { .. } => false,
-            Self::Gc | Self::Scrub | Self::Fsck { .. } | Self::Down { .. } => true,
-            Self::BranchList | Self::Why { .. } | Self::Members | Self::Invite { .. } => false,
+            Self::Gc | Self::Scrub | Self::Fsck { .. } | Self::Down { .. } | Self::Leave { .. } => true,
+            Self::BranchList
+            | Self::Why { .. }
+            | Self::Members
+            | Self::Member { .. }
+            | Self::MemberRemove { .. }
+            | Self::Invite { .. } => false,
             Self::Conflicts { .. } | Self::Resolve { .. } => true,
             Self::SnapshotClone { .. } | Self::BranchMount { .. } | Self::BranchDelete { .. } => true,
             Self::SnapshotExport { .. } | Self::SnapshotImport { .. } | Self::SnapshotVerify { .. } => true,

@@ -21,7 +21,7 @@ use phifs_core::volume::local::{Head, Invite, JoinError};
 use super::{Engine, snapshots};
 use crate::env::{self, SystemEnv};
 use crate::failure::Failure;
-use crate::report::Invitation;
+use crate::report::{Invitation, Standing};
 
 impl Engine {
     pub fn volume_id(&self) -> Result<[u8; 16], Failure> {
@@ -39,6 +39,45 @@ impl Engine {
 
     pub fn is_member(&self, key: NodePublicKey) -> Result<bool, Failure> {
         Ok(self.volume.member(key).map_err(Failure::plain)?.is_some())
+    }
+
+    /// Whether it is one, or was one.
+    pub fn was_member(&self, key: NodePublicKey) -> Result<bool, Failure> {
+        Ok(self.volume.present_or_past_member(key).map_err(Failure::plain)?.is_some())
+    }
+
+    pub fn standing(&self) -> Result<Standing, Failure> {
+        let own = self.volume.present_or_past_member(self.node()).map_err(Failure::plain)?;
+        Ok(own.map_or(Standing::Alone, |own| if own.left { Standing::Former } else { Standing::Member }))
+    }
+
+    /// What is written of a node that was a member, and is none any more.
+    pub fn former_member(&self, key: NodePublicKey) -> Result<MemberEntries, Failure> {
+        let member = self.volume.present_or_past_member(key).map_err(Failure::plain)?;
+        if !member.is_some_and(|member| member.left) {
+            return Ok(Vec::new());
+        }
+        let mut entries = self.member_entries()?;
+        entries.retain(|(node, _)| *node == key);
+        Ok(entries)
+    }
+
+    /// Says whether it was a member.
+    pub fn remove_member(&self, key: NodePublicKey) -> Result<bool, Failure> {
+        self.volume.remove_member(key).map_err(Failure::plain)
+    }
+
+    /// Publishes all that was written, and says what this node knows then. The others are asked for receipts.
+    pub fn publish_all(&self) -> Result<VersionVector, Failure> {
+        self.volume.publish_all().map_err(Failure::plain)?;
+        let context = self.context();
+        self.volume.ask_for_receipts(&context);
+        Ok(context)
+    }
+
+    /// How many operations of these a member does not hold, as far as it has said.
+    pub fn lacks(&self, key: NodePublicKey, target: &VersionVector) -> u64 {
+        missing(&self.volume.held_by(key), target)
     }
 
     pub fn addresses_of(&self, key: NodePublicKey) -> Result<Vec<SocketAddr>, Failure> {
@@ -78,8 +117,8 @@ impl Engine {
         Ok(address.and_then(|address| address.parse().ok()))
     }
 
-    pub fn listen_at(&self, address: SocketAddr) -> Result<(), Failure> {
-        self.volume.listen_at(Some(&address.to_string())).map_err(Failure::plain)
+    pub fn listen_at(&self, address: Option<SocketAddr>) -> Result<(), Failure> {
+        self.volume.listen_at(address.map(|address| address.to_string()).as_deref()).map_err(Failure::plain)
     }
 
     /// Makes an invitation for one node, which finds this one at these addresses.
@@ -209,4 +248,9 @@ impl Drop for Followed {
     fn drop(&mut self) {
         self.0.volume.count_follower(-1);
     }
+}
+
+/// How many operations of `all` are not in `known`.
+pub fn missing(known: &VersionVector, all: &VersionVector) -> u64 {
+    all.missing_from(known).map(|(_, range)| range.end() - range.start() + 1).sum()
 }

@@ -47,11 +47,15 @@ pub async fn follow_members(shared: Arc<Shared>) {
         match shared.blocking(|engine| engine.members()).await {
             Ok(members) => {
                 let members: BTreeSet<NodePublicKey> = members.into_iter().map(|(key, _)| key).collect();
+                if !members.contains(&shared.engine.node()) && !shared.is_leaving() {
+                    following.values().for_each(AbortHandle::abort);
+                    return shared.was_removed().await;
+                }
                 following.retain(|key, task| {
                     let stays = members.contains(key);
                     if !stays {
                         task.abort();
-                        shared.peers.lock().remove(key);
+                        shared.shut_out(key);
                     }
                     stays
                 });
@@ -295,9 +299,13 @@ impl Link<'_> {
 }
 
 /// The other side refuses if it is of another version or volume.
-async fn greet(shared: &Shared, connection: &Connection) -> wire::Result<()> {
+async fn greet(shared: &Arc<Shared>, connection: &Connection) -> wire::Result<()> {
     match wire::ask_one(connection, &Request::Hello(shared.hello.clone()), ANSWER_TIME_MAX).await? {
         Answer::Hello(hello) if hello.volume == shared.hello.volume => Ok(()),
+        Answer::Members(own) => {
+            shared.hear_of_end(own).await;
+            Err(WireError::NoMember)
+        }
         _ => Err(WireError::Unexpected),
     }
 }

@@ -8,12 +8,14 @@
 //! | `serve` | what peers ask for |
 //! | `follow` | hearing from each of them what is new |
 //! | `fetch` | getting the bytes of files |
+//! | `leave` | the end of a membership: by the node itself, or by others |
 //!
 //! Each node follows each other member: it asks what that one knows and it does not, waits for the answer, and learns it.
 //! A connection serves both sides, whoever made it. Messages, and what they mean, are core's (`phifs_core::ssep`).
 
 mod fetch;
 mod follow;
+mod leave;
 mod pipe;
 mod serve;
 mod socket;
@@ -69,6 +71,8 @@ struct Shared {
     changes: watch::Sender<u64>,
     strangers: Arc<Semaphore>,
     stopping: AtomicBool,
+    /// This node is about to be no member any more, and the others are to hear of it.
+    leaving: AtomicBool,
 }
 
 /// Another member.
@@ -82,6 +86,8 @@ struct Peer {
 #[derive(Default)]
 struct PeerState {
     connection: Option<Connection>,
+    /// All that are served, to be closed once it is no member any more.
+    served: Vec<Connection>,
     /// What it knew when it was heard of last, and when that was.
     asked: Option<(VersionVector, Instant)>,
     /// The state that it was sent last; when it names that, it has it.
@@ -94,7 +100,7 @@ impl Net {
     /// Takes part from now on. The members know where to find this node.
     pub fn start(socket: Socket, engine: Arc<Engine>) -> Result<Self, Failure> {
         engine.announce(&machine_name(), &socket.addresses())?;
-        engine.listen_at(socket.address())?;
+        engine.listen_at(Some(socket.address()))?;
         let Socket { runtime, endpoint, identity, address } = socket;
         let hello = Hello { major: MAJOR, minor: MINOR, volume: engine.volume_id()? };
         let guard = Arc::new(Door { engine: engine.clone() });
@@ -110,6 +116,7 @@ impl Net {
             changes: watch::Sender::new(0),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
             stopping: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
         });
         let changes = shared.changes.clone();
         shared.engine.set_on_change(Some(Arc::new(move || changes.send_modify(|n| *n += 1))));
@@ -205,6 +212,13 @@ impl Peer {
     /// other side, until it is closed there or falls silent.
     fn connected(&self, connection: &Connection) {
         self.state.lock().connection = Some(connection.clone());
+        self.serves(connection);
+    }
+
+    fn serves(&self, connection: &Connection) {
+        let mut state = self.state.lock();
+        state.served.retain(|connection| connection.close_reason().is_none());
+        state.served.push(connection.clone());
     }
 }
 
@@ -224,14 +238,15 @@ impl Shared {
     }
 }
 
-/// Lets members in, and while somebody may be invited those who say that they are; these are heard by `serve::hear`.
+/// Lets members in, those that were members, to be told that they are none any more, and while somebody may be invited
+/// those who say that they are. Who is no member is heard by `serve::hear`.
 struct Door {
     engine: Arc<Engine>,
 }
 
 impl Guard for Door {
     fn lets_in(&self, key: NodePublicKey) -> bool {
-        let let_in = self.engine.is_member(key).and_then(|is| Ok(is || self.engine.has_invited()?));
+        let let_in = self.engine.was_member(key).and_then(|was| Ok(was || self.engine.has_invited()?));
         let let_in = let_in.unwrap_or_else(|error| {
             tracing::error!(%error, "cannot look up who may connect");
             false

@@ -28,6 +28,8 @@ const PRIORITY_BULK: i32 = 0;
 /// So many glyphs are read at a time: a few MiB.
 const GLYPHS_AT_ONCE: usize = 16;
 const NOT_WELCOME: VarInt = VarInt::from_u32(1);
+/// It is no member any more.
+pub const REMOVED: VarInt = VarInt::from_u32(2);
 /// How long a node may take that is no member.
 const STRANGER_TIME_MAX: Duration = Duration::from_secs(120);
 
@@ -51,6 +53,10 @@ async fn welcome(shared: Arc<Shared>, incoming: Incoming) {
                 peer.connected(&connection);
                 peer.arrived.notify_one();
             }
+            // Whoever was removed before it was noted as connected is not found by those who close connections.
+            if !matches!(shared.blocking(move |engine| engine.is_member(key)).await, Ok(true)) {
+                return connection.close(REMOVED, b"no member any more");
+            }
             serve(shared, connection, key).await;
         }
         Ok(false) => {
@@ -62,13 +68,16 @@ async fn welcome(shared: Arc<Shared>, incoming: Incoming) {
             if tokio::time::timeout(STRANGER_TIME_MAX, heard).await != Ok(true) {
                 return connection.close(NOT_WELCOME, b"not a member");
             }
+            if let Some(peer) = shared.peer(key) {
+                peer.serves(&connection);
+            }
             serve(shared, connection, key).await;
         }
         Err(error) => tracing::error!(%error, "cannot look up who has connected"),
     }
 }
 
-/// Hears a node that is no member. Says whether it is one now.
+/// Hears a node that is no member. Says whether it is one now. One that was a member gets what says so, whatever it asks.
 async fn hear(shared: &Arc<Shared>, connection: &Connection, key: NodePublicKey) -> bool {
     while let Ok((mut send, mut receive)) = connection.accept_bi().await {
         let asked = wire::request(&mut receive).await;
@@ -87,7 +96,10 @@ async fn hear(shared: &Arc<Shared>, connection: &Connection, key: NodePublicKey)
                     }
                 }
             }
-            Ok(_) => refusal(Refusal::NotMember, "it is for members; join first"),
+            Ok(_) => match shared.blocking(move |engine| engine.former_member(key)).await {
+                Ok(entries) if !entries.is_empty() => Answer::Members(entries),
+                _ => refusal(Refusal::NotMember, "it is for members; join first"),
+            },
             Err(error) => explained(&error),
         };
         let is_in = matches!(answer, Answer::Joined(_));

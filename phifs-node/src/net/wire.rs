@@ -22,6 +22,8 @@ pub enum WireError {
     TooLong(usize),
     #[error("it refuses: {text}")]
     Refused { why: Refusal, text: String },
+    #[error("it says that this node is no member any more")]
+    NoMember,
     #[error("it answers with something else than was asked for")]
     Unexpected,
 }

@@ -111,7 +111,8 @@ impl LocalVolume {
             let member = Member::decode(entry.value.as_deref()?).map_err(|e| malformed("member", &key.0, e));
             Some(member.map(|member| (key, member)))
         };
-        let all: Vec<_> = self.member_entries()?.into_iter().filter_map(decode).collect::<std::result::Result<_, _>>()?;
+        let all: Vec<_> =
+            self.member_entries()?.into_iter().filter_map(decode).collect::<std::result::Result<_, _>>()?;
         Ok(all.into_iter().filter(|(_, member)| !member.left).collect())
     }
 
@@ -158,7 +159,7 @@ impl LocalVolume {
         let mut state = self.state.write();
         let mut news = Vec::new();
         for (node, entry) in entries {
-            if !entry.value.as_deref().is_some_and(|value| Member::decode(value).is_ok()) {
+            if entry.value.as_deref().is_none_or(|value| Member::decode(value).is_err()) {
                 continue;
             }
             let key = Key::Member(node);

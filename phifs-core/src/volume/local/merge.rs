@@ -420,7 +420,7 @@ impl LocalVolume {
     }
 
     /// Publishes all that was written, however long it is and whoever writes on.
-    pub(super) fn publish_all(&self) -> Result<()> {
+    pub fn publish_all(&self) -> Result<()> {
         let cells: Vec<_> = self.files.lock().values().cloned().collect();
         for cell in cells {
             let closure = if cell.has_writers() { Closure::IdleFlush } else { Closure::Close };

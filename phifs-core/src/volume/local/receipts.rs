@@ -15,6 +15,7 @@ use crate::identity::{BadSignature, NodePublicKey};
 use crate::namespace::row::Closure;
 use crate::namespace::tables::Rows as _;
 use crate::namespace::view;
+use crate::registry::Member;
 use crate::ssep::Receipt;
 use crate::volume::{FileKind, Result, VolumeError};
 
@@ -119,11 +120,22 @@ impl LocalVolume {
         Ok((machines, Durability::achieved(machines, self.machines()?)))
     }
 
+    /// What another member has said to hold.
+    pub fn held_by(&self, node: NodePublicKey) -> VersionVector {
+        self.receipts.held.lock().get(&node).cloned().unwrap_or_default()
+    }
+
+    /// Asks the others to say soon whether they hold all of this.
+    pub fn ask_for_receipts(&self, context: &VersionVector) {
+        self.receipts.urgent.lock().join(context);
+        self.state.read().tell_change();
+    }
+
     /// How many other members hold this operation durably, and what it names.
     pub fn holders_of(&self, dot: Dot) -> Result<usize> {
-        let held = self.receipts.held.lock();
         let members = self.members()?;
-        Ok(members.iter().filter(|(key, _)| held.get(key).is_some_and(|held| held.contains(dot))).count())
+        let held = self.receipts.held.lock();
+        Ok(holders(&held, &members, dot))
     }
 
     /// Up to where somebody waits for the receipts of others.
@@ -134,20 +146,20 @@ impl LocalVolume {
     /// Waits until so many other members hold this operation durably. Says how many do.
     pub fn wait_for_holders(&self, dot: Dot, wanted: usize, patience: Duration) -> Result<usize> {
         let until = Instant::now() + patience;
-        let mut found = self.holders_of(dot)?;
-        if found >= wanted {
-            return Ok(found);
+        if self.holders_of(dot)? < wanted {
+            self.ask_for_receipts(&VersionVector::new().with(dot.author, dot.n));
         }
-        self.receipts.urgent.lock().join(&VersionVector::new().with(dot.author, dot.n));
-        self.state.read().tell_change();
-        while found < wanted {
+        loop {
+            let members = self.members()?;
             let mut held = self.receipts.held.lock();
-            if self.receipts.more.wait_until(&mut held, until).timed_out() {
-                break;
+            let found = holders(&held, &members, dot);
+            if found >= wanted || self.receipts.more.wait_until(&mut held, until).timed_out() {
+                return Ok(holders(&held, &members, dot));
             }
-            drop(held);
-            found = self.holders_of(dot)?;
         }
-        self.holders_of(dot)
     }
+}
+
+fn holders(held: &BTreeMap<NodePublicKey, VersionVector>, members: &[(NodePublicKey, Member)], dot: Dot) -> usize {
+    members.iter().filter(|(key, _)| held.get(key).is_some_and(|held| held.contains(dot))).count()
 }
