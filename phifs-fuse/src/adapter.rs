@@ -22,7 +22,9 @@ use fuser::{
 use phifs_core::volume::{Caller, Handle, Ino, NewKind, NewNode, Result, SetAttr, VolumeError};
 
 use crate::answer::{Answer, Register};
-use crate::attr::{PERMISSIONS, allocate_mode, file_type, node_kind, rename_mode, seek_kind, set_time, xattr_mode};
+use crate::attr::{
+    CAPABILITY, PERMISSIONS, SET_ID, allocate_mode, file_type, node_kind, rename_mode, seek_kind, set_time, xattr_mode,
+};
 use crate::commits::Commits;
 use crate::flush::Flusher;
 use crate::guard::guarded;
@@ -183,7 +185,8 @@ impl Filesystem for Adapter {
             mtime: mtime.map(set_time),
             handle: handle.map(|handle| Handle(handle.0)),
         };
-        if size.is_some() {
+        // What is written has to be published before the file is set-id, so that the bit is for that.
+        if size.is_some() || change.permissions.is_some_and(|permissions| permissions & SET_ID != 0) {
             self.in_pool("setattr", ino, reply, move |state, _| state.setattr(&caller, Ino(ino.0), &change));
         } else {
             self.at_once("setattr", ino, reply, |state, _| state.setattr(&caller, Ino(ino.0), &change));
@@ -404,9 +407,14 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        self.at_once("setxattr", ino, reply, |state, _| {
-            state.volume.setxattr(&caller(request), Ino(ino.0), name.as_bytes(), value, xattr_mode(flags)?)
-        });
+        let (caller, name, value) = (caller(request), name.as_bytes().to_vec(), value.to_vec());
+        let may_publish = name == CAPABILITY;
+        let set = move |state: &State| state.volume.setxattr(&caller, Ino(ino.0), &name, &value, xattr_mode(flags)?);
+        if may_publish {
+            self.in_pool("setxattr", ino, reply, move |state, _| set(state));
+        } else {
+            self.at_once("setxattr", ino, reply, |state, _| set(state));
+        }
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

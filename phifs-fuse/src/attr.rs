@@ -21,6 +21,8 @@ const PHI_DIRECTORY: &[u8] = b".phi";
 
 /// The permission bits of a mode, set-id and sticky bits included.
 pub(crate) const PERMISSIONS: u32 = 0o7777;
+pub(crate) const SET_ID: u32 = 0o6000;
+pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 
 /// The block size that stat(2) reports: a good size for reads and writes.
 const IO_BLOCK_BYTES: u32 = 4096;

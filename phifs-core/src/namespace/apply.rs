@@ -8,6 +8,7 @@ use crate::volume::FileKind;
 use super::derive::{self, DirRow};
 use super::op::{Effect, Field, InodeEffect, LinkEffect, MoveId, Op};
 use super::position::{self, Move};
+use super::privilege::Grant;
 use super::register::{Entry, Register};
 use super::row::{Birth, InodeRow, Mode, Owner, Place, Stamp};
 use super::tables::{Rows, RowsMut, Table, TablesMut, content_key, suffixed_key};
@@ -49,7 +50,7 @@ pub fn genesis<T: TablesMut + ?Sized>(tables: &mut T) {
     let birth = Birth { kind: FileKind::Directory, rdev: 0, time, target: Vec::new(), exclusive: false };
     row.birth.insert(Entry { dot, hlc, value: birth });
     row.alive.insert(Entry { dot, hlc, value: () });
-    row.mode.insert(Entry { dot, hlc, value: Mode { permissions: 0o755, acl: Vec::new() } });
+    row.mode.insert(Entry { dot, hlc, value: Grant::of_dir(Mode { permissions: 0o755, acl: Vec::new() }) });
     row.owner.insert(Entry { dot, hlc, value: Owner { uid: 0, gid: 0 } });
     row.mtime.insert(Entry { dot, hlc, value: time });
     row.touched.insert(Entry { dot, hlc, value: time });

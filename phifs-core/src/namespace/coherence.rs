@@ -31,9 +31,9 @@ use crate::volume::FileKind;
 use super::derive::Child;
 use super::register::Entry;
 use super::row::{Birth, InodeRow, put_birth};
-use super::tables::{Rows, Table, Tables, suffixed_key};
+use super::tables::{Rows, Tables};
 use super::version::{Closure, LAG_MAX, Validity, Version, put_version};
-use super::view::mode_of;
+use super::view::{self, mode_of};
 
 /// What a volume wants to be shown of concurrent versions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -271,16 +271,5 @@ fn looks_alike<T: Tables + ?Sized>(tables: &T, (a, rows): (InodeId, &RowsOf), b:
     if pair.0 != pair.1 {
         return Ok(false);
     }
-    Ok(xattrs(tables, a)? == xattrs(tables, b)?)
-}
-
-type Xattrs = Vec<(Vec<u8>, Option<Vec<u8>>)>;
-
-fn xattrs<T: Tables + ?Sized>(tables: &T, inode: InodeId) -> Result<Xattrs, StoreError> {
-    let names = tables.with_prefix(Table::Xattrs, &suffixed_key(inode.0, &[]))?;
-    let value = |name: Vec<u8>| {
-        let value = tables.xattr(inode, &name)?.latest().map(|entry| entry.value.clone());
-        Ok((name, value))
-    };
-    names.into_iter().map(|(name, _)| value(name)).collect()
+    Ok(view::xattrs(tables, a)? == view::xattrs(tables, b)?)
 }

@@ -13,6 +13,7 @@ use super::conflict::{self, Matter};
 use super::derive::{Child, dot_of};
 use super::join::{Contexts, TheirRow};
 use super::position::Move;
+use super::privilege;
 use super::row::{InodeRow, LinkRow, Place};
 use super::tables::{Rows, Table, Tables, malformed};
 use super::union;
@@ -158,6 +159,9 @@ impl<T: Tables + ?Sized, U: Tables + ?Sized> Joined<'_, T, U> {
                     let (inode, name) = (InodeId(dot_of(owner)?), row.key.get(Dot::LEN..).unwrap_or_default());
                     if self.after.xattr(inode, name)?.entries().len() > 1 {
                         self.tell_inode(inode, What::Attr, 9, &mut events)?;
+                    }
+                    if name == privilege::CAPABILITY && self.takes_capability(inode)? {
+                        self.tell_inode(inode, What::Attr, 7, &mut events)?;
                     }
                 }
                 Table::Moves => {
@@ -317,6 +321,9 @@ impl<T: Tables + ?Sized, U: Tables + ?Sized> Joined<'_, T, U> {
                 self.tell_inode(id, What::Revived, row, events)?;
             }
         }
+        if takes_set_id(&after) && !takes_set_id(&here) && !takes_set_id(&there) {
+            self.tell_inode(id, What::Attr, 7, events)?;
+        }
         let more = |before: usize, other: usize, after: usize| after > 1 && after > before.max(other);
         let lens = |row: &InodeRow| (row.mode.entries().len(), row.owner.entries().len());
         let (here, there, now) = (lens(&here), lens(&there), lens(&after));
@@ -327,6 +334,16 @@ impl<T: Tables + ?Sized, U: Tables + ?Sized> Joined<'_, T, U> {
             self.tell_inode(id, What::Attr, 9, events)?;
         }
         Ok(())
+    }
+
+    /// Whether there is a capability that is not for the bytes that there are now, and this was not so before.
+    fn takes_capability(&self, inode: InodeId) -> Result<bool> {
+        let Some(dot) = self.after.xattr(inode, privilege::CAPABILITY)?.latest().map(|entry| entry.dot) else {
+            return Ok(false);
+        };
+        let is_new = self.before.xattr(inode, privilege::CAPABILITY)?.get(dot).is_none();
+        Ok(view::xattr(self.after, inode, privilege::CAPABILITY)?.is_none()
+            && (is_new || view::xattr(self.before, inode, privilege::CAPABILITY)?.is_some()))
     }
 
     /// A directory that the other side moved: perhaps it was moved here as well.
@@ -346,4 +363,10 @@ impl<T: Tables + ?Sized, U: Tables + ?Sized> Joined<'_, T, U> {
         }
         Ok(())
     }
+}
+
+/// Whether an inode has set-id bits that are not for what there is. (Where modes are concurrent, that is told.)
+fn takes_set_id(row: &InodeRow) -> bool {
+    let [grant] = row.mode.entries() else { return false };
+    privilege::has_set_id(&grant.value.mode) && !grant.value.holds(row)
 }

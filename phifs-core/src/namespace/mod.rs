@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `tables` | the tables and how rows are keyed |
 //! | `register`, `row` | dotted registers and the rows made of them, with their canonical bytes |
+//! | `privilege` | set-id bits and capabilities: what they were granted for |
 //! | `version` | published states of a file's bytes, and what is known of them |
 //! | `op` | operations and effects, with their canonical bytes |
 //! | `apply` | effects on rows |
@@ -32,6 +33,7 @@ pub mod join;
 pub mod op;
 pub mod plan;
 pub mod position;
+pub mod privilege;
 mod recompute;
 pub mod register;
 pub mod row;
@@ -46,5 +48,6 @@ mod tests;
 
 pub use apply::apply;
 pub use op::{Effect, Op};
+pub use privilege::Grant;
 pub use row::{Birth, InodeRow, LinkRow, Mode, Owner, Place, Stamp, Version};
 pub use tables::{Table, Tables, TablesMut};

@@ -9,7 +9,8 @@ use crate::id::{AuthorId, DirId, Dot, InodeId, LinkId};
 use crate::time::{Hlc, Timestamp};
 use crate::volume::FileKind;
 
-use super::row::{self, Birth, Mode, Owner, Stamp, Version};
+use super::privilege::{self, Grant};
+use super::row::{self, Birth, Owner, Stamp, Version};
 
 const VERSION: u8 = 1;
 
@@ -66,7 +67,7 @@ pub struct InodeEffect {
     pub inode: InodeId,
     pub birth: Option<Birth>,
     pub alive: bool,
-    pub mode: Option<Mode>,
+    pub mode: Option<Grant>,
     pub owner: Option<Owner>,
     pub mtime: Option<Timestamp>,
     /// The new ctime.
@@ -170,7 +171,8 @@ impl Op {
         self.effects.iter().all(|effect| match effect {
             Effect::Inode(effect) => {
                 let bases = effect.version.iter().flat_map(|(version, _)| &version.bases);
-                seen(&effect.inode.0) && effect.drops.iter().all(|(_, dot)| seen(dot)) && bases.into_iter().all(seen)
+                let granted = effect.mode.iter().flat_map(|grant| &grant.seen);
+                seen(&effect.inode.0) && effect.drops.iter().all(|(_, dot)| seen(dot)) && bases.chain(granted).all(seen)
             }
             Effect::Link(effect) => {
                 seen(&effect.link.0)
@@ -181,7 +183,10 @@ impl Op {
             Effect::Move { dir, parent, folds, .. } => {
                 seen(&dir.0) && parent.0 != self.dot && seen(&parent.0) && moves(folds)
             }
-            Effect::Xattr { inode, drops, .. } => seen(&inode.0) && drops.iter().all(seen),
+            Effect::Xattr { inode, name, value, drops } => {
+                let granted = value.as_ref().map_or_else(Vec::new, |value| privilege::seen_by_xattr(name, value));
+                seen(&inode.0) && drops.iter().chain(&granted).all(seen)
+            }
             Effect::Purge { inode, dots, folds } => seen(&inode.0) && dots.iter().all(seen) && moves(folds),
         })
     }
@@ -274,7 +279,7 @@ impl Writer {
             row::put_birth(&mut self.out, birth);
         }
         if let Some(mode) = &effect.mode {
-            row::put_mode(&mut self.out, mode);
+            row::put_grant(&mut self.out, mode);
         }
         if let Some(owner) = &effect.owner {
             row::put_owner(&mut self.out, owner);
@@ -405,7 +410,7 @@ impl Body<'_> {
         }
         let reader = &mut self.reader;
         let birth = if has(Field::Birth) { Some(row::get_birth(reader)?) } else { None };
-        let mode = if has(Field::Mode) { Some(row::get_mode(reader)?) } else { None };
+        let mode = if has(Field::Mode) { Some(row::get_grant(reader)?) } else { None };
         let owner = if has(Field::Owner) { Some(row::get_owner(reader)?) } else { None };
         let mtime = if has(Field::Mtime) { Some(reader.time()?) } else { None };
         let touched = if has(Field::Touched) { Some(reader.time()?) } else { None };

@@ -9,10 +9,12 @@ use crate::volume::FileKind;
 
 use super::derive::{self, Child};
 use super::op::{Effect, Field, InodeEffect, LinkEffect, MoveId, PlaceEffect};
+use super::privilege::{self, Grant};
 use super::register::Register;
 use super::row::{Birth, InodeRow, Mode, Owner, Version};
 use super::tables::{Rows, Table, Tables, suffixed_key};
 use super::union;
+use super::view;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -27,7 +29,7 @@ pub fn create(dot: Dot, birth: Birth, mode: Mode, owner: Owner, parent: DirId, n
     let inode = Effect::Inode(InodeEffect {
         birth: Some(birth),
         alive: kind == FileKind::Directory,
-        mode: Some(mode),
+        mode: Some(Grant::of_new(mode, kind, dot)),
         owner: Some(owner),
         mtime: Some(time),
         touched: Some(time),
@@ -129,14 +131,27 @@ pub fn publish<T: Tables + ?Sized>(
     Ok(effects)
 }
 
+/// Who writes to a file may keep its set-id bits: those that are shown are for the new version as well.
+pub fn keep_set_id(dot: Dot, inode: InodeId, row: &InodeRow) -> Option<Effect> {
+    let shown = row.mode.latest().filter(|_| privilege::has_set_id(&view::mode_of(row)))?;
+    Some(Effect::Inode(InodeEffect {
+        mode: Some(shown.value.renewed(row, dot)),
+        drops: drops(Field::Mode, &row.mode).collect(),
+        ..InodeEffect::new(inode)
+    }))
+}
+
 /// An extended attribute is set, or removed.
 pub fn set_xattr<T: Tables + ?Sized>(
     tables: &T,
+    dot: Dot,
     inode: InodeId,
     name: &[u8],
     value: Option<Vec<u8>>,
 ) -> Result<Effect> {
     let drops = tables.xattr(inode, name)?.dots().collect();
+    let row = tables.inode(inode)?.unwrap_or_default();
+    let value = value.map(|value| privilege::stored_xattr(name, value, &row, dot));
     Ok(Effect::Xattr { inode, name: name.to_vec(), value, drops })
 }
 

@@ -11,6 +11,7 @@ use crate::id::{AuthorId, DirId, Dot, InodeId};
 use crate::time::{Hlc, Timestamp};
 use crate::volume::FileKind;
 
+use super::privilege::{self, Grant};
 use super::register::{Entry, Register};
 pub use super::version::{Closure, Evidence, Version};
 pub(crate) use super::version::{get_version, put_version};
@@ -51,7 +52,7 @@ pub struct Owner {
 pub struct InodeRow {
     pub birth: Register<Birth>,
     pub alive: Register<()>,
-    pub mode: Register<Mode>,
+    pub mode: Register<Grant>,
     pub owner: Register<Owner>,
     pub mtime: Register<Timestamp>,
     /// The last change of anything: ctime.
@@ -131,7 +132,7 @@ impl InodeRow {
         let mut row = RowWriter::new(key, self.stamps());
         row.register(&self.birth, |out, entry| put_birth(out, &entry.value));
         row.register(&self.alive, |_, _| {});
-        row.register(&self.mode, |out, entry| put_mode(out, &entry.value));
+        row.register(&self.mode, |out, entry| put_grant(out, &entry.value));
         row.register(&self.owner, |out, entry| put_owner(out, &entry.value));
         row.register(&self.mtime, |out, entry| out.put_time(entry.value));
         row.register(&self.touched, |out, entry| out.put_time(entry.value));
@@ -144,7 +145,7 @@ impl InodeRow {
         let decoded = Self {
             birth: row.register(|reader, _| get_birth(reader))?,
             alive: row.register(|_, _| Ok(()))?,
-            mode: row.register(|reader, _| get_mode(reader))?,
+            mode: row.register(|reader, _| get_grant(reader))?,
             owner: row.register(|reader, _| get_owner(reader))?,
             mtime: row.register(|reader, _| reader.time())?,
             touched: row.register(|reader, _| reader.time())?,
@@ -341,11 +342,34 @@ pub(crate) fn put_mode(out: &mut Vec<u8>, mode: &Mode) {
 }
 
 pub(crate) fn get_mode(reader: &mut Reader<'_>) -> Result<Mode> {
-    let permissions = reader.varint()?;
-    if permissions > 0o7777 {
-        return Err(DecodeError::Unknown { what: "permissions", value: permissions });
+    Ok(Mode { permissions: permissions(reader.varint()?)?, acl: reader.blob()?.to_vec() })
+}
+
+fn permissions(value: u64) -> Result<u16> {
+    let permissions = u16::try_from(value).ok().filter(|permissions| *permissions <= 0o7777);
+    permissions.ok_or(DecodeError::Unknown { what: "permissions", value })
+}
+
+/// A bit of a mode's number above the permissions: what its set-id bits are for comes behind it.
+const MODE_IS_FOR: u64 = 0x1000;
+
+pub(super) fn put_grant(out: &mut Vec<u8>, grant: &Grant) {
+    let Grant { mode, seen } = grant;
+    out.put_varint(u64::from(mode.permissions) | if seen.is_empty() { 0 } else { MODE_IS_FOR });
+    out.put_blob(&mode.acl);
+    if !seen.is_empty() {
+        privilege::put_seen(out, seen);
     }
-    Ok(Mode { permissions: permissions as u16, acl: reader.blob()?.to_vec() })
+}
+
+pub(super) fn get_grant(reader: &mut Reader<'_>) -> Result<Grant> {
+    let first = reader.varint()?;
+    let mode = Mode { permissions: permissions(first & !MODE_IS_FOR)?, acl: reader.blob()?.to_vec() };
+    let seen = if first & MODE_IS_FOR != 0 { privilege::get_seen(reader)? } else { Vec::new() };
+    if !seen.is_empty() && !privilege::has_set_id(&mode) {
+        return Err(DecodeError::NotCanonical("a mode"));
+    }
+    Ok(Grant { mode, seen })
 }
 
 pub(crate) fn put_owner(out: &mut Vec<u8>, owner: &Owner) {

@@ -13,7 +13,8 @@ use crate::volume::FileKind;
 use super::derive;
 use super::join::TheirRow;
 use super::position::Move;
-use super::register::Register;
+use super::privilege;
+use super::register::{Entry, Register};
 use super::row::{InodeRow, LinkRow, decode_xattr};
 use super::tables::{Rows, Table, Tables, malformed};
 
@@ -52,6 +53,7 @@ pub fn check_rows<T: Tables + ?Sized>(mine: &T, context: &VersionVector, rows: &
                 let id = check.has(owner()?)?;
                 let theirs = InodeRow::decode(id, theirs).map_err(|e| malformed("inode", key, e))?;
                 check.all(theirs.dots())?;
+                check.all(theirs.mode.entries().iter().flat_map(|entry| entry.value.seen.iter().copied()))?;
                 if let Some(mine) = mine.inode(InodeId(id))? {
                     same(&mine.birth, &theirs.birth)?;
                     same(&mine.alive, &theirs.alive)?;
@@ -77,6 +79,8 @@ pub fn check_rows<T: Tables + ?Sized>(mine: &T, context: &VersionVector, rows: &
                 check.all(theirs.dots())?;
                 let name = &key[Dot::LEN..];
                 super::row::check_xattr_name(name).map_err(|e| malformed("xattr", key, e))?;
+                let granted = |entry: &Entry<Vec<u8>>| privilege::seen_by_xattr(name, &entry.value);
+                check.all(theirs.entries().iter().flat_map(granted))?;
                 same(&mine.xattr(InodeId(id), name)?, &theirs)?;
             }
             Table::Moves => {
@@ -127,7 +131,7 @@ impl Check<'_> {
 }
 
 fn same<V: PartialEq>(mine: &Register<V>, theirs: &Register<V>) -> Result<()> {
-    let differs = |entry: &&super::register::Entry<V>| mine.get(entry.dot).is_some_and(|mine| mine != *entry);
+    let differs = |entry: &&Entry<V>| mine.get(entry.dot).is_some_and(|mine| mine != *entry);
     theirs.entries().iter().find(differs).map_or(Ok(()), |entry| Err(Suspect::TwoOperations(entry.dot)))
 }
 

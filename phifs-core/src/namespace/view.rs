@@ -9,8 +9,9 @@ use crate::volume::FileKind;
 
 use super::coherence::{self, Preference};
 use super::derive::{self, Child, Children};
+use super::privilege::{self, SET_ID_BITS};
 use super::row::{InodeRow, Mode, NAME_BYTES_MAX, Owner, Version};
-use super::tables::{Rows, Table, Tables};
+use super::tables::{Rows, Table, Tables, suffixed_key};
 use super::union;
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -343,14 +344,39 @@ pub fn stat<T: Tables + ?Sized>(tables: &T, id: InodeId, row: &InodeRow) -> Resu
 /// no set-id bit.
 pub(super) fn mode_of(row: &InodeRow) -> Mode {
     let Some(latest) = row.mode.latest() else { return Mode { permissions: 0, acl: Vec::new() } };
-    let mut mode = latest.value.clone();
+    let mut mode = latest.value.mode.clone();
+    if !latest.value.holds(row) {
+        mode.permissions &= !SET_ID_BITS;
+    }
     if row.mode.entries().len() > 1 {
-        let each = || row.mode.entries().iter().map(|entry| entry.value.permissions);
+        let each = || row.mode.entries().iter().map(|entry| entry.value.mode.permissions);
         let (all, any) = (each().fold(0o077, |all, bits| all & bits), each().fold(0, |any, bits| any | bits));
         mode.permissions = mode.permissions & 0o1000 | any & 0o700 | all;
         follow_bits(&mut mode);
     }
     mode
+}
+
+/// The value of an extended attribute: the latest of several. A capability has to be for what there is.
+pub fn xattr<T: Tables + ?Sized>(tables: &T, inode: InodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
+    let stored = tables.xattr(inode, name)?;
+    let Some(latest) = stored.latest() else { return Ok(None) };
+    if name != privilege::CAPABILITY {
+        return Ok(Some(latest.value.clone()));
+    }
+    let row = tables.inode(inode)?.unwrap_or_default();
+    Ok(privilege::shown_xattr(name, &latest.value, &row).map(<[u8]>::to_vec))
+}
+
+/// All extended attributes of an inode, by name.
+pub fn xattrs<T: Tables + ?Sized>(tables: &T, inode: InodeId) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut found = Vec::new();
+    for (name, _) in tables.with_prefix(Table::Xattrs, &suffixed_key(inode.0, &[]))? {
+        if let Some(value) = xattr(tables, inode, &name)? {
+            found.push((name, value));
+        }
+    }
+    Ok(found)
 }
 
 /// Makes the ACL grant what the bits do, as chmod(2) does: the kernel goes by the ACL. What somebody is granted by name

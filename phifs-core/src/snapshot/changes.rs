@@ -10,10 +10,11 @@ use crate::id::{DirId, Dot, InodeId};
 use crate::meta::Frozen;
 use crate::namespace::coherence;
 use crate::namespace::derive::{Child, Children, dot_of, split_child_key};
+use crate::namespace::privilege;
 use crate::namespace::row::{InodeRow, Mode, Owner};
-use crate::namespace::tables::{Rows, Table, Tables, malformed, suffixed_key};
+use crate::namespace::tables::{Rows, Table, Tables, malformed};
 use crate::namespace::union;
-use crate::namespace::view::{Stat, names_of};
+use crate::namespace::view::{self, Stat, names_of};
 use crate::store::StoreError;
 use crate::time::Timestamp;
 use crate::volume::FileKind;
@@ -191,19 +192,23 @@ impl<'a> Side<'a> {
     }
 }
 
+impl Looks {
+    /// As it is once the bytes are others: see `namespace::privilege`.
+    pub fn lose_privileges(&mut self) {
+        self.mode.permissions &= !privilege::SET_ID_BITS;
+        self.xattrs.retain(|(name, _)| name != privilege::CAPABILITY);
+    }
+}
+
 /// What a row and the attributes beside it say.
 pub fn looks_of<T: Tables>(tables: &T, inode: InodeId, row: &InodeRow) -> Result<Looks> {
     let stat = Stat::in_tables(tables, row);
-    let mut xattrs = Vec::new();
-    for (name, _) in tables.with_prefix(Table::Xattrs, &suffixed_key(inode.0, &[]))? {
-        xattrs.extend(tables.xattr(inode, &name)?.latest().map(|entry| (name, entry.value.clone())));
-    }
     Ok(Looks {
         kind: stat.kind,
         mode: stat.mode,
         owner: stat.owner,
         mtime: stat.mtime,
-        xattrs,
+        xattrs: view::xattrs(tables, inode)?,
         content: stat.version.map_or(Content::Empty, |(_, version)| version.content),
     })
 }

@@ -7,7 +7,7 @@ use crate::codec::Encode;
 use crate::content::Content;
 use crate::id::{DirId, InodeId};
 use crate::namespace::derive::Child;
-use crate::namespace::tables::{Rows, Table, Tables, suffixed_key};
+use crate::namespace::tables::{Rows, Tables};
 use crate::namespace::view;
 use crate::store::StoreError;
 use crate::volume::FileKind;
@@ -98,11 +98,9 @@ impl<T: Tables> Walk<'_, T> {
             // One that nobody has written to yet is as empty as one that was cut short.
             stat.version.map_or(Content::Empty, |(_, version)| version.content).encode(&mut out);
         }
-        for (name, _) in self.tables.with_prefix(Table::Xattrs, &suffixed_key(id.0, &[]))? {
-            if let Some(entry) = self.tables.xattr(id, &name)?.latest() {
-                out.put_blob(&name);
-                out.put_blob(&entry.value);
-            }
+        for (name, value) in view::xattrs(self.tables, id)? {
+            out.put_blob(&name);
+            out.put_blob(&value);
         }
         if dir.is_none() && view::nlink(self.tables, id, kind)? > 1 {
             let next = self.links.len() as u64;

@@ -14,6 +14,7 @@ mod limits;
 mod lost;
 mod merging;
 mod model;
+mod privileges;
 mod semantics;
 mod snapshots;
 mod staging;

@@ -4,6 +4,7 @@
 use super::super::coherence;
 use super::super::derive::{self, Child};
 use super::super::op::{Effect, Field, InodeEffect};
+use super::super::privilege::{CAPABILITY, Grant, SET_ID_BITS};
 use super::super::row::{Birth, Closure, Evidence, InodeRow, Mode, Owner, Version};
 use super::super::tables::{Rows, Table, Tables, content_key};
 use super::super::view::{self, Found, Reached};
@@ -29,6 +30,8 @@ pub enum Call {
     /// Opens, creates if need be, truncates, writes, closes.
     Write(Path, &'static str),
     Append(Path, &'static str),
+    /// As `Write` by somebody who may keep set-id bits.
+    WriteAsRoot(Path, &'static str),
     Truncate(Path),
     Unlink(Path),
     Rmdir(Path),
@@ -41,6 +44,7 @@ pub enum Call {
     SetTime(Path, i64),
     SetXattr(Path, Path, &'static str),
     RemoveXattr(Path, Path),
+    SetCapability(Path, &'static str),
 }
 
 use Call::*;
@@ -73,9 +77,10 @@ impl Replica {
             Symlink(target, path) => self.make(FileKind::Symlink, target, path)?,
             Fifo(path) => self.make(FileKind::Fifo, "", path)?,
             Link(old, new) => self.link(old, new)?,
-            Write(path, text) => return self.write(path, |_| text.into()),
-            Append(path, text) => return self.write(path, |before| before + text),
-            Truncate(path) => return self.write(path, |_| String::new()),
+            Write(path, text) => return self.write(path, false, |_| text.into()),
+            WriteAsRoot(path, text) => return self.write(path, true, |_| text.into()),
+            Append(path, text) => return self.write(path, false, |before| before + text),
+            Truncate(path) => return self.write(path, false, |_| String::new()),
             Unlink(path) => self.remove(path, false)?,
             Rmdir(path) => self.remove(path, true)?,
             RemoveTree(path) => return self.remove_tree(path),
@@ -93,7 +98,15 @@ impl Replica {
             SetXattr(path, name, value) => {
                 let id = self.united(path)?[0];
                 let name = format!("user.{name}").into_bytes();
-                vec![plan::set_xattr(&self.tables, id, &name, Some(value.into())).unwrap(), self.touch(id)]
+                vec![
+                    plan::set_xattr(&self.tables, self.next_dot(), id, &name, Some(value.into())).unwrap(),
+                    self.touch(id),
+                ]
+            }
+            SetCapability(path, value) => {
+                let id = self.united(path)?[0];
+                let set = plan::set_xattr(&self.tables, self.next_dot(), id, CAPABILITY, Some(value.into()));
+                vec![set.unwrap(), self.touch(id)]
             }
             RemoveXattr(path, name) => {
                 let (united, name) = (self.united(path)?, format!("user.{name}").into_bytes());
@@ -102,7 +115,8 @@ impl Replica {
                 if with.is_empty() {
                     return Err(Refused::NoAttribute);
                 }
-                let gone = with.iter().map(|id| plan::set_xattr(&self.tables, *id, &name, None).unwrap());
+                let gone =
+                    with.iter().map(|id| plan::set_xattr(&self.tables, self.next_dot(), *id, &name, None).unwrap());
                 gone.chain([self.touch(united[0])]).collect()
             }
         };
@@ -164,15 +178,15 @@ impl Replica {
     }
 
     /// Of several candidates the one that is shown is written; the others have been seen and decided against.
-    fn write(&mut self, path: &'static str, change: impl Fn(String) -> String) -> Result<Vec<Sent>> {
+    fn write(&mut self, path: &'static str, as_root: bool, change: impl Fn(String) -> String) -> Result<Vec<Sent>> {
         let mut sent = match self.find(path) {
             Err(Refused::NotFound) => self.call(Create(path))?,
             found => found.map(|_| Vec::new())?,
         };
         let Child::Link { inode, .. } = self.find(path)?.shown else { return Err(Refused::IsDirectory) };
         let mode = view::stat(&self.tables, inode, &self.row(inode)).unwrap().mode;
-        if mode.permissions & 0o6000 != 0 {
-            let plain = Mode { permissions: mode.permissions & 0o1777, ..mode };
+        if mode.permissions & SET_ID_BITS != 0 && !as_root {
+            let plain = Mode { permissions: mode.permissions & !SET_ID_BITS, ..mode };
             sent.push(self.act(self.set(path, |_| (Some(plain.clone()), None, None))?));
         }
         let bytes = change(shown_text(&self.tables, inode));
@@ -199,6 +213,10 @@ impl Replica {
             bases: row.versions.dots().collect(),
         };
         let mut effects = plan::publish(&self.tables, inode, &row, (version, inline), self.time()).unwrap();
+        effects.extend(plan::keep_set_id(self.next_dot(), inode, &row));
+        if !self.tables.xattr(inode, CAPABILITY).unwrap().is_empty() {
+            effects.push(plan::set_xattr(&self.tables, self.next_dot(), inode, CAPABILITY, None).unwrap());
+        }
         effects.extend(removed(self, &conflict::rivals(&self.tables, inode).unwrap()));
         effects
     }
@@ -303,7 +321,8 @@ impl Replica {
             drops.extend(plan::drops(Field::Mode, &row.mode).filter(|_| mode.is_some()));
             drops.extend(plan::drops(Field::Owner, &row.owner).filter(|_| owner.is_some()));
             drops.extend(plan::drops(Field::Mtime, &row.mtime).filter(|_| mtime.is_some()));
-            let (mode, touched) = (mode.clone(), Some(self.time()));
+            let mode = mode.clone().map(|mode| Grant::new(mode, &row, self.next_dot()));
+            let touched = Some(self.time());
             Effect::Inode(InodeEffect { mode, owner, mtime, touched, drops, ..InodeEffect::new(id) })
         };
         Ok(united.into_iter().map(of).collect())

@@ -7,10 +7,12 @@ use proptest::prelude::*;
 use super::super::derive::{Child, Children, DirRow};
 use super::super::op::{Effect, Field, InodeEffect, LinkEffect, MoveId, Op, PlaceEffect};
 use super::super::position::Move;
+use super::super::privilege::{Grant, SEEN_MAX, SET_ID_BITS};
 use super::super::register::{Entry, Register};
 use super::super::row::{
     Birth, Closure, Evidence, InodeRow, LinkRow, Mode, Owner, Place, Stamp, Version, decode_xattr, encode_xattr,
 };
+use super::super::row::{get_grant, put_grant};
 use super::super::version::{LAG_MAX, Validity, get_version};
 use crate::codec::{DecodeError, Reader};
 use crate::content::Content;
@@ -60,8 +62,13 @@ fn birth() -> impl Strategy<Value = Birth> {
     })
 }
 
-fn mode() -> impl Strategy<Value = Mode> {
-    (0..=0o7777u16, bytes()).prop_map(|(permissions, acl)| Mode { permissions, acl })
+fn mode() -> impl Strategy<Value = Grant> {
+    (0..=0o7777u16, bytes(), vec(dot(), 0..4)).prop_map(|(permissions, acl, mut seen)| {
+        seen.sort_unstable();
+        seen.dedup();
+        let seen = if permissions & SET_ID_BITS == 0 { Vec::new() } else { seen };
+        Grant { mode: Mode { permissions, acl }, seen }
+    })
 }
 
 fn owner() -> impl Strategy<Value = Owner> {
@@ -319,6 +326,31 @@ fn evidence_that_no_author_can_have_is_refused() {
 }
 
 /// What a create costs on disk, as the tables hold a row of each for every file.
+#[test]
+fn only_a_mode_with_set_id_bits_says_what_they_are_for() {
+    let dot = |n| Dot { author: AuthorId([1; 16]), n };
+    let written = |permissions, seen: &[u64]| {
+        let mut out = Vec::new();
+        let seen = seen.iter().map(|n| dot(*n)).collect();
+        put_grant(&mut out, &Grant { mode: Mode { permissions, acl: Vec::new() }, seen });
+        out
+    };
+    let read = |bytes: &[u8]| get_grant(&mut Reader::new(bytes));
+    assert_eq!(written(0o644, &[]), [0xa4, 3, 0], "as ever");
+    // As it was before there was such a list: for nothing, then.
+    let old = read(&[0xed, 0x13, 0]).unwrap();
+    assert_eq!((old.mode.permissions, old.seen), (0o4755, Vec::new()));
+    let good = written(0o4755, &[3, 7]);
+    assert_eq!(read(&good).unwrap().seen, [dot(3), dot(7)]);
+    let many: Vec<u64> = (0..=SEEN_MAX as u64).collect();
+    read(&written(0o4755, &many[1..])).unwrap();
+    for bad in [written(0o755, &[3]), written(0o4755, &[7, 3]), written(0o4755, &[3, 3]), written(0o4755, &many)] {
+        assert!(matches!(read(&bad), Err(DecodeError::NotCanonical(_))), "{bad:?}");
+    }
+    assert!(matches!(read(&[0xed, 0x33, 0, 0]), Err(DecodeError::NotCanonical(_))), "a list of nothing");
+    assert!(matches!(read(&[0x80, 0x80, 1, 0]), Err(DecodeError::Unknown { .. })));
+}
+
 #[test]
 fn rows_of_a_fresh_file_are_small() {
     let mut replica = super::Replica::new(1);

@@ -205,7 +205,7 @@ fn files_that_look_the_same_are_one_whose_link_is_the_smallest() {
     assert!(coalesce(&replica.tables, &children).unwrap());
     assert_eq!(shown_by(&replica, &children), 1, "though the other is later");
     let inode = children[1].inode();
-    let effect = plan::set_xattr(&replica.tables, inode, b"user.a", Some(b"1".to_vec())).unwrap();
+    let effect = plan::set_xattr(&replica.tables, replica.next_dot(), inode, b"user.a", Some(b"1".to_vec())).unwrap();
     replica.act(vec![effect]);
     assert!(!coalesce(&replica.tables, &children).unwrap());
     assert_eq!(shown_by(&replica, &children), 2);

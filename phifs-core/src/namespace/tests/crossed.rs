@@ -5,13 +5,15 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::super::derive::Child;
-use super::super::tables::Rows;
+use super::super::privilege::{CAPABILITY, SET_ID_BITS};
+use super::super::tables::{Rows, Table};
 use super::super::view;
 use super::calls::Call::{self, *};
 use super::pairs::{joined, meet, orders, tree};
 use super::{MapTables, Replica, Sent};
 use crate::id::{AuthorId, DirId, Dot, InodeId, LinkId};
 use crate::time::Hlc;
+use crate::volume::FileKind;
 
 /// Calls of every kind on everything that is there. The texts are those of the one who writes.
 const CALLS: &[Call] = &[
@@ -26,6 +28,9 @@ const CALLS: &[Call] = &[
     Write("/d/f", "*"),
     Write("/d/sub/deep", "*"),
     Append("/t", "*"),
+    Write("/set-id", "*"),
+    WriteAsRoot("/set-id", "*"),
+    WriteAsRoot("/t", "*"),
     Truncate("/t"),
     Symlink("t", "/n"),
     Fifo("/n"),
@@ -58,10 +63,14 @@ const CALLS: &[Call] = &[
     Exchange("/d/f", "/g"),
     Chmod("/t", 0o600),
     Chmod("/e", 0o700),
+    Chmod("/t", 0o4755),
+    Chmod("/set-id", 0o2711),
     Chown("/t", 7),
+    Chown("/set-id", 7),
     SetTime("/t", 9),
     SetXattr("/t", "k", "v"),
     RemoveXattr("/k", "old"),
+    SetCapability("/t", "c"),
 ];
 
 /// The call with the text of one of those who make it.
@@ -69,6 +78,7 @@ fn by(call: Call, text: &'static str) -> Call {
     match call {
         Write(path, _) => Write(path, text),
         Append(path, _) => Append(path, text),
+        WriteAsRoot(path, _) => WriteAsRoot(path, text),
         other => other,
     }
 }
@@ -138,6 +148,29 @@ fn check_nothing_lost(before: &Replica, sides: &[&Replica], end: &Replica) {
     }
 }
 
+/// What makes a program run with the rights of others holds if, and only if, who granted it had seen all there is. What
+/// he had seen is taken from the operations here, not from what he wrote down.
+fn check_privileges(before: &Replica, sent: &[Sent], end: &Replica) {
+    for (key, _) in end.tables.with_prefix(Table::Inodes, &[]).unwrap() {
+        let id = InodeId(Dot::from_bytes(key[..].first_chunk().unwrap()));
+        let row = end.tables.inode(id).unwrap().unwrap();
+        let saw_all = |grant: Dot| {
+            let sent = sent.iter().find(|sent| sent.op.dot == grant);
+            let saw = |dot: Dot| dot == grant || sent.map_or(&before.context, |sent| &sent.seen).contains(dot);
+            row.versions.dots().chain(row.owner.dots()).all(saw)
+        };
+        if let ([grant], false) = (row.mode.entries(), row.kind() == FileKind::Directory) {
+            let granted = grant.value.mode.permissions & if saw_all(grant.dot) { SET_ID_BITS } else { 0 };
+            let shown = view::stat(&end.tables, id, &row).unwrap().mode.permissions & SET_ID_BITS;
+            assert_eq!(shown, granted, "{id:?}");
+        }
+        if let Some(grant) = end.tables.xattr(id, CAPABILITY).unwrap().latest() {
+            let shown = view::xattr(&end.tables, id, CAPABILITY).unwrap();
+            assert_eq!(shown.is_some(), saw_all(grant.dot), "{id:?}");
+        }
+    }
+}
+
 #[test]
 fn every_pair_of_calls_converges_and_loses_nothing() {
     let tree = Replica { watched: false, ..tree() };
@@ -149,6 +182,7 @@ fn every_pair_of_calls_converges_and_loses_nothing() {
                 let end = meet(&a, &from_a, &b, &from_b, &c);
                 end.check_derived();
                 check_nothing_lost(&tree, &[&a, &b], &end);
+                check_privileges(&tree, &[from_a, from_b].concat(), &end);
             }
         }
     }
@@ -192,6 +226,7 @@ proptest! {
         let [a, b, c] = &sides[..] else { unreachable!() };
         let end = joined(a, &[b, c]);
         end.check_derived();
+        check_privileges(&tree, &sent, &end);
         for others in [[b, c], [c, b]] {
             let mut first = others[0].clone();
             first.join(others[1]);

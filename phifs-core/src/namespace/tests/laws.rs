@@ -8,6 +8,7 @@ use super::super::derive::{self, Child};
 use super::super::join::TheirRow;
 use super::super::op::{Effect, Field, InodeEffect, MoveId, Op};
 use super::super::plan;
+use super::super::privilege::{CAPABILITY, Grant};
 use super::super::row::{Closure, Evidence, Mode, Owner, Version};
 use super::super::tables::{Rows, Table, content_key, move_key, suffixed_key};
 use super::super::union;
@@ -335,6 +336,9 @@ fn effects(replica: &Replica, step: Step, settled: bool) -> Vec<Effect> {
             let version =
                 Version { content, mtime: time, closure: Closure::Close, evidence: Evidence::default(), bases };
             effects = plan::publish(tables, child.inode(), &row, (version, Some(bytes)), time).unwrap();
+            if step.second.is_multiple_of(2) {
+                effects.extend(plan::keep_set_id(dot, child.inode(), &row));
+            }
         }
         What::SetAttributes => {
             let Some((_, _, child)) = pick(step.first, &|_| true) else { return effects };
@@ -343,7 +347,9 @@ fn effects(replica: &Replica, step: Step, settled: bool) -> Vec<Effect> {
             effect.drops = plan::drops(Field::Touched, &row.touched).collect();
             match step.name {
                 0 => {
-                    effect.mode = Some(Mode { permissions: step.second as u16, acl: vec![1] });
+                    // With and without set-id bits.
+                    let permissions = step.second as u16 | (step.first as u16 & 6) << 9;
+                    effect.mode = Some(Grant::new(Mode { permissions, acl: vec![1] }, &row, dot));
                     effect.drops.extend(plan::drops(Field::Mode, &row.mode));
                 }
                 1 => {
@@ -360,7 +366,8 @@ fn effects(replica: &Replica, step: Step, settled: bool) -> Vec<Effect> {
         What::SetXattr | What::RemoveXattr => {
             let Some((_, _, child)) = pick(step.first, &|_| true) else { return effects };
             let value = matches!(step.what, What::SetXattr).then(|| vec![step.second as u8]);
-            effects.push(plan::set_xattr(tables, child.inode(), name, value).unwrap());
+            let name = if step.second.is_multiple_of(3) { CAPABILITY } else { name };
+            effects.push(plan::set_xattr(tables, dot, child.inode(), name, value).unwrap());
         }
         What::Purge if settled => {
             let rows = tables.with_prefix(Table::Inodes, &[]).unwrap();

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::super::derive::{Child, Children, DirRow, child_key, links_of};
 use super::super::op::{Effect, Field, Op};
 use super::super::position::Move;
+use super::super::privilege::{Grant, SET_ID_BITS};
 use super::super::register::Register;
 use super::super::row::{InodeRow, LinkRow, Place, Stamp, decode_xattr};
 use super::super::tables::{Rows, Table};
@@ -27,6 +28,7 @@ enum Cell {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Value {
     Plain(String),
+    Grant(Hlc, Grant),
     Place(Hlc, Place),
     Move(Hlc, DirId, Vec<u8>),
 }
@@ -46,7 +48,10 @@ impl Model {
                     let (id, row) = (InodeId(dot(0)), InodeRow::decode(dot(0), value).unwrap());
                     model.register(|| Cell::Field(id, Field::Birth), &row.birth);
                     model.register(|| Cell::Field(id, Field::Alive), &row.alive);
-                    model.register(|| Cell::Field(id, Field::Mode), &row.mode);
+                    for entry in row.mode.entries() {
+                        let grant = Value::Grant(entry.hlc, entry.value.clone());
+                        model.cells.insert((Cell::Field(id, Field::Mode), entry.dot), grant);
+                    }
                     model.register(|| Cell::Field(id, Field::Owner), &row.owner);
                     model.register(|| Cell::Field(id, Field::Mtime), &row.mtime);
                     model.register(|| Cell::Field(id, Field::Touched), &row.touched);
@@ -98,7 +103,7 @@ impl Model {
                     let values = [
                         (Field::Birth, effect.birth.as_ref().map(|value| plain(op.hlc, value))),
                         (Field::Alive, effect.alive.then(|| plain(op.hlc, &()))),
-                        (Field::Mode, effect.mode.as_ref().map(|value| plain(op.hlc, value))),
+                        (Field::Mode, effect.mode.as_ref().map(|grant| Value::Grant(op.hlc, grant.clone()))),
                         (Field::Owner, effect.owner.as_ref().map(|value| plain(op.hlc, value))),
                         (Field::Mtime, effect.mtime.as_ref().map(|value| plain(op.hlc, value))),
                         (Field::Touched, effect.touched.as_ref().map(|value| plain(op.hlc, value))),
@@ -223,6 +228,7 @@ impl Model {
         });
         for inode in names.keys().copied().chain(inodes).collect::<BTreeSet<_>>() {
             assert_eq!(links_of(tables, inode).unwrap(), names.get(&inode).cloned().unwrap_or_default(), "{inode:?}");
+            self.check_set_id(tables, inode);
         }
         for (key, value) in tables.with_prefix(Table::Dirs, &[]).unwrap() {
             let (dir, row) = (DirId(Dot::from_bytes(key[..].first_chunk().unwrap())), DirRow::decode(&value).unwrap());
@@ -241,6 +247,26 @@ impl Model {
         let rows: BTreeSet<DirId> =
             positions.keys().copied().filter(|dir| tables.dir(*dir).unwrap().is_none()).collect();
         assert_eq!(rows, BTreeSet::new(), "directories without a row");
+    }
+
+    /// Set-id bits are shown if one mode has them, and it is for all that there is.
+    fn check_set_id(&self, tables: &MapTables, inode: InodeId) {
+        let row = tables.inode(inode).unwrap().unwrap_or_default();
+        if row.kind() == FileKind::Directory {
+            return;
+        }
+        let of = |wanted: Field| {
+            let is_it = move |cell: &Cell| *cell == Cell::Field(inode, wanted);
+            self.cells.iter().filter(move |((cell, _), _)| is_it(cell))
+        };
+        let granted = match &of(Field::Mode).collect::<Vec<_>>()[..] {
+            [(_, Value::Grant(_, grant))] => {
+                let mut there = of(Field::Version).chain(of(Field::Owner)).map(|((_, dot), _)| dot);
+                if there.all(|dot| grant.seen.contains(dot)) { grant.mode.permissions & SET_ID_BITS } else { 0 }
+            }
+            _ => 0,
+        };
+        assert_eq!(view::stat(tables, inode, &row).unwrap().mode.permissions & SET_ID_BITS, granted, "{inode:?}");
     }
 
     /// Directories are one if their names are the same and so are, or are one, the directories that they are in.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::coherence;
 use super::super::derive::{Child, links_of};
-use super::super::tables::{Rows, Table, suffixed_key};
+use super::super::tables::Rows;
 use super::super::view::{self, Found};
 use super::super::{conflict, union};
 use super::calls::Call::{self, *};
@@ -93,6 +93,30 @@ fn rows() -> Vec<Row> {
         later(7, &[Write("/t", "A")], &[SetTime("/t", 9)], &[("/t", "A")], &[("/t", "A mtime 9")]),
         row(7, &[Write("/set-id", "A")], &[Chmod("/set-id", 0o6711)], &[("/set-id", "A 0711")]),
         row(7, &[Write("/set-id", "A")], &[Chown("/set-id", 7)], &[("/set-id", "A 0755 uid 7")]),
+        // Set-id bits and capabilities are for the bytes and the owner that were seen, and for no others.
+        row(7, &[Write("/t", "A")], &[Chmod("/t", 0o4711)], &[("/t", "A 0711")]),
+        row(7, &[WriteAsRoot("/t", "A")], &[Chmod("/t", 0o4711)], &[("/t", "A 0711")]),
+        row(7, &[Write("/t", "A"), Chmod("/t", 0o4711)], &[], &[("/t", "A 4711")]),
+        row(7, &[Write("/t", "A")], &[Chmod("/t", 0o4711), Write("/k", "B")], &[("/t", "A 0711"), ("/k", "B old=1")]),
+        row(7, &[Write("/t", "A"), Chmod("/t", 0o4711)], &[Chmod("/t", 0o4711)], &[("/t", "A 0711")]),
+        row(7, &[Truncate("/t")], &[Chmod("/t", 0o2755)], &[("/t", "empty 0755")]),
+        row(7, &[Write("/n", "A")], &[Write("/n", "B"), Chmod("/n", 0o4755)], &[("/n", "A + B 4755")]),
+        row(7, &[WriteAsRoot("/set-id", "A")], &[], &[("/set-id", "A 6755")]),
+        row(7, &[WriteAsRoot("/set-id", "A"), WriteAsRoot("/set-id", "AA")], &[Chown("/t", 7)],
+            &[("/set-id", "AA 6755"), ("/t", "t uid 7")]),
+        row(7, &[WriteAsRoot("/set-id", "A")], &[Write("/set-id", "B")], &[("/set-id", "A|B 0755")]),
+        row(7, &[WriteAsRoot("/set-id", "A")], &[WriteAsRoot("/set-id", "B")], &[("/set-id", "A|B 0755")]),
+        row(7, &[WriteAsRoot("/set-id", "A")], &[Chown("/set-id", 7)], &[("/set-id", "A 0755 uid 7")]),
+        row(7, &[Chown("/t", 0)], &[Chmod("/t", 0o4755)], &[("/t", "t 0755 uid 0")]),
+        row(7, &[Chown("/t", 0), Chmod("/t", 0o4755)], &[SetTime("/t", 9)], &[("/t", "t 4755 uid 0 mtime 9")]),
+        row(7, &[Rename("/set-id", "/n")], &[Link("/set-id", "/m")],
+            &[("/set-id", "-"), ("/n", "i 6755 x2"), ("/m", "i 6755 x2")]),
+        row(7, &[Chmod("/d", 0o2755)], &[Write("/d/new", "B"), Chown("/d", 7)], &[("/d", "dir 2755 uid 7"), ("/d/new", "B")]),
+        row(7, &[SetCapability("/t", "c")], &[SetTime("/t", 9)], &[("/t", "t mtime 9 cap=c")]),
+        row(7, &[SetCapability("/t", "c")], &[Write("/t", "B")], &[("/t", "B")]),
+        row(7, &[SetCapability("/t", "c")], &[Chown("/t", 7)], &[("/t", "t uid 7")]),
+        row(7, &[Write("/t", "A"), SetCapability("/t", "c")], &[Chmod("/t", 0o600)], &[("/t", "A 0600 cap=c")]),
+        row(7, &[SetCapability("/t", "c"), Write("/t", "A")], &[], &[("/t", "A")]),
         row(8, &[Chmod("/t", 0o640)], &[Chmod("/t", 0o604)], &[("/t", "t 0600")]),
         row(8, &[Chmod("/t", 0o4755)], &[Chmod("/t", 0o755)], &[("/t", "t 0755")]),
         row(8, &[Chmod("/t", 0o444)], &[Chmod("/t", 0o600)], &[("/t", "t 0600")]),
@@ -367,10 +391,10 @@ fn attributes(tables: &MapTables, inode: InodeId) -> String {
     if stat.mtime.secs != 1 {
         said += &format!(" mtime {}", stat.mtime.secs);
     }
-    for (name, _) in tables.with_prefix(Table::Xattrs, &suffixed_key(inode.0, &[])).unwrap() {
-        let value = tables.xattr(inode, &name).unwrap().latest().unwrap().value.clone();
+    for (name, value) in view::xattrs(tables, inode).unwrap() {
         let name = String::from_utf8(name).unwrap();
-        said += &format!(" {}={}", name.trim_start_matches("user."), String::from_utf8(value).unwrap());
+        let name = name.trim_start_matches("user.").replace("security.capability", "cap");
+        said += &format!(" {name}={}", String::from_utf8(value).unwrap());
     }
     match links_of(tables, inode).unwrap().len() {
         0 | 1 => said,

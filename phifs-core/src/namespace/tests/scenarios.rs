@@ -231,7 +231,7 @@ fn forgetting_a_directory_leaves_nothing_of_it() {
     let empty = a.tables.clone();
     let (d, _) = a.mkdir(ROOT, "d");
     a.rename(Child::Dir(d), ROOT, "e", true);
-    let effect = plan::set_xattr(&a.tables, d.inode(), b"user.x", Some(vec![1])).unwrap();
+    let effect = plan::set_xattr(&a.tables, a.next_dot(), d.inode(), b"user.x", Some(vec![1])).unwrap();
     a.act(vec![effect]);
     a.rmdir(d);
     a.purge(d.inode());

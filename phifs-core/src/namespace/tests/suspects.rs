@@ -1,13 +1,15 @@
 //! States that cannot have come about: each is refused for what is wrong with it.
 
 use super::super::join::TheirRow;
-use super::super::op::MoveId;
+use super::super::op::{InodeEffect, MoveId};
 use super::super::position::Move;
+use super::super::privilege::{CAPABILITY, Grant, stored_xattr};
 use super::super::register::Entry;
-use super::super::row::{InodeRow, LinkRow};
+use super::super::row::{Closure, Evidence, InodeRow, LinkRow, Version};
 use super::super::suspect::{Suspect, check_joined, check_rows, check_same};
 use super::super::tables::{RowsMut, TablesMut, content_key};
 use super::*;
+use crate::content::Content;
 
 /// Two replicas that have seen the same: a directory with a file in it.
 fn pair() -> (Replica, Replica, DirId, InodeId) {
@@ -55,6 +57,35 @@ fn rows_outside_of_their_context_are_refused() {
         row.touched.insert(Entry { dot: unknown, hlc: Hlc(9), value: Timestamp::default() });
     });
     assert!(matches!(judge(&mine, &theirs), Err(Suspect::Uncovered(dot)) if dot == unknown));
+}
+
+/// Else it could make a program of whatever somebody writes next.
+#[test]
+fn nobody_gives_set_id_bits_or_capabilities_to_bytes_that_he_cannot_have_seen() {
+    let future = Dot { author: AuthorId([1; 16]), n: 99 };
+    let (mine, mut theirs, _, file) = pair();
+    let mut row = theirs.tables.inode(file).unwrap().unwrap();
+    row.versions.insert(Entry { dot: future, hlc: Hlc(9), value: version() });
+    let mode = Mode { permissions: 0o4755, acl: Vec::new() };
+    let mode = Some(Grant::new(mode, &row, theirs.next_dot()));
+    let capability = stored_xattr(CAPABILITY, b"c".to_vec(), &row, theirs.next_dot());
+    let xattr = Effect::Xattr { inode: file, name: CAPABILITY.to_vec(), value: Some(capability), drops: Vec::new() };
+    let inode = Effect::Inode(InodeEffect { mode, ..InodeEffect::new(file) });
+    for effect in [inode, xattr] {
+        let (dot, hlc) = (theirs.next_dot(), Hlc(9));
+        let op = Op { dot, hlc, time: Timestamp::default(), effects: vec![effect] };
+        assert!(!op.names_only(|dot| theirs.context.contains(dot)));
+        let mut forged = theirs.clone();
+        apply(&mut forged.tables, &op).unwrap();
+        forged.context.advance(dot);
+        assert!(matches!(judge(&mine, &forged), Err(Suspect::Uncovered(dot)) if dot == future));
+    }
+}
+
+fn version() -> Version {
+    let evidence = Evidence::default();
+    let (content, mtime, closure) = (Content::Empty, Timestamp::default(), Closure::Close);
+    Version { content, mtime, closure, evidence, bases: Vec::new() }
 }
 
 #[test]

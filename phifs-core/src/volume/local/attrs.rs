@@ -8,8 +8,9 @@ use crate::namespace::Effect;
 use crate::namespace::derive::Child;
 use crate::namespace::op::{Field, InodeEffect};
 use crate::namespace::plan::drops;
-use crate::namespace::row::{InodeRow, Mode, Owner};
-use crate::namespace::tables::{Rows, Table, Tables, malformed, suffixed_key};
+use crate::namespace::privilege::{self, CAPABILITY, Grant, SET_ID_BITS, has_set_id};
+use crate::namespace::row::{Closure, InodeRow, Mode, Owner};
+use crate::namespace::tables::{Rows, Table, Tables, malformed};
 use crate::namespace::union;
 use crate::namespace::view::{self, Stat};
 use crate::store::StoreError;
@@ -27,7 +28,6 @@ const XATTR_NAME_BYTES_MAX: usize = 255;
 const XATTR_BYTES_MAX: usize = 64 * 1024;
 /// What all names of one inode's extended attributes may add up to, as for Linux's listxattr(2).
 const XATTR_LIST_BYTES_MAX: usize = 64 * 1024;
-const CAPABILITY: &[u8] = b"security.capability";
 
 /// The value of an attribute of the nearest directory that has it: this one, or one above.
 pub(super) fn said_above(state: &State, dir: DirId, attribute: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -93,6 +93,9 @@ impl LocalVolume {
         if let Some(size_bytes) = change.size_bytes {
             self.truncate(ino, size_bytes)?;
         }
+        if change.permissions.is_some_and(|permissions| permissions & u32::from(SET_ID_BITS) != 0) {
+            self.publish_for_grant(ino)?;
+        }
         let mut state = self.state.write();
         let rows = Scope::new(&state);
         let id = state.inode_id(ino)?;
@@ -120,9 +123,9 @@ impl LocalVolume {
         if change.size_bytes.is_some() && caller.uid != 0 {
             mode.permissions = without_set_id(mode.permissions, caller.gid == owner.gid);
         }
-        if mode != stat.mode || change.permissions.is_some() {
-            effect.mode = Some(mode);
-        }
+        // A bit that stays is for the new owner as well.
+        let is_for_other_owner = effect.owner.is_some() && has_set_id(&mode) && stat.kind != FileKind::Directory;
+        let is_set = mode != stat.mode || change.permissions.is_some() || is_for_other_owner;
         let time_of = |set: SetTime| match set {
             SetTime::Now => now,
             SetTime::At(time) => time,
@@ -140,7 +143,8 @@ impl LocalVolume {
             if effect.owner.is_some() {
                 effect.drops.extend(drops(Field::Owner, &row.owner));
             }
-            if effect.mode.is_some() {
+            if is_set {
+                effect.mode = Some(Grant::new(mode.clone(), &row, draft.dot));
                 effect.drops.extend(drops(Field::Mode, &row.mode));
             }
             if effect.mtime.is_some() {
@@ -194,12 +198,22 @@ impl LocalVolume {
         }
         let mut draft = state.draft(self.env.now());
         draft.effects.push(Effect::Inode(InodeEffect {
-            mode: Some(Mode { permissions, ..mode }),
+            mode: Some(Grant::new(Mode { permissions, ..mode }, &row, draft.dot)),
             touched: Some(draft.time),
             drops: drops(Field::Mode, &row.mode).chain(drops(Field::Touched, &row.touched)).collect(),
             ..InodeEffect::new(id)
         }));
         state.commit(draft, &self.journal)?;
+        Ok(())
+    }
+
+    /// What makes a program run with the rights of others is for the bytes that there are: those that were written
+    /// before become a version now, so that it is for them. Of what is written meanwhile, `keep_set_id` decides.
+    fn publish_for_grant(&self, ino: Ino) -> Result<()> {
+        let id = self.state.read().inode_id(ino)?;
+        if let Some(user) = self.known(id) {
+            self.publish(&user.cell, Closure::IdleFlush)?;
+        }
         Ok(())
     }
 
@@ -224,6 +238,9 @@ impl LocalVolume {
         check_xattr_name(name)?;
         if value.len() > XATTR_BYTES_MAX {
             return Err(VolumeError::AttributeTooLarge);
+        }
+        if name == CAPABILITY {
+            self.publish_for_grant(ino)?;
         }
         let mut state = self.state.write();
         let id = canonical(&*state, state.inode_id(ino)?)?;
@@ -264,7 +281,7 @@ impl LocalVolume {
             }
         }
         let mut draft = state.draft(self.env.now());
-        let value = value.map(<[u8]>::to_vec);
+        let value = value.map(|value| privilege::stored_xattr(name, value.to_vec(), &row, draft.dot));
         draft.effects.push(Effect::Xattr { inode: id, name: name.to_vec(), value, drops: old.dots().collect() });
         touch(&mut draft, id, &row);
         state.commit(draft, &self.journal)?;
@@ -285,8 +302,8 @@ impl LocalVolume {
         }
         let mut draft = state.draft(self.env.now());
         for inode in united(&*state, id)? {
-            let drops: Vec<_> = state.xattr(inode, name)?.dots().collect();
-            if !drops.is_empty() {
+            if view::xattr(&*state, inode, name)?.is_some() {
+                let drops = state.xattr(inode, name)?.dots().collect();
                 draft.effects.push(Effect::Xattr { inode, name: name.to_vec(), value: None, drops });
             }
         }
@@ -311,7 +328,7 @@ impl LocalVolume {
         let mut draft = state.draft(self.env.now());
         for (id, row) in rows_to_set(state, id, row.clone())? {
             draft.effects.push(Effect::Inode(InodeEffect {
-                mode: Some(mode.clone()),
+                mode: Some(Grant::new(mode.clone(), &row, draft.dot)),
                 touched: Some(draft.time),
                 drops: drops(Field::Mode, &row.mode).chain(drops(Field::Touched, &row.touched)).collect(),
                 ..InodeEffect::new(id)
@@ -375,8 +392,8 @@ pub(super) fn xattr_of<T: Tables>(rows: &T, id: InodeId, name: &[u8]) -> Result<
         return if mode.acl.is_empty() { Err(VolumeError::NoAttribute) } else { Ok(mode.acl) };
     }
     for inode in united(rows, id)? {
-        if let Some(entry) = rows.xattr(inode, name)?.latest() {
-            return Ok(entry.value.clone());
+        if let Some(value) = view::xattr(rows, inode, name)? {
+            return Ok(value);
         }
     }
     Err(VolumeError::NoAttribute)
@@ -421,8 +438,7 @@ pub(super) fn xattrs_of<T: Tables>(rows: &T, id: InodeId) -> Result<Vec<Vec<u8>>
 }
 
 fn xattr_names<T: Tables>(rows: &T, id: InodeId) -> std::result::Result<Vec<Vec<u8>>, StoreError> {
-    let rows = rows.with_prefix(Table::Xattrs, &suffixed_key(id.0, &[]))?;
-    Ok(rows.into_iter().map(|(name, _)| name).collect())
+    Ok(view::xattrs(rows, id)?.into_iter().map(|(name, _)| name).collect())
 }
 
 impl Acl {

@@ -9,8 +9,9 @@ use crate::id::{DirId, Dot, InodeId};
 use crate::namespace::conflict::{self, Choice, Conflict, Matter};
 use crate::namespace::derive::Child;
 use crate::namespace::op::{Field, InodeEffect};
+use crate::namespace::privilege::{self, Grant};
 use crate::namespace::row::{Closure, InodeRow, NAME_BYTES_MAX, Version};
-use crate::namespace::tables::{Rows, Table, Tables, suffixed_key};
+use crate::namespace::tables::{Rows, Tables};
 use crate::namespace::view::{self, Reached, Stat};
 use crate::namespace::{Effect, plan, union};
 use crate::volume::{FileKind, Result, VolumeError};
@@ -198,6 +199,7 @@ impl LocalVolume {
             let version = Version { closure: Closure::Close, bases: row.versions.dots().collect(), ..version };
             history::keep_replaced(&rows, &mut draft, kept.inode, &row, self.retention())?;
             draft.effects.extend(plan::publish(&rows, kept.inode, &row, (version, inline), draft.time)?);
+            draft.effects.extend(plan::keep_set_id(draft.dot, kept.inode, &row));
         } else {
             touch_inode(&mut draft, kept.inode, &row);
         }
@@ -380,15 +382,15 @@ fn copy(rows: &Scope<'_>, draft: &mut Draft, row: &InodeRow, choice: &Choice, ve
     let inode = InodeId(draft.dot);
     draft.effects.push(Effect::Inode(InodeEffect {
         birth: row.birth.latest().map(|entry| entry.value.clone()),
-        mode: Some(stat.mode),
+        mode: Some(Grant::of_new(stat.mode, stat.kind, draft.dot)),
         owner: Some(stat.owner),
         mtime: Some(version.mtime),
         touched: Some(draft.time),
         version: Some((Version { bases: Vec::new(), ..version }, inline)),
         ..InodeEffect::new(inode)
     }));
-    for (name, _) in rows.with_prefix(Table::Xattrs, &suffixed_key(choice.inode.0, &[]))? {
-        let value = rows.xattr(choice.inode, &name)?.latest().map(|entry| entry.value.clone());
+    for (name, value) in view::xattrs(rows, choice.inode)? {
+        let value = Some(privilege::stored_xattr(&name, value, &InodeRow::default(), draft.dot));
         draft.effects.push(Effect::Xattr { inode, name, value, drops: Vec::new() });
     }
     Ok(())

@@ -525,7 +525,8 @@ impl LocalVolume {
         let (len, whole, is_ours, is_unsynced) = {
             let mut data = self.data(&state, cell)?;
             let data = data.as_mut().expect("just loaded");
-            if how.write && gate.cached + gate.kernel == 0 {
+            let is_dirty = data.staging.as_ref().is_some_and(|staging| staging.dirty);
+            if how.write && gate.cached + gate.kernel == 0 && !is_dirty {
                 data.merges = state.merges();
             }
             match &mut data.staging {
@@ -710,12 +711,13 @@ impl LocalVolume {
             return Err(VolumeError::BadHandle);
         }
         let end = offset.saturating_add(bytes.len() as u64);
-        self.change(&open.cell, end, Change::Written(offset..end), |staging| {
-            Ok(staging.overlay.write(&*staging.file, bytes, offset)?)
-        })?;
+        // First, so that no crash leaves the bytes with the bits.
         if let Some(caller) = unprivileged {
             self.kill_set_id(open.cell.id, caller)?;
         }
+        self.change(&open.cell, end, Change::Written(offset..end), |staging| {
+            Ok(staging.overlay.write(&*staging.file, bytes, offset)?)
+        })?;
         Ok(bytes.len() as u32)
     }
 

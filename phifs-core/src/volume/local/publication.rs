@@ -346,6 +346,12 @@ impl LocalVolume {
             bases: bases(state, &row),
         };
         self.draft_version(state, draft, cell.id, &row, (version, &prepared.published.inline), staging.changed)?;
+        // Who is not privileged clears set-id bits by writing, but of what the kernel writes by itself nobody says who
+        // did. And a bit that came with a merge, the writer may not have known.
+        let is_own = row.mode.dots().all(|dot| dot.author == state.author_id());
+        if !staging.is_handed() && (is_own || loaded.merges == state.merges()) {
+            draft.effects.extend(plan::keep_set_id(draft.dot, cell.id, &row));
+        }
         Ok(Ok(true))
     }
 

@@ -18,6 +18,7 @@ use crate::namespace::Effect;
 use crate::namespace::derive::{self, Child};
 use crate::namespace::op::{Field, InodeEffect, PlaceEffect};
 use crate::namespace::plan::{self, drops};
+use crate::namespace::privilege::{self, Grant};
 use crate::namespace::register::Register;
 use crate::namespace::row::{Birth, Closure, Evidence, InodeRow, Version};
 use crate::namespace::tables::{Rows, Table, Tables};
@@ -527,7 +528,7 @@ impl Restoring<'_> {
         let mut in_use = false;
         self.step(|this, rows, step| {
             let Some(row) = rows.inode(inode)? else { return Ok(false) };
-            let now = looks_of(rows, inode, &row)?;
+            let mut now = looks_of(rows, inode, &row)?;
             if now.content != looks.content || this.volume.is_written(inode) {
                 if this.volume.is_loaded(inode) {
                     in_use = true;
@@ -548,10 +549,11 @@ impl Restoring<'_> {
                     (version, bytes.inline.clone()),
                     step.draft.time,
                 )?);
+                now.lose_privileges();
             }
             step.change_looks(inode, &row, &now, &looks);
             for (name, value) in xattr_changes(&now, &looks) {
-                step.draft.effects.push(plan::set_xattr(rows, inode, &name, value)?);
+                step.draft.effects.push(plan::set_xattr(rows, step.draft.dot, inode, &name, value)?);
             }
             step.inodes.push(inode);
             Ok(!step.draft.effects.is_empty())
@@ -602,7 +604,7 @@ impl Step {
         self.draft.effects.push(Effect::Inode(InodeEffect {
             alive: birth.kind == FileKind::Directory,
             birth: Some(birth),
-            mode: Some(looks.mode.clone()),
+            mode: Some(Grant::of_new(looks.mode.clone(), looks.kind, self.draft.dot)),
             owner: Some(looks.owner),
             mtime: Some(looks.mtime),
             touched: Some(self.draft.time),
@@ -610,7 +612,8 @@ impl Step {
             ..InodeEffect::new(inode)
         }));
         for (name, value) in &looks.xattrs {
-            let (name, value) = (name.clone(), Some(value.clone()));
+            let value = Some(privilege::stored_xattr(name, value.clone(), &InodeRow::default(), self.draft.dot));
+            let name = name.clone();
             self.draft.effects.push(Effect::Xattr { inode, name, value, drops: Vec::new() });
         }
     }
@@ -618,8 +621,9 @@ impl Step {
     /// Adds what makes an inode look so, its bytes apart.
     fn change_looks(&mut self, inode: InodeId, row: &InodeRow, now: &Looks, looks: &Looks) {
         let mut effect = InodeEffect::new(inode);
-        if now.mode != looks.mode {
-            effect.mode = Some(looks.mode.clone());
+        let is_for_other_owner = now.owner != looks.owner && privilege::has_set_id(&looks.mode);
+        if now.mode != looks.mode || is_for_other_owner {
+            effect.mode = Some(Grant::new(looks.mode.clone(), row, self.draft.dot));
             effect.drops.extend(drops(Field::Mode, &row.mode));
         }
         if now.owner != looks.owner {
