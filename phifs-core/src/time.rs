@@ -72,6 +72,9 @@ pub fn utc(millis: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}.{ms:03}", secs / 3600, secs / 60 % 60, secs % 60)
 }
 
+/// How far ahead of a machine's clock what others made may be, in milliseconds; what is later waits.
+pub const AHEAD_MS_MAX: u64 = 60_000;
+
 /// The world outside, as far as core may ask for it. Implemented by the daemon, and by a fixed one in tests.
 pub trait Env: Send + Sync {
     fn now(&self) -> Timestamp;

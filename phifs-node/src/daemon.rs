@@ -634,6 +634,10 @@ impl Handler for Daemon {
             Request::Members => json(serde_json::to_value(self.members()?)),
             Request::Member { member } => json(serde_json::to_value(membership::find(self.members()?, &member)?)),
             Request::MemberRemove { member } => json(serde_json::to_value(self.remove_member(&member)?)),
+            Request::Token => json(serde_json::to_value(self.engine.session_token()?)),
+            Request::Wait { token, timeout_ms } => {
+                json(serde_json::to_value(self.engine.wait_for(&token, Duration::from_millis(timeout_ms))?))
+            }
             Request::Leave { force } => json(serde_json::to_value(self.leave(force, progress)?)),
             Request::Invite { role, zone, expires_secs } => {
                 json(serde_json::to_value(self.invite(role, zone, Duration::from_secs(expires_secs))?))

@@ -67,6 +67,18 @@ pub struct Member {
     pub trouble: Option<String>,
 }
 
+/// Answer to `token`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionToken {
+    pub token: String,
+}
+
+/// Answer to `wait`: how many operations have still to come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reached {
+    pub behind: u64,
+}
+
 /// Answer to `invite`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Invitation {

@@ -19,6 +19,8 @@ pub const FRAME_BYTES_MAX: usize = 4 << 20;
 pub const MEMBERS_MAX: usize = 1024;
 /// How many heads somebody may go on from.
 const KNOWN_MAX: usize = 16;
+/// How many settings there are at most, those of newer programs included.
+const SETTINGS_MAX: usize = 256;
 /// How many glyphs somebody asks for at once.
 pub const GLYPHS_MAX: usize = 4096;
 /// The groups of one answer, before they are compressed. A single one may be longer than what is sent together.
@@ -34,6 +36,9 @@ const _: () = assert!(MEMBERS_MAX * MEMBER_BYTES_MAX + 16 <= FRAME_BYTES_MAX);
 
 /// Members, and nodes that were members, as they were written last.
 pub type MemberEntries = Vec<(NodePublicKey, Entry)>;
+
+/// Settings of the volume by name, as they were written last.
+pub type SettingEntries = Vec<(String, Entry)>;
 
 /// How a conversation begins, on both sides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +74,8 @@ pub struct Note {
     pub context: VersionVector,
     /// What it knows of the members: see `hash_of`.
     pub members_hash: [u8; 32],
+    /// What it knows of the settings: see `hash_of_settings`.
+    pub settings_hash: [u8; 32],
     /// What its state with this context is called, now and then: who has the same context has the same state.
     pub root: Option<[u8; 32]>,
     pub receipt: Option<Receipt>,
@@ -107,6 +114,7 @@ pub enum Answer {
     Hello(Hello),
     Joined(MemberEntries),
     Members(MemberEntries),
+    Settings(SettingEntries),
     /// A head follows, or what it has beyond one that the asker knows, up to the end of the stream.
     Stream,
     /// The asker knows all of it.
@@ -246,6 +254,10 @@ impl Answer {
                 out.put_u8(10);
                 out.put_bytes(glyph.as_deref().unwrap_or_default());
             }
+            Self::Settings(settings) => {
+                out.put_u8(11);
+                encode_settings(settings, &mut out);
+            }
         }
         out
     }
@@ -272,6 +284,11 @@ impl Answer {
                 // A stored glyph is never empty.
                 Self::Glyph((!bytes.is_empty()).then(|| Bytes::copy_from_slice(bytes)))
             }
+            11 => {
+                let count = bounded(reader.count()?, SETTINGS_MAX, "a list of settings")?;
+                let entry = |_| Ok((word(&mut reader)?, Entry::decode(reader.blob()?)?));
+                Self::Settings((0..count).map(entry).collect::<codec::Result<_>>()?)
+            }
             value => return Err(unknown("an answer", value)),
         };
         reader.finish()?;
@@ -284,6 +301,7 @@ impl Note {
         let mut out = Vec::new();
         self.context.encode(&mut out);
         out.put_bytes(&self.members_hash);
+        out.put_bytes(&self.settings_hash);
         out.put_u8(u8::from(self.root.is_some()));
         out.put_bytes(self.root.as_ref().map_or(&[], |root| &root[..]));
         out.put_u8(u8::from(self.receipt.is_some()));
@@ -301,10 +319,11 @@ impl Note {
     }
 
     fn read(reader: &mut Reader<'_>) -> codec::Result<Self> {
-        let (context, members_hash) = (VersionVector::decode(reader)?, reader.array()?);
+        let context = VersionVector::decode(reader)?;
+        let (members_hash, settings_hash) = (reader.array()?, reader.array()?);
         let root = if flag(reader)? { Some(reader.array()?) } else { None };
         let receipt = if flag(reader)? { Some(Receipt::decode(reader)?) } else { None };
-        Ok(Self { context, members_hash, root, receipt })
+        Ok(Self { context, members_hash, settings_hash, root, receipt })
     }
 }
 
@@ -356,6 +375,21 @@ pub fn hash_of(members: &MemberEntries) -> [u8; 32] {
     *blake3::hash(&bytes).as_bytes()
 }
 
+fn encode_settings(settings: &SettingEntries, out: &mut Vec<u8>) {
+    out.put_varint(settings.len() as u64);
+    for (name, entry) in settings {
+        out.put_blob(name.as_bytes());
+        out.put_blob(&entry.encode());
+    }
+}
+
+/// The same for the settings.
+pub fn hash_of_settings(settings: &SettingEntries) -> [u8; 32] {
+    let mut bytes = Vec::new();
+    encode_settings(settings, &mut bytes);
+    *blake3::hash(&bytes).as_bytes()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -374,13 +408,20 @@ mod tests {
             }),
             Request::Members,
             Request::Catch(Catch { context: context.clone(), known: vec![S8Id([4; 32])] }),
-            Request::Follow(Note { context: context.clone(), members_hash: [3; 32], root: None, receipt: None }),
+            Request::Follow(Note {
+                context: context.clone(),
+                members_hash: [3; 32],
+                settings_hash: [5; 32],
+                root: None,
+                receipt: None,
+            }),
             Request::Glyphs(vec![GlyphId([8; 32])]),
         ]
     }
 
     fn answers() -> Vec<Answer> {
         let entry = Entry { hlc: Hlc(5), author: AuthorId([6; 16]), value: Some(vec![1, 2]) };
+        let setting = Entry { value: Some(b"2".to_vec()), ..entry.clone() };
         let members = vec![(NodePublicKey([7; 32]), entry)];
         vec![
             Answer::Hello(Hello { major: 1, minor: 0, volume: [1; 16] }),
@@ -393,6 +434,7 @@ mod tests {
             Answer::Behind,
             Answer::Hurry,
             Answer::Glyph(None),
+            Answer::Settings(vec![("copies".into(), setting)]),
         ]
     }
 
@@ -417,7 +459,7 @@ mod tests {
         let bytes = [requests, answers].concat();
         assert_eq!(
             blake3::hash(&bytes).to_hex().as_str(),
-            "3b02d6f648149493a51dc42bd46bb5ac70971199c8882899b3f9b968723ea86d"
+            "28f7a4a616bda5652f5c593e6f4e1e4eb46a3c6d5fa8863bcb3b6176db232307"
         );
     }
 
@@ -450,7 +492,7 @@ mod tests {
     proptest! {
         #[test]
         fn hostile_bytes_are_messages_or_errors(
-            tag in 0..12u8,
+            tag in 0..13u8,
             bytes in proptest::collection::vec(prop_oneof![0..4u8, any::<u8>()], 0..300),
         ) {
             let bytes = [&[tag][..], &bytes].concat();

@@ -8,7 +8,7 @@
 //! | `Hello` | `Hello` | version and volume; the first request of each connection |
 //! | `Join` | `Joined` | a node that is no member yet becomes one, by the secret of an invitation |
 //! | `Members` | `Members` | who takes part |
-//! | `Follow` | `Groups`, `Members`, `Behind`, `Hurry`, as long as the link lasts | what the asker does not know, as soon as there is something; meanwhile it sends notes of how far it has come |
+//! | `Follow` | `Groups`, `Members`, `Settings`, `Behind`, `Hurry`, as long as the link lasts | what the asker does not know, as soon as there is something; meanwhile it sends notes of how far it has come |
 //! | `Catch` | `Stream`, then a head up to the end of the stream; `Unchanged` | the state, for who is behind |
 //! | `Glyphs` | a `Glyph` for each | the bytes of files |
 //!
@@ -19,17 +19,21 @@
 //! is answered with `Refused`; a peer of a lower minor version is asked for nothing that it does not know.
 
 mod message;
+mod moment;
 mod receipt;
 mod session;
 mod token;
+mod word;
 
 pub use message::{
     Answer, Catch, FRAME_BYTES_MAX, GLYPHS_MAX, Hello, Join, MEMBERS_MAX, MemberEntries, Note, REQUEST_BYTES_MAX,
-    Refusal, Request, hash_of,
+    Refusal, Request, SettingEntries, hash_of, hash_of_settings,
 };
+pub use moment::Moment;
 pub use receipt::Receipt;
 pub use session::{Follower, Next, Progress, Teller, Unbelievable, note_of};
-pub use token::{Secret, Token, TokenError};
+pub use token::{Secret, Token};
+pub use word::WordError;
 
 /// Nodes of different major versions have nothing to say to each other: it is part of the name under which they connect.
 pub const MAJOR: u16 = 1;

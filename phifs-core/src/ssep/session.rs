@@ -19,7 +19,7 @@ use crate::store::Hold;
 use crate::volume::VolumeError;
 use crate::volume::local::{GroupRefused, LocalVolume, News, Taken};
 
-use super::{Answer, Note, hash_of};
+use super::{Answer, Note, hash_of, hash_of_settings};
 
 /// For so long a follower may hear of an operation from its author.
 const RELAY_AFTER: Duration = Duration::from_millis(250);
@@ -30,7 +30,8 @@ const MESSAGE_BYTES: usize = 256 << 10;
 pub struct Teller {
     /// What the follower knows, and what is on the way to it.
     known: VersionVector,
-    members_hash: [u8; 32],
+    members: Told,
+    settings: Told,
     /// Since when the follower is known to lack something of these authors.
     lacks_since: BTreeMap<AuthorId, Duration>,
     /// Groups to be told, in order.
@@ -41,12 +42,25 @@ pub struct Teller {
     hurried: VersionVector,
 }
 
+/// Something that is told as a whole, by hash: what the follower has, and what it was told last. It may not take all.
+struct Told {
+    theirs: [u8; 32],
+    told: Option<[u8; 32]>,
+}
+
+impl Told {
+    fn is_news(&mut self, hash: [u8; 32]) -> bool {
+        hash != self.theirs && self.told.replace(hash) != Some(hash)
+    }
+}
+
 impl Teller {
     /// A follower has come, and says what it has.
     pub fn new(note: &Note) -> Self {
         Self {
             known: note.context.clone(),
-            members_hash: note.members_hash,
+            members: Told { theirs: note.members_hash, told: None },
+            settings: Told { theirs: note.settings_hash, told: None },
             lacks_since: BTreeMap::new(),
             queue: VecDeque::new(),
             is_behind: false,
@@ -56,7 +70,8 @@ impl Teller {
 
     pub fn heard(&mut self, note: &Note) {
         self.known.join(&note.context);
-        self.members_hash = note.members_hash;
+        self.members.theirs = note.members_hash;
+        self.settings.theirs = note.settings_hash;
         self.is_behind = false;
     }
 
@@ -64,10 +79,12 @@ impl Teller {
     /// since some moment.
     pub fn next(&mut self, volume: &LocalVolume, now: Duration) -> Result<Next, VolumeError> {
         let members = volume.member_entries()?;
-        let hash = hash_of(&members);
-        if hash != self.members_hash {
-            self.members_hash = hash;
+        if self.members.is_news(hash_of(&members)) {
             return Ok(Next::Say(Answer::Members(members)));
+        }
+        let settings = volume.setting_entries()?;
+        if self.settings.is_news(hash_of_settings(&settings)) {
+            return Ok(Next::Say(Answer::Settings(settings)));
         }
         if self.is_behind {
             return Ok(Next::Wait(None));
@@ -247,5 +264,6 @@ impl Follower {
 /// What to tell the other end, as things are.
 pub fn note_of(volume: &LocalVolume) -> Result<Note, VolumeError> {
     let members_hash = hash_of(&volume.member_entries()?);
-    Ok(Note { context: volume.context(), members_hash, root: None, receipt: None })
+    let settings_hash = hash_of_settings(&volume.setting_entries()?);
+    Ok(Note { context: volume.visible_context(), members_hash, settings_hash, root: None, receipt: None })
 }

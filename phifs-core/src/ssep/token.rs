@@ -11,17 +11,14 @@ use core::net::SocketAddr;
 use std::fmt;
 use std::str::FromStr;
 
-use data_encoding::BASE32_NOPAD;
-
-use crate::codec::{self, DecodeError, Encode, Reader};
+use crate::codec::{self, Encode, Reader};
 use crate::identity::NodePublicKey;
 use crate::registry::{decode_addresses, encode_addresses};
 
-const PREFIX: &str = "phi1-";
+use super::word::{Word, WordError};
+
+const WORD: Word = Word { prefix: "phi1-", check: "phifs invitation check v1", text_bytes_max: 1024 };
 const VERSION: u8 = 1;
-const CHECK_BYTES: usize = 4;
-/// No token is longer, so nothing longer is looked at.
-const TEXT_BYTES_MAX: usize = 1024;
 
 /// Admits one node. It has no `Debug` that would show it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,16 +48,6 @@ pub struct Token {
     pub expires_ms: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TokenError {
-    #[error("it does not begin with {PREFIX}")]
-    Foreign,
-    #[error("it is cut off, or a letter of it is wrong")]
-    Damaged,
-    #[error("it is not what an invitation says: {0}")]
-    Malformed(#[from] DecodeError),
-}
-
 impl Token {
     fn decode(bytes: &[u8]) -> codec::Result<Self> {
         let mut reader = Reader::new(bytes);
@@ -73,12 +60,6 @@ impl Token {
     }
 }
 
-fn check(bytes: &[u8]) -> [u8; CHECK_BYTES] {
-    let mut check = [0; CHECK_BYTES];
-    check.copy_from_slice(&blake3::derive_key("phifs invitation check v1", bytes)[..CHECK_BYTES]);
-    check
-}
-
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = vec![VERSION];
@@ -87,28 +68,15 @@ impl fmt::Display for Token {
         bytes.put_bytes(&self.secret.0);
         bytes.put_varint(self.expires_ms);
         encode_addresses(&self.addresses, &mut bytes);
-        bytes.extend(check(&bytes));
-        write!(f, "{PREFIX}{}", BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
+        f.write_str(&WORD.write(&bytes))
     }
 }
 
 impl FromStr for Token {
-    type Err = TokenError;
+    type Err = WordError;
 
-    /// Letters of either case, and blanks between them: it may have been read aloud, or broken into lines.
-    fn from_str(text: &str) -> Result<Self, TokenError> {
-        let text: String = text.chars().filter(|c| !c.is_whitespace()).take(TEXT_BYTES_MAX + 1).collect();
-        let text = text.to_ascii_uppercase();
-        let word = text.strip_prefix(&PREFIX.to_ascii_uppercase()).ok_or(TokenError::Foreign)?;
-        if text.len() > TEXT_BYTES_MAX {
-            return Err(TokenError::Damaged);
-        }
-        let bytes = BASE32_NOPAD.decode(word.as_bytes()).map_err(|_| TokenError::Damaged)?;
-        let (said, found) = bytes.split_last_chunk::<CHECK_BYTES>().ok_or(TokenError::Damaged)?;
-        if check(said) != *found {
-            return Err(TokenError::Damaged);
-        }
-        Ok(Self::decode(said)?)
+    fn from_str(text: &str) -> Result<Self, WordError> {
+        Ok(Self::decode(&WORD.read(text)?)?)
     }
 }
 
@@ -150,23 +118,22 @@ mod tests {
         for len in 0..text.len() {
             assert!(text[..len].parse::<Token>().is_err(), "the first {len} letters");
         }
-        for at in PREFIX.len()..text.len() {
+        for at in WORD.prefix.len()..text.len() {
             let other = if &text[at..=at] == "a" { "b" } else { "a" };
             let wrong = format!("{}{other}{}", &text[..at], &text[at + 1..]);
-            assert_eq!(wrong.parse::<Token>(), Err(TokenError::Damaged), "letter {at}");
+            assert_eq!(wrong.parse::<Token>(), Err(WordError::Damaged), "letter {at}");
         }
-        assert_eq!("hello".parse::<Token>(), Err(TokenError::Foreign));
-        assert_eq!(format!("{PREFIX}{}", "a".repeat(100_000)).parse::<Token>(), Err(TokenError::Damaged));
+        assert_eq!("hello".parse::<Token>(), Err(WordError::Foreign("phi1-")));
+        assert_eq!(format!("phi1-{}", "a".repeat(100_000)).parse::<Token>(), Err(WordError::Damaged));
     }
 
     proptest! {
         #[test]
         fn any_text_is_a_token_or_an_error(text in ".{0,80}", bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = text.parse::<Token>();
-            let made = [&bytes[..], &check(&bytes)].concat();
-            let word = format!("{PREFIX}{}", BASE32_NOPAD.encode(&made));
+            let word = WORD.write(&bytes);
             if let Ok(token) = word.parse::<Token>() {
-                prop_assert_eq!(token.to_string(), word.to_ascii_lowercase());
+                prop_assert_eq!(token.to_string(), word);
             }
         }
     }

@@ -23,6 +23,7 @@ mod resolve;
 mod scrub;
 mod snapshot;
 mod status;
+mod token;
 mod up;
 mod volume;
 mod why;
@@ -75,6 +76,8 @@ enum Command {
     Members(members::Members),
     Member(member::One),
     Leave(leave::Leave),
+    Token(token::Token),
+    Wait(token::Wait),
     Status(status::Status),
     Mount(mount::Mount),
     Fsck(fsck::Fsck),
@@ -137,6 +140,8 @@ pub fn run() -> ExitCode {
         Command::Members(command) => command.run(&context),
         Command::Member(command) => command.run(&context),
         Command::Leave(command) => command.run(&context),
+        Command::Token(command) => command.run(&context),
+        Command::Wait(command) => command.run(&context),
         Command::Status(command) => command.run(&context),
         Command::Mount(command) => command.run(&context),
         Command::Fsck(command) => command.run(&context),

@@ -119,6 +119,10 @@ pub enum Request {
     /// Sees that the others have everything, and is no member any more; `force`: whether they have it or not. Answered with
     /// `report::Left`.
     Leave { force: bool },
+    /// A word for what is here now. Answered with `report::SessionToken`.
+    Token,
+    /// Waits until all of that is here. Answered with `report::Reached`.
+    Wait { token: String, timeout_ms: u64 },
     /// Makes an invitation; the node listens for others from now on. Answered with `report::Invitation`.
     Invite { role: String, zone: String, expires_secs: u64 },
     /// Unmounts and stops. Answered with null when nothing is left to do but to end.
@@ -166,6 +170,7 @@ impl Request {
             | Self::Usage
             | Self::SnapshotList
             | Self::SnapshotDelete { .. } => false,
+            Self::Token | Self::Wait { .. } => true,
             Self::Gc | Self::Scrub | Self::Fsck { .. } | Self::Down { .. } | Self::Leave { .. } => true,
             Self::BranchList
             | Self::Why { .. }

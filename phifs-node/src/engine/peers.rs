@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use phifs_core::causal::VersionVector;
@@ -13,15 +13,19 @@ use phifs_core::id::{GlyphId, S8Id};
 use phifs_core::identity::NodePublicKey;
 use phifs_core::registry::Member;
 use phifs_core::ssep::{
-    Follower, Join, MemberEntries, Next, Note, Progress, Receipt, Refusal, Secret, Teller, Token, note_of,
+    Follower, Join, MemberEntries, Moment, Next, Note, Progress, Receipt, Refusal, Secret, SettingEntries, Teller,
+    Token, note_of,
 };
 use phifs_core::time::Env as _;
 use phifs_core::volume::local::{Head, Invite, JoinError};
 
 use super::{Engine, snapshots};
 use crate::env::{self, SystemEnv};
-use crate::failure::Failure;
-use crate::report::{Invitation, Standing};
+use crate::failure::{Failure, Kind};
+use crate::report::{Invitation, Reached, SessionToken, Standing};
+
+/// How often it is looked whether what somebody waits for has come.
+const LOOK: Duration = Duration::from_millis(2);
 
 impl Engine {
     pub fn volume_id(&self) -> Result<[u8; 16], Failure> {
@@ -75,6 +79,32 @@ impl Engine {
         Ok(context)
     }
 
+    /// A word for what is here now. What was closed counts.
+    pub fn session_token(&self) -> Result<SessionToken, Failure> {
+        self.volume.publish_closed().map_err(Failure::plain)?;
+        let moment = Moment { volume: self.volume_id()?, context: self.context() };
+        Ok(SessionToken { token: moment.to_string() })
+    }
+
+    /// Waits until all of that is here, and is seen.
+    pub fn wait_for(&self, token: &str, timeout: Duration) -> Result<Reached, Failure> {
+        let moment: Moment = token.parse().map_err(|error| {
+            Failure::new(Kind::Usage, format!("the token is not one: {error}")).hint("phifs token prints one")
+        })?;
+        if moment.volume != self.volume_id()? {
+            return Err(Failure::new(Kind::Usage, "the token is of another volume"));
+        }
+        let until = Instant::now().checked_add(timeout);
+        loop {
+            let behind = missing(&self.volume.visible_context(), &moment.context);
+            let is_late = until.is_some_and(|until| Instant::now() >= until);
+            if behind == 0 || is_late || self.go_on().is_break() {
+                return Ok(Reached { behind });
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// How many operations of these a member does not hold, as far as it has said.
     pub fn lacks(&self, key: NodePublicKey, target: &VersionVector) -> u64 {
         missing(&self.volume.held_by(key), target)
@@ -92,6 +122,10 @@ impl Engine {
     /// Says whether there was any news.
     pub fn take_member_entries(&self, entries: MemberEntries) -> Result<bool, Failure> {
         self.volume.take_member_entries(entries).map_err(Failure::plain)
+    }
+
+    pub fn take_setting_entries(&self, entries: SettingEntries) -> Result<(), Failure> {
+        self.volume.take_setting_entries(entries).map_err(Failure::plain).map(drop)
     }
 
     /// Tells the members where this one is found.

@@ -235,6 +235,10 @@ impl Link<'_> {
                 self.shared.members_changed.notify_one();
                 Ok((true, false))
             }
+            Answer::Settings(settings) => {
+                self.shared.blocking(move |engine| engine.take_setting_entries(settings)).await?;
+                Ok((true, false))
+            }
             Answer::Behind => {
                 self.catch_up().await?;
                 Ok((true, false))

@@ -63,7 +63,7 @@ fn rows_outside_of_their_context_are_refused() {
 #[test]
 fn nobody_gives_set_id_bits_or_capabilities_to_bytes_that_he_cannot_have_seen() {
     let future = Dot { author: AuthorId([1; 16]), n: 99 };
-    let (mine, mut theirs, _, file) = pair();
+    let (mine, theirs, _, file) = pair();
     let mut row = theirs.tables.inode(file).unwrap().unwrap();
     row.versions.insert(Entry { dot: future, hlc: Hlc(9), value: version() });
     let mode = Mode { permissions: 0o4755, acl: Vec::new() };

@@ -23,7 +23,7 @@ use crate::snapshot::Record;
 use crate::snapshot::stream::{Header, Reader};
 use crate::snapshot::transfer;
 use crate::store::{GlyphIndex, GlyphKind, GlyphSink as _, GlyphStore, StoreError, StoreOptions};
-use crate::time::Env;
+use crate::time::{AHEAD_MS_MAX, Env};
 
 use super::peers::LEARNED;
 use super::recover::{OpenError, UNFINISHED, find_superblock, new_author, new_store_id};
@@ -32,9 +32,6 @@ use super::state::{State, local_key, merged_key};
 use super::transfer::{Imported, Result, Tell, TransferError, entries, go_on};
 use super::upkeep::Checkpoint;
 use super::{LocalVolume, Options, TABLES};
-
-/// How far ahead of this machine's clock a snapshot may be.
-const AHEAD_SECS_MAX: u64 = 60;
 
 /// Whose head a store is made of.
 #[derive(Clone, Copy, Debug)]
@@ -80,9 +77,9 @@ impl LocalVolume {
         }
         let name = record.label.clone();
         check_name(&name).map_err(|why| SnapshotError::BadName(name.clone(), why))?;
-        let ahead_secs = (record.theta.hlc.millis().saturating_sub(env.now().millis())) / 1000;
-        if ahead_secs > AHEAD_SECS_MAX {
-            return Err(TransferError::ClockAhead(ahead_secs));
+        let ahead_ms = record.theta.hlc.millis().saturating_sub(env.now().millis());
+        if ahead_ms > AHEAD_MS_MAX {
+            return Err(TransferError::ClockAhead(ahead_ms / 1000));
         }
         let mut superblock = match found {
             Some((superblock, _)) => superblock,

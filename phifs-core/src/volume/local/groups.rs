@@ -19,7 +19,7 @@ use crate::namespace::suspect::Suspect;
 use crate::oplog::{OplogError, SealedGroup};
 use crate::registry::Key;
 use crate::store::StoreError;
-use crate::time::Timestamp;
+use crate::time::{AHEAD_MS_MAX, Timestamp};
 use crate::volume::VolumeError;
 
 use super::LocalVolume;
@@ -32,8 +32,6 @@ use super::state::State;
 pub const RECORD_GROUP: u8 = 3;
 
 const VERSION: u8 = 1;
-/// How far ahead of this machine's clock an operation may be.
-const AHEAD_MS_MAX: u64 = 60_000;
 /// How often a group is tried that takes the name from a file that is being written.
 const TRIES: usize = 3;
 
@@ -192,6 +190,7 @@ impl LocalVolume {
 
     fn try_take_group(&self, group: &SealedGroup) -> Result<Taken> {
         let id = group.author_id();
+        let _showing = self.showing.read();
         let incoming = Incoming { group, time: self.env.now(), retention: self.retention() };
         let (told, operations) = {
             let mut state = self.state.write();

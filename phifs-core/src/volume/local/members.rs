@@ -9,7 +9,7 @@ use crate::namespace::tables::{Rows as _, malformed};
 use crate::namespace::{Table, Tables as _};
 use crate::registry::{Entry, Key, Member, flag, word};
 use crate::ssep::{MEMBERS_MAX, MemberEntries, Secret};
-use crate::time::Timestamp;
+use crate::time::{AHEAD_MS_MAX, Timestamp};
 use crate::volume::{Result, VolumeError};
 
 use super::LocalVolume;
@@ -17,8 +17,6 @@ use super::snapshots::SnapshotError;
 use super::state::{LocalChange, State, local_key};
 
 const INVITE_VERSION: u8 = 1;
-/// How far ahead of this machine's clock what others wrote may be.
-const AHEAD_MS_MAX: u64 = 60_000;
 /// For how long it is remembered that an invitation expired, to say so.
 const REMEMBERED_MS: u64 = 24 * 3_600_000;
 

@@ -285,6 +285,7 @@ impl LocalVolume {
         let roots = line.state.read().meta.roots().clone();
         let mut rows = differing(&roots, &theirs)?;
         line.check_room_for(rows.len() as u64)?;
+        let _showing = line.showing.read();
         let (told, merged) = {
             let mut state = line.state.write();
             let context = &source.cut.context;

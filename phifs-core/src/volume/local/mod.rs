@@ -241,6 +241,8 @@ pub struct LocalVolume {
     /// Heads of other machines, and of this one for them.
     peers: Peers,
     receipts: Receipts,
+    /// Held (shared) from the moment when something from elsewhere is in the tables until the kernel has heard of it.
+    showing: RwLock<()>,
     /// How many other machines hear at once of what is new.
     followers: AtomicUsize,
     state: Arc<RwLock<State>>,

@@ -22,6 +22,7 @@ use crate::namespace::tables::{Rows, Table, malformed};
 use crate::snapshot::stream::{self, Base, Header, Reader, Writer};
 use crate::snapshot::{SealedRecord, transfer};
 use crate::store::StoreError;
+use crate::time::AHEAD_MS_MAX;
 
 use super::LocalVolume;
 use super::merge::{MergeError, MergeOptions, Merged, Source};
@@ -66,6 +67,8 @@ pub(super) struct Peers {
 pub enum PeerError {
     #[error("its state is signed by another node")]
     OtherSigner,
+    #[error("its clock is {0} seconds ahead of the one here")]
+    ClockAhead(u64),
     #[error(transparent)]
     Transfer(#[from] TransferError),
     #[error(transparent)]
@@ -119,6 +122,12 @@ impl LocalVolume {
         self.state.read().context.clone()
     }
 
+    /// The same, as far as the kernel has heard of it: whoever looks at the files now sees all of that.
+    pub fn visible_context(&self) -> VersionVector {
+        let _nothing_is_half_shown = self.showing.write();
+        self.context()
+    }
+
     /// The heads of a peer that are here, for it to go on from.
     pub fn learned_from(&self, peer: &NodePublicKey) -> Vec<S8Id> {
         self.peers.learned.lock().get(peer).map(Head::id).into_iter().collect()
@@ -170,6 +179,10 @@ impl LocalVolume {
         }
         if record.volume != self.volume_id(&self.state.read()).map_err(MergeError::from)? {
             return Err(MergeError::OtherVolume(record.volume).into());
+        }
+        let ahead_ms = record.theta.hlc.millis().saturating_sub(self.env.now().millis());
+        if ahead_ms > AHEAD_MS_MAX {
+            return Err(PeerError::ClockAhead(ahead_ms / 1000));
         }
         let base = match base {
             None => None,

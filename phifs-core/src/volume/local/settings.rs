@@ -1,7 +1,11 @@
 //! What is set for the volume: the defaults of this machine, and over them what the registry says.
 
-use crate::registry::Key;
+use crate::namespace::Table;
+use crate::namespace::tables::{Rows as _, malformed};
+use crate::registry::{Entry, Key};
 use crate::settings::{SETTINGS, Setting, Settings};
+use crate::ssep::SettingEntries;
+use crate::time::AHEAD_MS_MAX;
 use crate::volume::{Result, VolumeError};
 
 use super::LocalVolume;
@@ -44,6 +48,40 @@ impl LocalVolume {
         self.commit_journal()?;
         self.load_settings()?;
         Ok(())
+    }
+
+    /// What is set, as it was written last.
+    pub fn setting_entries(&self) -> Result<SettingEntries> {
+        let mut entries = Vec::new();
+        for (name, bytes) in self.registry.read().with_prefix(Table::Registry, &[Key::SETTINGS])? {
+            let entry = Entry::decode(&bytes).map_err(|e| malformed("setting", &name, e))?;
+            entries.push((String::from_utf8_lossy(&name).into_owned(), entry));
+        }
+        Ok(entries)
+    }
+
+    /// Learns what others have set. Says whether there was any news.
+    pub fn take_setting_entries(&self, entries: SettingEntries) -> Result<bool> {
+        let horizon = self.env.now().millis() + AHEAD_MS_MAX;
+        {
+            let mut state = self.state.write();
+            let mut news = Vec::new();
+            for (name, entry) in entries.into_iter().filter(|(_, entry)| entry.hlc.millis() <= horizon) {
+                let key = Key::Setting(name);
+                let known = state.written_entry(&key)?;
+                let key = key.encode();
+                if known.is_none_or(|known| entry.overrides(&known, &key)) {
+                    news.push((key, entry));
+                }
+            }
+            if news.is_empty() {
+                return Ok(false);
+            }
+            state.commit_entries(news, &self.journal)?;
+        }
+        self.commit_journal()?;
+        self.load_settings()?;
+        Ok(true)
     }
 
     /// Makes what the registry says hold.

@@ -199,7 +199,7 @@ impl LocalVolume {
     /// close(2) returns before the kernel tells of it. So a short file is published whether it seems open or not, and a
     /// long one, which would take a while, gets a moment to be released; if somebody really goes on writing to it, its
     /// last version counts.
-    pub(super) fn publish_closed(&self) -> Result<()> {
+    pub fn publish_closed(&self) -> Result<()> {
         let cells: Vec<_> = self.files.lock().values().cloned().collect();
         let mut patience = RELEASE_LOOKS_MAX;
         for cell in cells {

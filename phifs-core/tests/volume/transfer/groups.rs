@@ -236,3 +236,19 @@ fn a_sync_that_waits_hears_of_the_receipt_at_once() {
         synced.join().unwrap().unwrap();
     });
 }
+
+#[test]
+fn settings_are_those_of_the_volume_on_every_machine() {
+    let (a, b) = members();
+    a.volume.change_setting("copies", Some("2")).unwrap();
+    b.env.move_by(5);
+    b.volume.change_setting("prefer", Some("recency")).unwrap();
+    let tell = |from: &Site, to: &Site| to.volume.take_setting_entries(from.volume.setting_entries().unwrap()).unwrap();
+    assert!(tell(&a, &b) && tell(&b, &a) && !tell(&a, &b));
+    assert_eq!(a.volume.settings(), b.volume.settings());
+    assert_eq!(b.volume.settings().copies, 2);
+    b.volume.change_setting("copies", None).unwrap();
+    tell(&b, &a);
+    assert_eq!(a.volume.settings().copies, 3);
+    assert_eq!(a.crashed().volume.settings(), b.volume.settings());
+}
