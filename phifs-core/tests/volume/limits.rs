@@ -24,14 +24,17 @@ fn a_file_with_too_many_names_gets_no_further_one() {
     assert_eq!(reopen(&disk, &env).lookup(&CALLER, Ino::ROOT, b"again").unwrap().nlink, 2500);
 }
 
-/// Renames a directory in the root from `0` to `1` and so on, each time seen by a snapshot. Says how often it went, and why
-/// it did not go on.
-fn rename_on(volume: &LocalVolume, times: usize) -> (usize, Option<VolumeError>) {
+/// Renames a directory in the root from `0` to `1` and so on, and each time or only the first is seen by a snapshot. Says
+/// how often it went, and why it did not go on.
+fn rename_on(volume: &LocalVolume, times: usize, each_is_seen: bool) -> (usize, Option<VolumeError>) {
     for n in 0..times {
         let (from, to) = (format!("{n}"), format!("{}", n + 1));
         let renamed = volume.rename(Ino::ROOT, from.as_bytes(), Ino::ROOT, to.as_bytes(), RenameMode::Replace);
         if let Err(error) = renamed {
             return (n, Some(error));
+        }
+        if n > 0 && !each_is_seen {
+            continue;
         }
         volume.create_snapshot(&format!("after {n}"), Vec::new(), false).unwrap();
         // The latest knows all of them.
@@ -42,17 +45,23 @@ fn rename_on(volume: &LocalVolume, times: usize) -> (usize, Option<VolumeError>)
     (times, None)
 }
 
+/// More often than its row has room for all that: see the test below.
+const MORE_THAN_A_ROW_HOLDS: usize = 4000;
+
 #[test]
 fn a_directory_may_be_moved_however_often_snapshots_saw_it_elsewhere() {
-    let (disk, env, volume) = new_volume();
-    let dir = mkdir(&volume, Ino::ROOT, b"0");
-    write_in(&volume, dir, b"inside", b"x");
-    let (times, error) = rename_on(&volume, 2600);
-    assert!(error.is_none(), "after {times}: {error:?}");
-    drop(volume);
-    let volume = reopen(&disk, &env);
-    let moved = volume.lookup(&CALLER, Ino::ROOT, b"2600").unwrap();
-    assert!(moved.ino == dir && volume.lookup(&CALLER, dir, b"inside").is_ok());
+    for each_is_seen in [false, true] {
+        let (disk, env, volume) = new_volume();
+        let dir = mkdir(&volume, Ino::ROOT, b"0");
+        write_in(&volume, dir, b"inside", b"x");
+        let (times, error) = rename_on(&volume, MORE_THAN_A_ROW_HOLDS, each_is_seen);
+        assert!(error.is_none(), "after {times}: {error:?}");
+        write(&volume, b"synced", b"x");
+        drop(volume);
+        let volume = reopen(&disk, &env);
+        let moved = volume.lookup(&CALLER, Ino::ROOT, format!("{MORE_THAN_A_ROW_HOLDS}").as_bytes()).unwrap();
+        assert!(moved.ino == dir && volume.lookup(&CALLER, dir, b"inside").is_ok());
+    }
 }
 
 #[test]
@@ -70,7 +79,7 @@ fn a_row_that_would_become_too_large_is_an_error_and_nothing_happens() {
     other.rename(Ino::ROOT, b"b", a, b"b", RenameMode::Replace).unwrap();
     drop(other);
     volume.merge(&Side::Branch("other".into()), &Side::Live, &MergeOptions::default()).unwrap();
-    let (times, error) = rename_on(&volume, 4000);
+    let (times, error) = rename_on(&volume, MORE_THAN_A_ROW_HOLDS, true);
     assert!(matches!(error, Some(VolumeError::Store(StoreError::RowTooLarge { .. }))), "{error:?}");
     assert!(times > 2000);
     let name = format!("{times}").into_bytes();
