@@ -15,8 +15,18 @@ use crate::harness::CALLER;
 /// Two machines that are members of one volume and have the same.
 pub(super) fn members() -> (Site, Site) {
     let (a, b, _) = pair();
-    for (site, other) in [(&a, &b), (&b, &a)] {
-        for node in [site, other] {
+    let sites = [a, b];
+    introduce(&sites);
+    let [a, b] = sites;
+    push(&a, &b);
+    push(&b, &a);
+    (a, b)
+}
+
+/// Makes each of them a member, as all of them know.
+pub(super) fn introduce(sites: &[Site]) {
+    for site in sites {
+        for node in sites {
             let member = Member {
                 name: "node".into(),
                 role: String::new(),
@@ -28,9 +38,6 @@ pub(super) fn members() -> (Site, Site) {
             site.volume.put_member(key_of(node), &member).unwrap();
         }
     }
-    push(&a, &b);
-    push(&b, &a);
-    (a, b)
 }
 
 fn groups_for(from: &Site, known: &VersionVector) -> Vec<SealedGroup> {
@@ -42,8 +49,12 @@ fn groups_for(from: &Site, known: &VersionVector) -> Vec<SealedGroup> {
 
 /// Tells one machine what another one has, glyphs first.
 pub(super) fn push(from: &Site, to: &Site) -> u64 {
+    give(from, to, groups_for(from, &to.volume.context()))
+}
+
+pub(super) fn give(from: &Site, to: &Site, groups: Vec<SealedGroup>) -> u64 {
     let mut operations = 0;
-    for group in groups_for(from, &to.volume.context()) {
+    for group in groups {
         // As it is on the wire.
         let group = SealedGroup::decode(group.encoded().clone()).unwrap();
         let _hold = to.volume.hold_glyphs();

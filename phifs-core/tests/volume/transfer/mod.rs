@@ -9,6 +9,7 @@ mod groups;
 mod hostile;
 mod interrupted;
 mod peers;
+mod ways;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use phifs_core::volume::{Allocate, Ino, NewKind, NewNode, Volume, XattrMode};
 
 use crate::harness::{CALLER, NODE, TestEnv, WRITE, options, settle};
 
-const KEYS: [[u8; 32]; 3] = [[7; 32], [8; 32], [9; 32]];
+const KEYS: [[u8; 32]; 4] = [[7; 32], [8; 32], [9; 32], [10; 32]];
 /// Nobody breaks anything off.
 const GO_ON: fn(u64) -> ControlFlow<()> = |_| ControlFlow::Continue(());
 const DIR: NewNode<'_> = NewNode { kind: NewKind::Directory, permissions: 0o755, umask: 0 };

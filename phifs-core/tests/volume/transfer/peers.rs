@@ -30,7 +30,7 @@ fn try_tell(from: &Site, to: &Site) -> Result<(usize, u64), PeerError> {
     Ok((stream.len(), merged.operations))
 }
 
-fn tell(from: &Site, to: &Site) -> (usize, u64) {
+pub fn tell(from: &Site, to: &Site) -> (usize, u64) {
     try_tell(from, to).unwrap()
 }
 
