@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -146,15 +147,16 @@ fn nobody_comes_in_without_an_invitation_that_is_good() {
     needs_phifs!();
     let a = first();
     let alone = Node::new(DataMode::Auto);
-    let refused = |token: &str| {
+    let refused_with = |code: i32, token: &str| {
         let ran = alone.phifs(["join", token, "--mount", alone.dir().to_str().unwrap(), "--listen", LISTEN]);
-        assert!(!ran.success(), "{ran}");
+        assert_eq!(ran.code(), Some(code), "{ran}");
         assert!(!alone.serves());
         ran.stderr_text().to_string()
     };
     let token = invitation(&a);
-    assert!(refused(&token[..token.len() - 3]).contains("cut off"));
-    assert!(refused("hello").contains("no invitation"));
+    let refused = |token: &str| refused_with(1, token);
+    assert!(refused_with(2, &token[..token.len() - 3]).contains("cut off"));
+    assert!(refused_with(2, "hello").contains("no invitation"));
     let short = a.phifs(["invite", "--quiet", "--expires", "1s"]).expect_success().stdout_text().trim().to_owned();
     std::thread::sleep(Duration::from_millis(1100));
     let said = refused(&short);
@@ -338,6 +340,71 @@ fn a_port_in_use_is_named() {
     let address = taken.local_addr().unwrap().to_string();
     let node = Node::new(DataMode::Auto);
     let ran = node.phifs(["up", "--mount", node.dir().to_str().unwrap(), "--listen", &address]);
-    assert!(!ran.success() && ran.stderr_text().contains(&format!("cannot listen at {address}")), "{ran}");
+    assert!(ran.stderr_text().contains(&format!("cannot listen at {address}")), "{ran}");
+    assert_eq!(ran.code(), Some(4), "{ran}");
     assert!(!node.serves());
+}
+
+#[test]
+fn an_inviter_that_is_not_there_is_named_with_its_addresses() {
+    needs_phifs!();
+    let mut a = first();
+    let (token, address) = (invitation(&a), members(&a)[0]["addresses"][0].clone());
+    a.down();
+    let node = Node::new(DataMode::Auto);
+    let ran = node.phifs(["join", &token, "--mount", node.dir().to_str().unwrap(), "--listen", LISTEN]);
+    let said = ran.stderr_text();
+    assert_eq!(ran.code(), Some(1), "{ran}");
+    assert!(said.contains("cannot reach") && said.contains(address.as_str().unwrap()), "{said}");
+}
+
+#[test]
+fn machines_meet_over_ipv6() {
+    needs_phifs!();
+    if std::net::UdpSocket::bind("[::1]:0").is_err() {
+        skip!("no IPv6 here");
+    }
+    let mut a = Node::new(DataMode::Auto);
+    a.start_with(["up", "--listen", "[::1]:0"]);
+    let mut b = Node::new(DataMode::Auto);
+    b.start_with(["join", &invitation(&a), "--listen", "[::]:0"]);
+    fs::write(a.dir().join("of a"), "a").unwrap();
+    assert!(reads(b.dir(), "of a", b"a"));
+    // Who listens to everything is heard over both.
+    let mut c = Node::new(DataMode::Auto);
+    c.start_with(["join", &invitation(&b), "--listen", "0.0.0.0:0"]);
+    fs::write(c.dir().join("of c"), "c").unwrap();
+    assert!(reads(a.dir(), "of c", b"c"));
+    assert_same_root(&[&a, &b, &c]);
+}
+
+/// Taken away again with the test.
+struct Address(&'static str);
+
+impl Address {
+    fn give(address: &'static str) -> Option<Address> {
+        let ran = Command::new("ip").args(["address", "add", address, "dev", "lo"]).output();
+        ran.is_ok_and(|ran| ran.status.success()).then_some(Address(address))
+    }
+}
+
+impl Drop for Address {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["address", "del", self.0, "dev", "lo"]).output();
+    }
+}
+
+#[test]
+fn a_machine_that_is_given_another_address_tells_the_others() {
+    needs_phifs!();
+    let mut a = Node::new(DataMode::Auto);
+    a.start_with(["up", "--listen", "0.0.0.0:0"]);
+    let mut b = Node::new(DataMode::Auto);
+    b.start_with(["join", &invitation(&a), "--listen", "0.0.0.0:0"]);
+    let knows = || members(&b).iter().any(|member| member["addresses"].to_string().contains("192.0.2.77:"));
+    assert!(wait_until(SOON, || b.phifs(["status"]).success()) && !knows());
+    let Some(given) = Address::give("192.0.2.77/32") else { skip!("addresses cannot be given here") };
+    assert!(wait_until(SOON * 3, knows), "{}", a.log());
+    drop(given);
+    assert!(wait_until(SOON * 3, || !knows()), "{}", a.log());
 }

@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::pipe::Incoming;
-use super::socket::dial;
+use super::socket::dial_any;
 use super::wire::{self, ANSWER_TIME_MAX, Answers, WireError};
 use super::{AbortOnDrop, Peer, Shared, fetch, serve};
 use crate::env;
@@ -119,8 +119,8 @@ async fn connection(shared: &Arc<Shared>, peer: &Arc<Peer>) -> wire::Result<Conn
     let addresses = shared.blocking(move |engine| engine.addresses_of(key)).await.map_err(wire::lost)?;
     let config = shared.identity.client(key).map_err(wire::lost)?;
     tokio::select! {
-        dialled = dial_all(shared, &config, addresses) => {
-            let connection = dialled?;
+        dialled = dial_any(&shared.endpoint, &config, &addresses) => {
+            let connection = dialled.map_err(unreachable)?;
             peer.connected(&connection);
             tokio::spawn(serve::serve(shared.clone(), connection.clone(), key));
             Ok(connection)
@@ -129,19 +129,13 @@ async fn connection(shared: &Arc<Shared>, peer: &Arc<Peer>) -> wire::Result<Conn
     }
 }
 
-async fn dial_all(
-    shared: &Shared,
-    config: &quinn::ClientConfig,
-    addresses: Vec<SocketAddr>,
-) -> wire::Result<Connection> {
-    let mut last = WireError::Lost("it has no address".to_owned());
-    for address in addresses {
-        match dial(&shared.endpoint, config, address).await {
-            Ok(connection) => return Ok(connection),
-            Err(error) => last = error,
-        }
+/// One reason for all addresses.
+fn unreachable(failures: Vec<(SocketAddr, WireError)>) -> WireError {
+    let told = failures.iter().map(|(address, error)| format!("{address}: {error}"));
+    match &told.collect::<Vec<_>>()[..] {
+        [] => WireError::Unreachable("it has no address".to_owned()),
+        told => WireError::Unreachable(told.join("; ")),
     }
-    Err(last)
 }
 
 /// Learns from a peer until that does not work any more, or there is a better connection.

@@ -3,6 +3,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | `tls` | keys instead of certificates; who may connect |
+//! | `addresses` | telling others where this node is found |
 //! | `socket` | the port, and where others find it; joining by an invitation |
 //! | `wire`, `pipe` | requests and answers on streams; streams for those who block |
 //! | `serve` | what peers ask for |
@@ -13,6 +14,7 @@
 //! Each node follows each other member: it asks what that one knows and it does not, waits for the answer, and learns it.
 //! A connection serves both sides, whoever made it. Messages, and what they mean, are core's (`phifs_core::ssep`).
 
+mod addresses;
 mod fetch;
 mod follow;
 mod leave;
@@ -99,7 +101,8 @@ struct PeerState {
 impl Net {
     /// Takes part from now on. The members know where to find this node.
     pub fn start(socket: Socket, engine: Arc<Engine>) -> Result<Self, Failure> {
-        engine.announce(&machine_name(), &socket.addresses())?;
+        let addresses = socket.addresses();
+        engine.announce(&machine_name(), &addresses)?;
         engine.listen_at(Some(socket.address()))?;
         let Socket { runtime, endpoint, identity, address } = socket;
         let hello = Hello { major: MAJOR, minor: MINOR, volume: engine.volume_id()? };
@@ -122,6 +125,7 @@ impl Net {
         shared.engine.set_on_change(Some(Arc::new(move || changes.send_modify(|n| *n += 1))));
         runtime.spawn(serve::accept(shared.clone()));
         runtime.spawn(follow::follow_members(shared.clone()));
+        runtime.spawn(addresses::keep_announcing(shared.clone(), address, addresses));
         tracing::info!(%address, "listening for other nodes");
         Ok(Self { shared, runtime: Mutex::new(Some(runtime)), address })
     }

@@ -14,6 +14,8 @@ const REQUEST_TIME_MAX: Duration = Duration::from_secs(20);
 pub enum WireError {
     #[error("the connection ended: {0}")]
     Lost(String),
+    #[error("it cannot be reached: {0}")]
+    Unreachable(String),
     #[error("no answer in time")]
     Silent,
     #[error("it says what makes no sense: {0}")]
