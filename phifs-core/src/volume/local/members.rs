@@ -103,7 +103,7 @@ impl LocalVolume {
         known_member(&self.registry.read(), key)
     }
 
-    /// The members, by key.
+    /// The members, by key. To a node that is none any more there are none: it takes part in nothing, and waits for nobody.
     pub fn members(&self) -> Result<Vec<(NodePublicKey, Member)>> {
         let decode = |(key, entry): (NodePublicKey, Entry)| {
             let member = Member::decode(entry.value.as_deref()?).map_err(|e| malformed("member", &key.0, e));
@@ -111,7 +111,9 @@ impl LocalVolume {
         };
         let all: Vec<_> =
             self.member_entries()?.into_iter().filter_map(decode).collect::<std::result::Result<_, _>>()?;
-        Ok(all.into_iter().filter(|(_, member)| !member.left).collect())
+        let own = self.node();
+        let takes_part = !all.iter().any(|(key, member)| *key == own && member.left);
+        Ok(all.into_iter().filter(|(_, member)| takes_part && !member.left).collect())
     }
 
     /// All that is known of who is a member and who is none any more.

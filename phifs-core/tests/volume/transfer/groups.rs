@@ -170,6 +170,16 @@ fn what_a_removed_member_has_done_can_still_be_had_of_others() {
 }
 
 #[test]
+fn who_is_no_member_any_more_has_no_members() {
+    let (a, b) = members();
+    assert_eq!(a.volume.members().unwrap().len(), 2);
+    a.volume.remove_member(key_of(&a)).unwrap();
+    assert_eq!(a.volume.members().unwrap(), []);
+    b.volume.take_member_entries(a.volume.member_entries().unwrap()).unwrap();
+    assert_eq!(b.volume.members().unwrap().len(), 1);
+}
+
+#[test]
 fn what_is_made_in_the_future_waits() {
     let (a, b) = members();
     a.env.move_by(61_000);
