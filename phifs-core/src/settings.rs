@@ -33,6 +33,8 @@ pub struct Settings {
     /// What a sync waits for, and what it does when that is not to be had.
     pub durability: Durability,
     pub fsync_degraded: Degraded,
+    /// How much is kept of what only others are to hold; `None`: all.
+    pub glyph_cache_bytes: Option<u64>,
     /// Space on the host for plain copies of closed files.
     pub cache_bytes: u64,
     /// How often a snapshot is taken, if something changed; `None`: never.
@@ -56,6 +58,7 @@ impl Default for Settings {
             copies: 3,
             durability: Durability::default(),
             fsync_degraded: Degraded::default(),
+            glyph_cache_bytes: None,
             cache_bytes: 1 << 30,
             snapshot_every: None,
             snapshot_keep: KeepRules { hourly: 24, daily: 7, weekly: 4, monthly: 12, ..KeepRules::default() },
@@ -68,7 +71,7 @@ impl Default for Settings {
 }
 
 /// The settings there are, in the order of their names.
-pub static SETTINGS: [Setting; 12] = [
+pub static SETTINGS: [Setting; 13] = [
     Setting {
         name: "cache_size",
         takes: "a size, as in 4GiB",
@@ -125,6 +128,19 @@ pub static SETTINGS: [Setting; 12] = [
             Ok(())
         },
         show: |settings| settings.fsync_degraded.show(),
+    },
+    Setting {
+        name: "glyph_cache_size",
+        takes: "a size, as in 100GiB, or unlimited",
+        about: "how much a member keeps of what it has read or written and only others are to hold",
+        set: |settings, text| {
+            settings.glyph_cache_bytes = match text {
+                "unlimited" => None,
+                _ => Some(text.parse::<ByteSize>().map_err(|_| "not a size".to_owned())?.as_u64()),
+            };
+            Ok(())
+        },
+        show: |settings| settings.glyph_cache_bytes.map_or("unlimited".to_owned(), exact),
     },
     Setting {
         name: "merge.drivers",

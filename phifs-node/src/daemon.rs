@@ -605,6 +605,9 @@ impl Handler for Daemon {
             }
             Request::Conflicts { path } => json(serde_json::to_value(self.engine.conflicts(&path)?)),
             Request::Why { path } => json(serde_json::to_value(self.engine.why(&path)?)),
+            Request::Pin { path } => json(serde_json::to_value(self.engine.pin(&path, progress)?)),
+            Request::PinList => json(serde_json::to_value(self.engine.pins()?)),
+            Request::PinRemove { path } => json(serde_json::to_value(self.engine.unpin(&path)?)),
             Request::Resolve { path, how, recursive, dry_run } => {
                 json(serde_json::to_value(self.engine.resolve(&path, how, recursive, dry_run)?))
             }

@@ -215,6 +215,16 @@ pub struct UsagePart {
     pub why: String,
 }
 
+/// Answer to `pin`: about all pinned paths together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    pub files: u64,
+    /// What is here of them.
+    pub bytes: u64,
+    /// Files of which not all could be fetched.
+    pub incomplete_files: u64,
+}
+
 /// Answer to `snapshot create`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Taken {

@@ -352,3 +352,21 @@ fn an_idle_node_rests() {
     assert!(ticks() - time <= 5, "an idle node used {} ticks in {WATCHED:?}", ticks() - time);
     node.down();
 }
+
+#[test]
+fn paths_are_pinned_listed_and_let_go() {
+    needs_phifs!();
+    let node = Node::up(DataMode::Passthrough);
+    fs::create_dir(node.dir().join("dir")).unwrap();
+    fs::write(node.dir().join("dir/file"), vec![7; 100_000]).unwrap();
+    let dir = node.dir().join("dir");
+    let told = node.phifs(["pin", dir.to_str().unwrap()]).expect_success().stdout_text();
+    assert!(told.starts_with("pinned files: 1, with") && told.contains("all of them are here"), "{told}");
+    assert_eq!(node.phifs(["pin", "--list"]).expect_success().stdout_text(), "/dir\n");
+    node.phifs(["pin", "--remove", "dir"]).expect_success();
+    assert_eq!(node.phifs(["pin", "--list"]).expect_success().stdout_text(), "");
+    for (arguments, code) in [(&["pin"][..], 2), (&["pin", "/nowhere"], 1), (&["pin", "--remove", "/dir"], 1)] {
+        let ran = node.phifs(arguments);
+        assert_eq!(ran.code(), Some(code), "{ran}");
+    }
+}

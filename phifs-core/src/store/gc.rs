@@ -109,7 +109,7 @@ impl Mark {
         self.pins_seen = log.first + log.keys.len() as u64;
     }
 
-    fn is_live(&self, kind: GlyphKind, id: &GlyphId) -> bool {
+    pub fn is_kept(&self, kind: GlyphKind, id: &GlyphId) -> bool {
         self.live.contains(&key(kind, id))
     }
 }
@@ -159,7 +159,7 @@ impl GlyphStore {
             for pack in self.shared.packs_of(kind) {
                 let all = pack.totals().end - START;
                 let live =
-                    pack.entries()?.iter().filter(|entry| mark.is_live(kind, &entry.id)).map(footprint).sum::<u32>();
+                    pack.entries()?.iter().filter(|entry| mark.is_kept(kind, &entry.id)).map(footprint).sum::<u32>();
                 if all > 0 && (live == 0 || f64::from(live) < f64::from(all) * min_live_ratio) {
                     poor.push((live, pack));
                 }
@@ -188,7 +188,7 @@ impl GlyphStore {
         let mut written = Ok(());
         for pack in self.shared.packs_of(kind) {
             let mut entries = pack.entries()?;
-            entries.retain(|entry| mark.is_live(kind, &entry.id));
+            entries.retain(|entry| mark.is_kept(kind, &entry.id));
             entries.sort_unstable_by_key(|entry| entry.offset);
             for entry in entries {
                 let here = entry.location(pack.number);
@@ -197,7 +197,7 @@ impl GlyphStore {
                 }
                 // What is not good is not copied either, later.
                 let Ok(Some(base)) = self.base_of(&pack, here, &entry.id) else { continue };
-                if mark.is_live(kind, &base) {
+                if mark.is_kept(kind, &base) {
                     continue;
                 }
                 match self.read(kind, &entry.id) {
@@ -252,7 +252,7 @@ impl GlyphStore {
         let mut safe = HashSet::new();
         let gate = loop {
             mark.take_in_pins();
-            for entry in entries.iter().filter(|entry| mark.is_live(kind, &entry.id)) {
+            for entry in entries.iter().filter(|entry| mark.is_kept(kind, &entry.id)) {
                 if !safe.contains(&entry.id) && !self.rescue(pack, entry, report)? {
                     return Ok(());
                 }
@@ -264,7 +264,7 @@ impl GlyphStore {
             // From here no put can find a glyph in this pack and rely on it. Those that did in the meantime count.
             let gate = self.gate.write();
             mark.take_in_pins();
-            if entries.iter().all(|entry| safe.contains(&entry.id) || !mark.is_live(kind, &entry.id)) {
+            if entries.iter().all(|entry| safe.contains(&entry.id) || !mark.is_kept(kind, &entry.id)) {
                 break gate;
             }
         };

@@ -300,6 +300,11 @@ impl GlyphStore {
         usage
     }
 
+    /// How many bytes the glyph takes, as far as it is known to be here. Its record is not looked at.
+    pub fn stored_bytes(&self, kind: GlyphKind, id: &GlyphId) -> Option<u32> {
+        self.locate(kind, id).map(|(location, _)| record::padded(location.stored_bytes))
+    }
+
     /// Whether some pack lists this data glyph, whatever the index says.
     pub fn is_in_packs(&self, id: &GlyphId) -> bool {
         let packs = self.shared.packs_of(GlyphKind::Data);

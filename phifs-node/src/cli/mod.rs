@@ -19,6 +19,7 @@ mod merge;
 mod mount;
 mod output;
 mod paths;
+mod pin;
 mod resolve;
 mod scrub;
 mod snapshot;
@@ -88,6 +89,7 @@ enum Command {
     Conflicts(conflicts::Conflicts),
     Why(why::Why),
     Resolve(resolve::Resolve),
+    Pin(pin::Pin),
     Snapshot(snapshot::Snapshot),
     Volume(volume::Volume),
     Branch(branch::Branches),
@@ -152,6 +154,7 @@ pub fn run() -> ExitCode {
         Command::Conflicts(command) => command.run(&context),
         Command::Why(command) => command.run(&context),
         Command::Resolve(command) => command.run(&context),
+        Command::Pin(command) => command.run(&context),
         Command::Snapshot(command) => command.run(&context),
         Command::Volume(command) => command.run(&context),
         Command::Branch(command) => command.run(&context),

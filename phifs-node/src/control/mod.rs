@@ -83,6 +83,12 @@ pub enum Request {
     Why { path: Name },
     /// Decides. Answered with a list of `report::Resolution`.
     Resolve { path: Name, how: Decision, recursive: bool, dry_run: bool },
+    /// Keeps what is at a path of the volume on this machine. Answered with `report::Pin`, when what is elsewhere was fetched.
+    Pin { path: Name },
+    /// Answered with a list of paths.
+    PinList,
+    /// Answered with null.
+    PinRemove { path: Name },
     /// Forgets the snapshots that no rule keeps: of all, of those with a label, of those taken by the schedule. Answered
     /// with a list of `report::Pruned`.
     SnapshotPrune { rules: String, label: Option<String>, scheduled: bool, dry_run: bool },
@@ -178,7 +184,8 @@ impl Request {
             | Self::Member { .. }
             | Self::MemberRemove { .. }
             | Self::Invite { .. } => false,
-            Self::Conflicts { .. } | Self::Resolve { .. } => true,
+            Self::Conflicts { .. } | Self::Resolve { .. } | Self::Pin { .. } => true,
+            Self::PinList | Self::PinRemove { .. } => false,
             Self::SnapshotClone { .. } | Self::BranchMount { .. } | Self::BranchDelete { .. } => true,
             Self::SnapshotExport { .. } | Self::SnapshotImport { .. } | Self::SnapshotVerify { .. } => true,
             Self::SnapshotDiff { .. } | Self::SnapshotRestore { .. } | Self::Merge { .. } => true,

@@ -121,7 +121,7 @@ fn words(score: &Score) -> Vec<String> {
     words
 }
 
-fn explain(path: &Name, error: &VolumeError) -> Failure {
+pub(super) fn explain(path: &Name, error: &VolumeError) -> Failure {
     let path = path.quoted();
     match error {
         VolumeError::NotFound | VolumeError::NotDirectory => {

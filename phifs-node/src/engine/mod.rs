@@ -5,6 +5,7 @@ mod branches;
 mod conflicts;
 mod merge;
 mod peers;
+mod pins;
 mod settings;
 mod snapshots;
 mod transfer;

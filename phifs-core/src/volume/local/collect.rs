@@ -5,7 +5,7 @@
 //! collection on is live as well, so nobody has to wait for it: the state of now is a checkpoint made after that
 //! beginning, and whatever comes later consists of that and of what is new.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::MutexGuard;
@@ -35,13 +35,45 @@ const GRAVES_PER_OPERATION: usize = 256;
 #[derive(Clone, Debug, Default)]
 pub struct CollectReport {
     pub live_glyphs: u64,
+    /// What was given up of that as others hold it. Its space is free when the rest of its packs is rewritten.
+    pub evicted_glyphs: u64,
+    pub evicted_bytes: u64,
     pub sweep: SweepReport,
 }
+
+/// Says of a glyph whether enough of the other members have confirmed that they hold it durably, and will.
+pub type Confirmed<'a> = &'a dyn Fn(&GlyphId) -> bool;
 
 impl LocalVolume {
     /// Removes packs without live glyphs, and rewrites those whose live share is below `min_live_ratio` (0 to 1).
     /// `progress` gets the number of inodes looked at.
     pub fn collect(&self, min_live_ratio: f64, progress: &dyn Fn(u64)) -> Result<CollectReport> {
+        self.collect_but(None, min_live_ratio, progress)
+    }
+
+    /// As `collect`, and gives up contents that only others are to hold, those that were read longest ago first, until no
+    /// more is left of them than the setting `glyph_cache_size` says. What is pinned, in use or not `confirmed` stays.
+    pub fn collect_cached(
+        &self,
+        confirmed: Confirmed<'_>,
+        min_live_ratio: f64,
+        progress: &dyn Fn(u64),
+    ) -> Result<CollectReport> {
+        let limit = self.settings.read().glyph_cache_bytes;
+        let cached = limit.zip(self.layout()).map(|(limit_bytes, layout)| {
+            let (key, copies) = (self.key.public(), self.settings.read().copies);
+            let is_placed_here = move |id: &GlyphId| layout.is_holder(&key, id, copies);
+            Cached { is_placed_here: Box::new(is_placed_here), limit_bytes, confirmed, found: HashMap::new() }
+        });
+        self.collect_but(cached, min_live_ratio, progress)
+    }
+
+    fn collect_but(
+        &self,
+        cached: Option<Cached<'_>>,
+        min_live_ratio: f64,
+        progress: &dyn Fn(u64),
+    ) -> Result<CollectReport> {
         assert!(self.branch.is_none(), "the main line collects for all");
         let _housekeeping = self.housekeeping.lock();
         let stay = self.branches.stay();
@@ -83,13 +115,23 @@ impl LocalVolume {
         states.extend(self.roots_in_registry()?);
         // After the registry: whatever is in use was there when that began.
         states.extend(self.in_use.all());
-        let mut marking = Marking { volume: self, mark, pages: HashSet::new(), live: 0, inodes: 0, progress };
+        let mut marking =
+            Marking { volume: self, mark, pages: HashSet::new(), live: 0, inodes: 0, cached: None, progress };
+        if cached.is_some() {
+            self.each_pinned(&mut |_, content| marking.keep_content(content))?;
+        }
+        marking.cached = cached;
         for roots in &states {
             marking.keep_state(roots)?;
         }
         for (line, _) in &unwritten {
             line.each_row(Table::Inodes, &[], &mut |key, row| marking.keep_inode(key, row))?;
             line.each_row(Table::Local, &[], &mut |key, row| marking.keep_version(key, row))?;
+        }
+        let cached = marking.cached.take();
+        if cached.is_some() {
+            // What is in use stays, even if it was met before.
+            marking.pages.clear();
         }
         for line in &lines {
             for content in line.contents_in_use() {
@@ -98,9 +140,10 @@ impl LocalVolume {
             // A crash must not bring back a version that was replaced while marking and so was not marked.
             line.commit_journal()?;
         }
+        let (evicted_glyphs, evicted_bytes) = cached.map_or((0, 0), |cached| marking.evict(cached));
         let live_glyphs = marking.live;
         let sweep = self.store.sweep(marking.mark, min_live_ratio)?;
-        Ok(CollectReport { live_glyphs, sweep })
+        Ok(CollectReport { live_glyphs, evicted_glyphs, evicted_bytes, sweep })
     }
 
     /// Finds out what a branch needs whose slot is held. One that was not closed cleanly is recovered.
@@ -226,7 +269,17 @@ struct Marking<'a> {
     pages: HashSet<GlyphId>,
     live: u64,
     inodes: u64,
+    /// What may be given up is noted here instead of being marked.
+    cached: Option<Cached<'a>>,
     progress: &'a dyn Fn(u64),
+}
+
+/// Contents that are here and not to be here, with the space that they take.
+struct Cached<'a> {
+    is_placed_here: Box<dyn Fn(&GlyphId) -> bool + 'a>,
+    limit_bytes: u64,
+    confirmed: Confirmed<'a>,
+    found: HashMap<GlyphId, u32>,
 }
 
 impl Marking<'_> {
@@ -278,11 +331,38 @@ impl Marking<'_> {
     }
 
     fn keep_content(&mut self, content: &Content) -> Result<()> {
-        let Self { volume, mark, pages, live, .. } = self;
+        let Self { volume, mark, pages, live, cached, .. } = self;
         visit_glyphs(&*volume.store, content, &mut |part, id| {
-            *live += u64::from(mark.keep(GlyphKind::Data, id));
+            match cached {
+                Some(cached) if part == Part::Data && !(cached.is_placed_here)(id) => {
+                    let bytes = volume.store.stored_bytes(GlyphKind::Data, id);
+                    cached.found.extend(bytes.map(|bytes| (*id, bytes)));
+                }
+                _ => *live += u64::from(mark.keep(GlyphKind::Data, id)),
+            }
             part == Part::Page && pages.insert(*id)
         })?;
         Ok(())
+    }
+
+    /// Marks what stays of that, and says how many glyphs and bytes go.
+    fn evict(&mut self, cached: Cached<'_>) -> (u64, u64) {
+        let mut uses = self.volume.remote.uses.lock();
+        // What is a page of something else, pinned or in use is marked by now.
+        let found = cached.found.into_iter().filter(|(id, _)| !self.mark.is_kept(GlyphKind::Data, id));
+        let mut found: Vec<(u64, GlyphId, u32)> = found.map(|(id, bytes)| (uses.last(&id), id, bytes)).collect();
+        found.sort_unstable();
+        let mut total: u64 = found.iter().map(|(_, _, bytes)| u64::from(*bytes)).sum();
+        let (mut glyphs, before) = (0, total);
+        for (_, id, bytes) in found {
+            if total > cached.limit_bytes && (cached.confirmed)(&id) {
+                total -= u64::from(bytes);
+                glyphs += 1;
+                uses.forget(&id);
+            } else {
+                self.live += u64::from(self.mark.keep(GlyphKind::Data, &id));
+            }
+        }
+        (glyphs, before - total)
     }
 }

@@ -12,6 +12,7 @@
 //! | `upkeep` | what background threads do: sync, seal, publish, checkpoint |
 //! | `collect` | garbage collection |
 //! | `placed` | which contents are to be here |
+//! | `pins` | paths whose contents stay here |
 //! | `remote` | contents that are not here |
 //! | `glyphs` | glyphs that come from other machines, and go to them, one by one |
 //! | `conflicts` | what people have to decide about |
@@ -84,6 +85,7 @@ mod members;
 mod merge;
 mod names;
 mod peers;
+mod pins;
 mod placed;
 mod publication;
 mod receipts;
@@ -104,7 +106,7 @@ mod verify;
 pub use bootstrap::Peer;
 pub use branches::BranchError;
 pub use check::{CheckReport, Problem};
-pub use collect::CollectReport;
+pub use collect::{CollectReport, Confirmed};
 pub use conflicts::{Explained, Found as FoundConflict, Resolution, Resolved};
 pub use drivers::Unmerged;
 pub use groups::{GroupRefused, News, Taken};
@@ -113,6 +115,7 @@ pub use lost::{LostFile, LostRows};
 pub use members::{Invite, JoinError};
 pub use merge::{MergeError, MergeOptions, Merged, Side};
 pub use peers::{Head, PeerError};
+pub use pins::PinnedHere;
 pub use recover::{OpenError, Opening, Progress};
 pub use remote::PeerGlyphs;
 pub use restore::Restored;

@@ -20,7 +20,7 @@ use crate::content::Content;
 use crate::content::manifest::{Cursor, What};
 use crate::id::{GlyphId, InodeId};
 use crate::placement::Layout;
-use crate::store::{GlyphKind, GlyphSource, GlyphStore, StoreError, StoredGlyph};
+use crate::store::{GlyphKind, GlyphSource, StoreError, StoredGlyph};
 use crate::volume::{Result, VolumeError};
 
 use super::LocalVolume;
@@ -47,6 +47,30 @@ pub(super) struct Remote {
     pub peers: RwLock<Option<Arc<dyn PeerGlyphs>>>,
     pub layout: RwLock<Option<Arc<Layout>>>,
     flights: Mutex<HashMap<GlyphId, Arc<Flight>>>,
+    pub uses: Mutex<Uses>,
+}
+
+/// When glyphs were read last that are not to be here, in an order of its own. It is forgotten at a restart.
+#[derive(Default)]
+pub(super) struct Uses {
+    last: HashMap<GlyphId, u64>,
+    now: u64,
+}
+
+impl Uses {
+    fn note(&mut self, id: GlyphId) {
+        self.now += 1;
+        self.last.insert(id, self.now);
+    }
+
+    /// 0: not since the start.
+    pub fn last(&self, id: &GlyphId) -> u64 {
+        self.last.get(id).copied().unwrap_or(0)
+    }
+
+    pub fn forget(&mut self, id: &GlyphId) {
+        self.last.remove(id);
+    }
 }
 
 /// Glyphs under way together.
@@ -83,7 +107,7 @@ impl Drop for Landing<'_> {
 
 /// What is here, with what was fetched for one call and has no room here.
 pub(super) struct Here<'a> {
-    store: &'a GlyphStore,
+    volume: &'a LocalVolume,
     unstored: Vec<Unstored>,
 }
 
@@ -91,7 +115,11 @@ impl GlyphSource for Here<'_> {
     fn read(&self, kind: GlyphKind, id: &GlyphId) -> std::result::Result<Bytes, StoreError> {
         match self.unstored.iter().find_map(|glyphs| glyphs.get(id)) {
             Some(plain) if kind == GlyphKind::Data => Ok(plain.clone()),
-            _ => self.store.read(kind, id),
+            _ => {
+                let plain = self.volume.store.read(kind, id)?;
+                self.volume.note_use(kind, id);
+                Ok(plain)
+            }
         }
     }
 }
@@ -108,7 +136,7 @@ pub(super) type Ahead = Option<(Content, u64)>;
 
 impl GlyphSource for Fetching<'_> {
     fn read(&self, kind: GlyphKind, id: &GlyphId) -> std::result::Result<Bytes, StoreError> {
-        let here = Here { store: &self.volume.store, unstored: Vec::new() };
+        let here = self.volume.here();
         let missing = match here.read(kind, id) {
             Err(error) if kind == GlyphKind::Data && lacking(&error).is_some() => error,
             read => return read,
@@ -146,7 +174,7 @@ impl LocalVolume {
         ahead: impl Fn() -> Ahead,
         mut read: impl FnMut(&dyn GlyphSource) -> Result<T>,
     ) -> Result<T> {
-        let mut here = Here { store: &self.store, unstored: Vec::new() };
+        let mut here = self.here();
         let mut fetched = None;
         loop {
             let missing = match read(&here) {
@@ -169,6 +197,18 @@ impl LocalVolume {
         }
     }
 
+    fn here(&self) -> Here<'_> {
+        Here { volume: self, unstored: Vec::new() }
+    }
+
+    /// Where there is a limit to what is kept of others, what was read lately stays longest.
+    fn note_use(&self, kind: GlyphKind, id: &GlyphId) {
+        let has_limit = || self.settings.read().glyph_cache_bytes.is_some();
+        if kind == GlyphKind::Data && self.layout().is_some() && has_limit() && !self.is_placed_here(id) {
+            self.remote.uses.lock().note(*id);
+        }
+    }
+
     /// What is here, for somebody who may wait.
     pub(super) fn fetching(&self, about: Option<InodeId>, ahead: Ahead) -> Fetching<'_> {
         Fetching { volume: self, about, ahead }
@@ -182,8 +222,7 @@ impl LocalVolume {
     ) -> std::result::Result<StoredGlyph, StoreError> {
         match self.store.read_stored(kind, id) {
             Err(error) if kind == GlyphKind::Data && lacking(&error).is_some() => {
-                let here = Here { store: &self.store, unstored: Vec::new() };
-                let here = self.fetch_into(here, &error, None, || None).ok_or(error)?;
+                let here = self.fetch_into(self.here(), &error, None, || None).ok_or(error)?;
                 match here.unstored.iter().find_map(|glyphs| glyphs.get(id)) {
                     Some(plain) => Ok(StoredGlyph::of(kind, plain)),
                     None => self.store.read_stored(kind, id),

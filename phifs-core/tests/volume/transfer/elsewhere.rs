@@ -21,12 +21,14 @@ use crate::harness::READ;
 
 /// What another machine has, and how it behaves.
 #[derive(Default)]
-struct Other {
-    glyphs: Mutex<BTreeMap<GlyphId, Bytes>>,
-    asked: Mutex<Vec<Vec<GlyphId>>>,
+pub(super) struct Other {
+    pub glyphs: Mutex<BTreeMap<GlyphId, Bytes>>,
+    pub asked: Mutex<Vec<Vec<GlyphId>>>,
     /// Tells that it was asked, and answers when it is told to.
-    turns: Option<(Mutex<Sender<()>>, Mutex<Receiver<()>>)>,
+    pub turns: Option<Turns>,
 }
+
+type Turns = (Mutex<Sender<()>>, Mutex<Receiver<()>>);
 
 impl PeerGlyphs for Other {
     fn fetch(&self, ids: &[GlyphId], _: Duration) -> io::Result<Vec<(GlyphId, Bytes)>> {
@@ -52,14 +54,14 @@ impl Other {
 }
 
 /// All glyphs of contents that one machine has and the other one has not.
-fn difference(from: &Site, to: &Site) -> BTreeMap<GlyphId, Bytes> {
+pub(super) fn difference(from: &Site, to: &Site) -> BTreeMap<GlyphId, Bytes> {
     let lacks = |id: &GlyphId| to.volume.glyph_to_send(id).unwrap().is_none();
     let ids = glyphs_of(from).into_iter().filter(lacks);
     ids.map(|id| (id, from.volume.glyph_to_send(&id).unwrap().unwrap())).collect()
 }
 
 /// All glyphs of contents, pages included.
-fn glyphs_of(site: &Site) -> BTreeSet<GlyphId> {
+pub(super) fn glyphs_of(site: &Site) -> BTreeSet<GlyphId> {
     let mut ids = BTreeSet::new();
     let mut each = |_: Part, id: &GlyphId| {
         ids.insert(*id);
@@ -69,7 +71,7 @@ fn glyphs_of(site: &Site) -> BTreeSet<GlyphId> {
     ids
 }
 
-fn layout_of(holders: &[(&Site, u32)]) -> Layout {
+pub(super) fn layout_of(holders: &[(&Site, u32)]) -> Layout {
     let place = |(site, weight): &(&Site, u32)| Place {
         key: key_of(site),
         weight: *weight,
@@ -80,7 +82,7 @@ fn layout_of(holders: &[(&Site, u32)]) -> Layout {
 }
 
 /// Two machines, of which the second is to hold nothing, and what it lacks of the files that `fill` writes on the first.
-fn apart(fill: impl Fn(&Site)) -> (Site, Site, Arc<Other>) {
+pub(super) fn apart(fill: impl Fn(&Site)) -> (Site, Site, Arc<Other>) {
     let (a, b) = members();
     let layout = layout_of(&[(&a, 1), (&b, 0)]);
     a.volume.set_layout(Some(layout.clone())).unwrap();
@@ -91,12 +93,12 @@ fn apart(fill: impl Fn(&Site)) -> (Site, Site, Arc<Other>) {
     (a, b, Arc::new(other))
 }
 
-fn open_file(site: &Site, name: &[u8]) -> (Ino, Handle) {
+pub(super) fn open_file(site: &Site, name: &[u8]) -> (Ino, Handle) {
     let ino = site.volume.lookup(&CALLER, Ino::ROOT, name).unwrap().ino;
     (ino, site.volume.open(&CALLER, ino, &READ).unwrap().handle)
 }
 
-fn read_all(site: &Site, name: &[u8]) -> Result<Vec<u8>, VolumeError> {
+pub(super) fn read_all(site: &Site, name: &[u8]) -> Result<Vec<u8>, VolumeError> {
     let (ino, handle) = open_file(site, name);
     let mut bytes = Vec::new();
     loop {
@@ -182,6 +184,8 @@ fn readers_of_one_glyph_wait_for_one_fetch() {
             })
             .collect();
         was_asked.recv().unwrap();
+        let again = was_asked.recv_timeout(Duration::from_millis(300));
+        assert!(again.is_err(), "whoever comes later waits for the first");
         answer.send(()).unwrap();
         for reader in readers {
             assert_eq!(reader.join().unwrap().unwrap(), noise(7, 30_000));

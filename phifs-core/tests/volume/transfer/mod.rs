@@ -3,6 +3,7 @@
 
 mod between;
 mod elsewhere;
+mod eviction;
 mod glyphs;
 mod golden;
 mod groups;
