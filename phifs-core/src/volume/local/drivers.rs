@@ -29,6 +29,7 @@ use super::LocalVolume;
 use super::attrs::{self, said_above};
 use super::files::inline_bytes;
 use super::history::{self, KeptVersion};
+use super::remote::is_lacking;
 use super::state::State;
 
 /// No author makes so many operations, so a dot with this bit names merged bytes.
@@ -138,6 +139,30 @@ impl LocalVolume {
             self.merged.put(dot, &outcome);
         }
         Ok(outcome)
+    }
+
+    /// Fetches what is elsewhere of versions that are to be merged, before somebody reads the file. As long as that cannot
+    /// be had, the best version is shown.
+    pub(super) fn fetch_to_merge(&self, id: InodeId) -> Result<()> {
+        let contents: Vec<Content> = {
+            let state = self.state.read();
+            let Some(row) = state.inode(id)? else { return Ok(()) };
+            let versions = row.versions.entries();
+            if versions.len() < 2 || !matches!(self.merge_versions(&state, id, &row)?, Err(Unmerged::Unreadable)) {
+                return Ok(());
+            }
+            let base = common_base(&*state, id, &row)?.map(|base| base.version.content);
+            versions.iter().map(|entry| entry.value.content).chain(base).collect()
+        };
+        match contents.into_iter().try_for_each(|content| self.fetch_content(id, content, &mut |_| {})) {
+            Err(error) if is_lacking(&error) => Ok(()),
+            fetched => {
+                fetched?;
+                // It was told how long the best version is.
+                self.invalidate_inode(id, true);
+                Ok(())
+            }
+        }
     }
 
     fn run_driver(&self, state: &State, id: InodeId, row: &InodeRow, driver: Driver, base: &KeptVersion) -> Outcome {

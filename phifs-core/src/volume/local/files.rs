@@ -460,6 +460,9 @@ impl LocalVolume {
         }
         let id = self.state.read().inode_id(ino)?;
         self.leave_outdated(id)?;
+        if self.layout().is_some() {
+            self.fetch_to_merge(id)?;
+        }
         let user = self.enter(id);
         let opening = Opening::new(&user.cell);
         if how.truncate {
@@ -496,12 +499,19 @@ impl LocalVolume {
 
     /// Whether an open may have to fetch, cut, copy or sync bytes on the disk.
     pub(super) fn open_may_wait_for_disk(&self, ino: Ino, how: &OpenHow) -> bool {
-        if !how.write && !how.truncate {
+        let may_fetch = self.layout().is_some();
+        if !how.write && !how.truncate && !may_fetch {
             return false;
         }
         let state = self.state.read();
         let Ok(id) = state.inode_id(ino) else { return false };
         let Ok(Some(row)) = state.inode(id) else { return false };
+        if may_fetch && row.versions.entries().len() > 1 {
+            return true;
+        }
+        if !how.write && !how.truncate {
+            return false;
+        }
         let version = Stat::in_tables(&*state, &row).version;
         if version.is_some_and(|(_, version)| version.content.len_bytes() > SHORT_BYTES_MAX) {
             return true;

@@ -166,7 +166,7 @@ impl LocalVolume {
     }
 
     /// Fetches what is not here of a content. `progress` hears of each part that is here.
-    fn fetch_content(&self, id: InodeId, content: Content, progress: &mut dyn FnMut(u64)) -> Result<()> {
+    pub(super) fn fetch_content(&self, id: InodeId, content: Content, progress: &mut dyn FnMut(u64)) -> Result<()> {
         if matches!(content, Content::Inline { .. }) {
             progress(content.len_bytes());
             return Ok(());

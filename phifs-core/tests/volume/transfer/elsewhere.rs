@@ -11,7 +11,7 @@ use phifs_core::content::manifest::Part;
 use phifs_core::disk::FileName;
 use phifs_core::id::GlyphId;
 use phifs_core::placement::{Layout, Place};
-use phifs_core::volume::local::PeerGlyphs;
+use phifs_core::volume::local::{Options, PeerGlyphs};
 use phifs_core::volume::{FileKind, Handle, Seek, VolumeError};
 
 use super::groups::{members, push};
@@ -295,6 +295,41 @@ fn holes_and_snapshots_and_exports_of_what_is_elsewhere_are_whole() {
     let c = Site::out_of(2, &stream);
     assert_eq!(c.volume.tree_root().unwrap(), a.volume.tree_root().unwrap());
     c.verified("later");
+}
+
+#[test]
+fn what_is_fetched_can_be_read_where_there_is_no_room_for_it() {
+    let (a, b, other) = apart(|a| _ = a.write(Ino::ROOT, b"file", &noise(7, 300_000)));
+    b.volume.shut_down().unwrap();
+    let full = Options { reserve_bytes: Some(1 << 60), ..options() };
+    let disk = Arc::new(b.disk.clone());
+    let index = Arc::new(MemIndex::default());
+    let volume = LocalVolume::open(disk, index, b.env.clone(), &b.key, full, &|_| {}).unwrap();
+    let b = Site { volume, ..b };
+    b.volume.set_peers(Some(other.clone()));
+    assert!(read_all(&b, b"file").unwrap() == noise(7, 300_000));
+    assert_eq!(difference(&a, &b).len(), other.ids().len(), "nothing is kept");
+}
+
+#[test]
+fn versions_that_are_elsewhere_are_merged_when_the_file_is_opened() {
+    let text = |first: &str, last: &str| {
+        let lines: String = (0..2000).map(|n| format!("line {n:05}\n")).collect();
+        lines.replacen("line 00000", first, 1).replacen("line 01999", last, 1).into_bytes()
+    };
+    let (base, of_a, of_b) = ("line 00000", "by a......", "by b......");
+    let (a, b, other) = apart(|a| {
+        a.volume.setxattr(&CALLER, Ino::ROOT, b"user.phi.merge", b"text", XattrMode::Set).unwrap();
+        a.write(Ino::ROOT, b"text", &text(base, "line 01999"));
+    });
+    b.volume.set_peers(Some(other.clone()));
+    a.write(Ino::ROOT, b"text", &text(of_a, "line 01999"));
+    b.write(Ino::ROOT, b"text", &text(base, of_b));
+    push(&a, &b);
+    push(&b, &a);
+    other.glyphs.lock().unwrap().extend(difference(&a, &b));
+    assert_eq!(read_all(&b, b"text").unwrap(), text(of_a, of_b));
+    assert_eq!(read_all(&a, b"text").unwrap(), text(of_a, of_b));
 }
 
 #[test]
