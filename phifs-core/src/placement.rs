@@ -108,6 +108,11 @@ impl Layout {
         ranked
     }
 
+    /// Names the layout: who has the same, finds the same holders.
+    pub fn hash(&self) -> [u8; 32] {
+        *blake3::hash(&self.encode()).as_bytes()
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![LAYOUT_VERSION];
         out.put_varint(self.epoch);

@@ -11,32 +11,36 @@ const CONTEXT_SIGNED: &str = "phifs receipt v1";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
     pub context: VersionVector,
+    /// The layout by which it is known what it is to hold: see `Layout::hash`.
+    pub layout: [u8; 32],
     signature: Signature,
 }
 
 impl Receipt {
-    pub fn sign(key: &NodeKey, volume: &[u8; 16], context: VersionVector) -> Self {
-        let signature = key.sign(CONTEXT_SIGNED, &message(volume, &context));
-        Self { context, signature }
+    pub fn sign(key: &NodeKey, volume: &[u8; 16], context: VersionVector, layout: [u8; 32]) -> Self {
+        let signature = key.sign(CONTEXT_SIGNED, &message(volume, &context, &layout));
+        Self { context, layout, signature }
     }
 
     /// Whether this node has given it for this volume.
     pub fn verify(&self, node: &NodePublicKey, volume: &[u8; 16]) -> Result<(), BadSignature> {
-        node.verify(CONTEXT_SIGNED, &message(volume, &self.context), &self.signature)
+        node.verify(CONTEXT_SIGNED, &message(volume, &self.context, &self.layout), &self.signature)
     }
 
     pub fn encode(&self, out: &mut Vec<u8>) {
         self.context.encode(out);
+        out.put_bytes(&self.layout);
         out.put_bytes(&self.signature.0);
     }
 
     pub fn decode(reader: &mut Reader<'_>) -> codec::Result<Self> {
-        Ok(Self { context: VersionVector::decode(reader)?, signature: Signature(reader.array()?) })
+        let (context, layout) = (VersionVector::decode(reader)?, reader.array()?);
+        Ok(Self { context, layout, signature: Signature(reader.array()?) })
     }
 }
 
-fn message(volume: &[u8; 16], context: &VersionVector) -> Vec<u8> {
-    let mut message = volume.to_vec();
+fn message(volume: &[u8; 16], context: &VersionVector, layout: &[u8; 32]) -> Vec<u8> {
+    let mut message = [&volume[..], layout].concat();
     context.encode(&mut message);
     message
 }
@@ -50,7 +54,7 @@ mod tests {
     fn a_receipt_is_of_one_node_for_one_volume_and_one_state() {
         let (key, other) = (NodeKey::from_seed(&[1; 32]), NodeKey::from_seed(&[2; 32]));
         let context = VersionVector::new().with(AuthorId([3; 16]), 9);
-        let receipt = Receipt::sign(&key, &[4; 16], context);
+        let receipt = Receipt::sign(&key, &[4; 16], context, [5; 32]);
         let mut bytes = Vec::new();
         receipt.encode(&mut bytes);
         let read = Receipt::decode(&mut Reader::new(&bytes)).unwrap();
@@ -58,7 +62,9 @@ mod tests {
         assert!(read.verify(&key.public(), &[4; 16]).is_ok());
         assert!(read.verify(&other.public(), &[4; 16]).is_err());
         assert!(read.verify(&key.public(), &[5; 16]).is_err());
-        let more = Receipt { context: VersionVector::new().with(AuthorId([3; 16]), 10), ..read };
+        let more = Receipt { context: VersionVector::new().with(AuthorId([3; 16]), 10), ..read.clone() };
         assert!(more.verify(&key.public(), &[4; 16]).is_err());
+        let other = Receipt { layout: [6; 32], ..read };
+        assert!(other.verify(&key.public(), &[4; 16]).is_err());
     }
 }

@@ -11,13 +11,14 @@ use bytes::Bytes;
 use phifs_core::causal::VersionVector;
 use phifs_core::id::{GlyphId, S8Id};
 use phifs_core::identity::NodePublicKey;
+use phifs_core::placement::Layout;
 use phifs_core::registry::Member;
 use phifs_core::ssep::{
     Follower, Join, MemberEntries, Moment, Next, Note, Progress, Receipt, Refusal, Secret, SettingEntries, Teller,
     Token, note_of,
 };
 use phifs_core::time::Env as _;
-use phifs_core::volume::local::{Head, Invite, JoinError};
+use phifs_core::volume::local::{Head, Invite, JoinError, PeerGlyphs};
 
 use super::{Engine, snapshots};
 use crate::env::{self, SystemEnv};
@@ -253,11 +254,11 @@ impl Engine {
 
     /// What this node has, for whomever it follows; with `vouch`, all of it is made durable first.
     pub fn note(&self, vouch: bool) -> Result<Note, Failure> {
-        let receipt = vouch.then(|| self.volume.receipt().map_err(snapshots::explain)).transpose()?;
+        let receipt = vouch.then(|| self.volume.receipt().map_err(snapshots::explain)).transpose()?.flatten();
         Ok(Note { receipt, ..note_of(&self.volume).map_err(Failure::plain)? })
     }
 
-    pub fn take_receipt(&self, node: NodePublicKey, receipt: &Receipt) -> Result<(), Failure> {
+    pub fn take_receipt(&self, node: NodePublicKey, receipt: Receipt) -> Result<(), Failure> {
         self.volume.take_receipt(node, receipt).map_err(Failure::plain)
     }
 
@@ -267,6 +268,31 @@ impl Engine {
 
     pub fn take_glyphs(&self, glyphs: Vec<(GlyphId, Bytes)>) -> Result<(), Failure> {
         glyphs.iter().try_for_each(|(id, bytes)| self.volume.take_glyph(*id, bytes).map_err(Failure::plain))
+    }
+
+    /// Says where glyphs are to be, by who the members are. One alone holds everything.
+    pub fn place(&self) -> Result<bool, Failure> {
+        let members = self.members()?;
+        let is_member = members.iter().any(|(key, _)| *key == self.node());
+        if !is_member || members.len() < 2 && self.volume.layout().is_none() {
+            return Ok(false);
+        }
+        let layout = Layout::of_members(0, &members);
+        if self.volume.layout().is_some_and(|known| *known == layout) {
+            return Ok(false);
+        }
+        self.volume.set_layout(Some(layout)).map_err(Failure::plain)?;
+        Ok(true)
+    }
+
+    /// The glyphs that are to be here and are not.
+    pub fn look_for_missing(&self) -> Result<Vec<GlyphId>, Failure> {
+        self.volume.look_for_missing().map_err(Failure::plain)
+    }
+
+    /// Where glyphs come from that are not here.
+    pub fn set_peers(&self, peers: Option<Arc<dyn PeerGlyphs>>) {
+        self.volume.set_peers(peers);
     }
 
     /// Until the volume is about to be closed.

@@ -1,47 +1,52 @@
 //! Getting glyphs from peers.
 
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use phifs_core::id::GlyphId;
+use phifs_core::identity::NodePublicKey;
 use phifs_core::ssep::{Answer, GLYPHS_MAX, Request};
+use phifs_core::volume::local::PeerGlyphs;
 use quinn::Connection;
-use tokio::time::timeout;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
+use super::Shared;
 use super::wire::{self, ANSWER_TIME_MAX, WireError};
-use super::{Peer, Shared};
 use crate::failure::Failure;
 
 /// So much is checked and stored at a time.
 const STORED_BYTES: usize = 4 << 20;
+/// A peer that somebody waits for and that has said nothing for so long gets company.
+const HEDGE_AFTER: Duration = Duration::from_millis(250);
+/// How long to rest before it is looked again for what is to be here.
+const REST_MIN: Duration = Duration::from_millis(500);
+const REST_MAX: Duration = Duration::from_secs(30);
 
-/// Fetches all of these glyphs, from a peer that should have them, and what it has not from the others.
-pub async fn fetch(
-    shared: &Arc<Shared>,
-    peer: &Arc<Peer>,
-    connection: &Connection,
-    ids: Vec<GlyphId>,
-) -> Result<(), Failure> {
-    let mut missing = fetch_from(shared, connection, ids).await?;
-    let others: Vec<_> = shared.peers.lock().values().filter(|other| other.key != peer.key).cloned().collect();
-    for other in others {
+/// Fetches and stores all of these glyphs: from `first`, if there is one, and what it has not from the others.
+pub async fn fetch(shared: &Arc<Shared>, first: Option<NodePublicKey>, ids: Vec<GlyphId>) -> Result<(), Failure> {
+    let mut missing = ids;
+    for connection in connections(shared, first) {
+        match fetch_from(shared, &connection, missing.clone()).await {
+            Ok(left) => missing = left,
+            Err(error) => tracing::debug!(at = %connection.remote_address(), %error, "a node does not give glyphs"),
+        }
         if missing.is_empty() {
-            break;
-        }
-        if let Some(connection) = other.connection() {
-            match fetch_from(shared, &connection, missing.clone()).await {
-                Ok(left) => missing = left,
-                Err(error) => tracing::debug!(node = %other.key, %error, "a node does not give glyphs"),
-            }
+            return Ok(());
         }
     }
-    match missing.first() {
-        None => Ok(()),
-        Some(id) => {
-            let many = missing.len();
-            Err(Failure::plain(format!("no node that is reachable has the bytes of {many} glyphs, {id} first")))
-        }
-    }
+    let (many, one) = (missing.len(), missing[0]);
+    Err(Failure::plain(format!("no node that is reachable has the bytes of {many} glyphs, {one} first")))
+}
+
+/// To the peers that there are connections to.
+fn connections(shared: &Shared, first: Option<NodePublicKey>) -> Vec<Connection> {
+    let mut peers: Vec<_> = shared.peers.lock().values().cloned().collect();
+    peers.sort_by_key(|peer| Some(peer.key) != first);
+    peers.iter().filter_map(|peer| peer.connection()).collect()
 }
 
 /// Says which of the glyphs the peer does not have.
@@ -51,14 +56,12 @@ async fn fetch_from(shared: &Arc<Shared>, connection: &Connection, ids: Vec<Glyp
         let mut answers = wire::ask(connection, &Request::Glyphs(ids.to_vec())).await.map_err(Failure::plain)?;
         let (mut glyphs, mut bytes): (Vec<(GlyphId, Bytes)>, usize) = (Vec::new(), 0);
         for id in ids {
-            let answer = timeout(ANSWER_TIME_MAX, answers.next()).await.map_err(|_| WireError::Silent);
-            match answer.and_then(|answer| answer).map_err(Failure::plain)? {
-                Answer::Glyph(Some(glyph)) => {
+            match glyph(&mut answers).await.map_err(Failure::plain)? {
+                Some(glyph) => {
                     bytes += glyph.len();
                     glyphs.push((*id, glyph));
                 }
-                Answer::Glyph(None) => missing.push(*id),
-                _ => return Err(Failure::plain(WireError::Unexpected)),
+                None => missing.push(*id),
             }
             if bytes >= STORED_BYTES {
                 let glyphs = std::mem::take(&mut glyphs);
@@ -69,4 +72,89 @@ async fn fetch_from(shared: &Arc<Shared>, connection: &Connection, ids: Vec<Glyp
         shared.blocking(move |engine| engine.take_glyphs(glyphs)).await?;
     }
     Ok(missing)
+}
+
+async fn glyph(answers: &mut wire::Answers) -> wire::Result<Option<Bytes>> {
+    match timeout(ANSWER_TIME_MAX, answers.next()).await.map_err(|_| WireError::Silent)?? {
+        Answer::Glyph(glyph) => Ok(glyph),
+        _ => Err(WireError::Unexpected),
+    }
+}
+
+/// The peers, for readers who wait.
+pub struct Reachable {
+    pub shared: Arc<Shared>,
+    pub handle: Handle,
+}
+
+impl PeerGlyphs for Reachable {
+    fn fetch(&self, ids: &[GlyphId], patience: Duration) -> io::Result<Vec<(GlyphId, Bytes)>> {
+        let asking = async { timeout(patience, ask_around(&self.shared, ids)).await };
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no node has given it in time");
+        self.handle.block_on(asking).map_err(late)?
+    }
+}
+
+/// Asks one peer after the other, the next one when the last is slow or has not got it; who is first is believed.
+async fn ask_around(shared: &Shared, ids: &[GlyphId]) -> io::Result<Vec<(GlyphId, Bytes)>> {
+    let mut asked = JoinSet::new();
+    let mut left = connections(shared, None).into_iter();
+    loop {
+        if let Some(connection) = left.next() {
+            let ids = ids[..ids.len().min(GLYPHS_MAX)].to_vec();
+            asked.spawn(async move { ask(&connection, ids).await });
+        } else if asked.is_empty() {
+            return Err(io::Error::other("no node that is reachable has it"));
+        }
+        let hedge = if left.len() > 0 { HEDGE_AFTER } else { ANSWER_TIME_MAX };
+        if let Ok(Some(Ok(Ok(glyphs)))) = timeout(hedge, asked.join_next()).await
+            && !glyphs.is_empty()
+        {
+            return Ok(glyphs);
+        }
+    }
+}
+
+/// The first glyph and what comes along with it; nothing if the peer has not got that one.
+async fn ask(connection: &Connection, ids: Vec<GlyphId>) -> wire::Result<Vec<(GlyphId, Bytes)>> {
+    let mut answers = wire::ask(connection, &Request::Glyphs(ids.clone())).await?;
+    let mut glyphs = Vec::new();
+    for id in ids {
+        match glyph(&mut answers).await? {
+            Some(glyph) => glyphs.push((id, glyph)),
+            None if glyphs.is_empty() => return Ok(glyphs),
+            None => {}
+        }
+    }
+    Ok(glyphs)
+}
+
+/// Keeps everything here that is to be here, as members come and go.
+pub async fn keep_complete(shared: Arc<Shared>) {
+    let mut rest = REST_MIN;
+    let mut is_complete = false;
+    while !shared.is_stopping() {
+        let placed = shared.blocking(|engine| engine.place()).await;
+        if !matches!(placed, Ok(false)) {
+            (is_complete, rest) = (false, REST_MIN);
+        }
+        if !is_complete {
+            let looked = async {
+                let missing = shared.blocking(|engine| engine.look_for_missing()).await?;
+                if missing.is_empty() {
+                    return Ok(true);
+                }
+                tracing::info!(glyphs = missing.len(), "fetching what is to be here by now");
+                fetch(&shared, None, missing).await.map(|()| false)
+            };
+            match looked.await {
+                Ok(done) => (is_complete, rest) = (done, REST_MIN),
+                Err(error) => {
+                    tracing::debug!(%error, "not all is here that is to be here");
+                    rest = (rest * 2).min(REST_MAX);
+                }
+            }
+        }
+        sleep(rest).await;
+    }
 }

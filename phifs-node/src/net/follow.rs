@@ -253,7 +253,7 @@ impl Link<'_> {
             let progress;
             (self.follower, progress) = went_on.await?;
             if !progress.missing.is_empty() {
-                fetch::fetch(self.shared, self.peer, self.connection, progress.missing).await?;
+                fetch::fetch(self.shared, Some(self.peer.key), progress.missing).await?;
             } else if let Some(later) = progress.later {
                 sleep(later).await;
             } else {

@@ -123,6 +123,9 @@ impl Net {
         });
         let changes = shared.changes.clone();
         shared.engine.set_on_change(Some(Arc::new(move || changes.send_modify(|n| *n += 1))));
+        let reachable = fetch::Reachable { shared: shared.clone(), handle: runtime.handle().clone() };
+        shared.engine.set_peers(Some(Arc::new(reachable)));
+        runtime.spawn(fetch::keep_complete(shared.clone()));
         runtime.spawn(serve::accept(shared.clone()));
         runtime.spawn(follow::follow_members(shared.clone()));
         runtime.spawn(addresses::keep_announcing(shared.clone(), address, addresses));
@@ -169,6 +172,7 @@ impl Net {
     pub fn stop(&self) {
         self.shared.stopping.store(true, Ordering::Release);
         self.shared.engine.set_on_change(None);
+        self.shared.engine.set_peers(None);
         self.shared.endpoint.close(0_u8.into(), b"going down");
         if let Some(runtime) = self.runtime.lock().take() {
             // Else the peers would have to find out by themselves.

@@ -242,7 +242,7 @@ async fn heard(shared: &Arc<Shared>, peer: &Arc<Peer>, note: Note) -> wire::Resu
     peer.state.lock().asked = Some((note.context, std::time::Instant::now()));
     let Some(receipt) = note.receipt else { return Ok(()) };
     let key = peer.key;
-    shared.blocking(move |engine| engine.take_receipt(key, &receipt)).await.map_err(wire::lost)
+    shared.blocking(move |engine| engine.take_receipt(key, receipt)).await.map_err(wire::lost)
 }
 
 /// Sends the state of this node, as a difference to a head that the asker has.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::content::Content;
 use crate::id::{DirId, Dot, InodeId};
 use crate::namespace::conflict::{self, Choice, Conflict, Matter};
 use crate::namespace::derive::Child;
@@ -471,8 +472,9 @@ impl LocalVolume {
             return Ok(self.why_unreadable(id).map_or("ok".into(), |why| format!("unreadable: {why}")).into_bytes());
         }
         if name == REPLICAS || name == DURABILITY {
-            let version = Stat::in_tables(state, &row).version.map_or(id.0, |(dot, _)| dot);
-            let (machines, level) = self.achieved(version)?;
+            let version = Stat::in_tables(state, &row).version;
+            let (dot, content) = version.map_or((id.0, Content::Empty), |(dot, version)| (dot, version.content));
+            let (machines, level) = self.achieved(dot, &content)?;
             let text = if name == REPLICAS { machines.to_string() } else { level.word().to_owned() };
             return Ok(text.into_bytes());
         }

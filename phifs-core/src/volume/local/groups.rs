@@ -14,8 +14,8 @@ use crate::codec::{self, DecodeError, Encode, Reader};
 use crate::id::{AuthorId, Dot, GlyphId};
 use crate::identity::NodePublicKey;
 use crate::meta::{Journal, Lsn};
-use crate::namespace::Op;
 use crate::namespace::suspect::Suspect;
+use crate::namespace::{Effect, Op};
 use crate::oplog::{OplogError, SealedGroup};
 use crate::registry::Key;
 use crate::store::StoreError;
@@ -115,6 +115,18 @@ fn operations(group: &SealedGroup, from: u64) -> codec::Result<Vec<Op>> {
     let author = group.author_id();
     let new = group.ops().filter(|(n, _)| *n >= from);
     new.map(|(n, bytes)| Op::decode(Dot { author, n }, &bytes)).collect()
+}
+
+/// How long the versions are that it makes from operation `from` on.
+pub(super) fn content_bytes(group: &SealedGroup, from: u64) -> codec::Result<u64> {
+    let mut bytes = 0;
+    for op in operations(group, from)? {
+        for effect in &op.effects {
+            let Effect::Inode(effect) = effect else { continue };
+            bytes += effect.version.as_ref().map_or(0, |(version, _)| version.content.len_bytes());
+        }
+    }
+    Ok(bytes)
 }
 
 impl State {

@@ -4,23 +4,27 @@
 //! disk has confirmed.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::causal::VersionVector;
+use crate::content::Content;
+use crate::content::manifest::visit_glyphs;
 use crate::durability::{Degraded, Durability};
-use crate::id::{DirId, Dot, InodeId};
+use crate::id::{DirId, Dot, GlyphId, InodeId};
 use crate::identity::{BadSignature, NodePublicKey};
+use crate::namespace::apply::GENESIS_DOT;
 use crate::namespace::row::Closure;
-use crate::namespace::tables::Rows as _;
-use crate::namespace::view;
+use crate::namespace::tables::{Rows as _, malformed};
+use crate::namespace::view::{self, Stat};
 use crate::registry::Member;
 use crate::ssep::Receipt;
 use crate::volume::{FileKind, Result, VolumeError};
 
 use super::LocalVolume;
 use super::attrs::said_above;
+use super::groups::content_bytes;
 use super::publication::Publication;
 use super::snapshots::SnapshotError;
 
@@ -33,25 +37,45 @@ const PUBLISH_TRIES: usize = 8;
 #[derive(Default)]
 pub(super) struct Receipts {
     /// The latest word of each.
-    held: Mutex<BTreeMap<NodePublicKey, VersionVector>>,
+    held: Mutex<BTreeMap<NodePublicKey, Receipt>>,
     more: Condvar,
     /// Up to where somebody waits.
     urgent: Mutex<VersionVector>,
+    /// The layout by which everything is here that is to be here.
+    complete: Mutex<Option<[u8; 32]>>,
 }
 
 impl LocalVolume {
-    /// Makes all that is known durable, and vouches for it.
-    pub fn receipt(&self) -> std::result::Result<Receipt, SnapshotError> {
-        let context = self.context();
+    fn layout_hash(&self) -> [u8; 32] {
+        self.layout().map_or([0; 32], |layout| layout.hash())
+    }
+
+    /// Makes all that is known durable, and vouches for it. Nothing, as long as not all is here that the layout places here.
+    pub fn receipt(&self) -> std::result::Result<Option<Receipt>, SnapshotError> {
+        let (context, layout) = (self.context(), self.layout());
+        let hash = layout.as_ref().map_or([0; 32], |layout| layout.hash());
+        if layout.is_some() && *self.receipts.complete.lock() != Some(hash) {
+            return Ok(None);
+        }
         self.commit_journal()?;
-        Ok(Receipt::sign(&self.key, &self.id()?, context))
+        Ok(Some(Receipt::sign(&self.key, &self.id()?, context, hash)))
+    }
+
+    /// The glyphs that are to be here and are not. When there are none, this node vouches for what it has from then on.
+    pub fn look_for_missing(&self) -> Result<Vec<GlyphId>> {
+        let hash = self.layout_hash();
+        let missing = self.missing()?;
+        if missing.is_empty() {
+            *self.receipts.complete.lock() = Some(hash);
+        }
+        Ok(missing)
     }
 
     /// Remembers the word of another member.
-    pub fn take_receipt(&self, node: NodePublicKey, receipt: &Receipt) -> std::result::Result<(), BadSignature> {
+    pub fn take_receipt(&self, node: NodePublicKey, receipt: Receipt) -> std::result::Result<(), BadSignature> {
         let Ok(volume) = self.id() else { return Ok(()) };
         receipt.verify(&node, &volume)?;
-        self.receipts.held.lock().entry(node).or_default().join(&receipt.context);
+        self.receipts.held.lock().insert(node, receipt);
         self.receipts.more.notify_all();
         Ok(())
     }
@@ -85,11 +109,8 @@ impl LocalVolume {
             Dot { author: state.author_id(), n: state.context.get(state.author_id()) }
         };
         let (wanted, degraded) = (wanted.machines(self.machines()?), self.settings.read().fsync_degraded);
-        let have = if is_published && dot.n > 0 {
-            1 + self.wait_for_holders(dot, wanted - 1, degraded.patience())?
-        } else {
-            1
-        };
+        let have =
+            if is_published && dot.n > 0 { self.wait_for_machines(id, dot, wanted, degraded.patience())? } else { 1 };
         if have >= wanted || degraded == Degraded::Local {
             Ok(())
         } else {
@@ -115,14 +136,15 @@ impl LocalVolume {
     }
 
     /// How many machines hold a version durably, as far as is known here, and what that amounts to.
-    pub(super) fn achieved(&self, version: Dot) -> Result<(usize, Durability)> {
-        let machines = 1 + self.holders_of(version)?;
+    pub(super) fn achieved(&self, version: Dot, content: &Content) -> Result<(usize, Durability)> {
+        let members = self.members()?;
+        let machines = self.holding(&self.receipts.held.lock(), &members, version, content)?;
         Ok((machines, Durability::achieved(machines, self.machines()?)))
     }
 
     /// What another member has said to hold.
     pub fn held_by(&self, node: NodePublicKey) -> VersionVector {
-        self.receipts.held.lock().get(&node).cloned().unwrap_or_default()
+        self.receipts.held.lock().get(&node).map(|receipt| receipt.context.clone()).unwrap_or_default()
     }
 
     /// Asks the others to say soon whether they hold all of this.
@@ -131,11 +153,52 @@ impl LocalVolume {
         self.state.read().tell_change();
     }
 
-    /// How many other members hold this operation durably, and what it names.
-    pub fn holders_of(&self, dot: Dot) -> Result<usize> {
+    /// How many machines hold this operation durably, and each part of the content that it names; this one counts.
+    fn holding(
+        &self,
+        held: &BTreeMap<NodePublicKey, Receipt>,
+        members: &[(NodePublicKey, Member)],
+        dot: Dot,
+        content: &Content,
+    ) -> Result<usize> {
+        let (layout, copies) = (self.layout(), self.settings.read().copies);
+        let hash = layout.as_ref().map_or([0; 32], |layout| layout.hash());
+        let own = self.key.public();
+        let vouches = |key: &NodePublicKey| {
+            *key == own || held.get(key).is_some_and(|word| word.layout == hash && word.context.contains(dot))
+        };
+        let mut least = members.iter().filter(|(key, _)| vouches(key) && *key != own).count() + 1;
+        if let Some(layout) = layout {
+            visit_glyphs(&*self.store, content, &mut |_, id| {
+                let holders = layout.holders(id, copies);
+                // What is written here is here, whoever is to hold it.
+                let others = holders.iter().filter(|key| **key != own && vouches(key)).count();
+                least = least.min(others + 1);
+                false
+            })?;
+        }
+        Ok(least.min(usize::from(copies).max(1)))
+    }
+
+    /// The bytes of files in operations that not all members have vouched for.
+    pub fn under_replicated_bytes(&self) -> Result<u64> {
         let members = self.members()?;
-        let held = self.receipts.held.lock();
-        Ok(holders(&held, &members, dot))
+        let others: Vec<_> = members.iter().filter(|(key, _)| *key != self.key.public()).collect();
+        let context = self.context();
+        let mut floor = context.clone();
+        for (key, _) in others {
+            let held = self.held_by(*key);
+            floor =
+                floor.iter().fold(VersionVector::new(), |all, (author, n)| all.with(author, n.min(held.get(author))));
+        }
+        let lacks: Vec<_> = context.missing_from(&floor).filter(|(author, _)| *author != GENESIS_DOT.author).collect();
+        let Ok(Some(groups)) = self.oplog.ranges(&lacks) else { return Ok(self.store.usage().data_plain_bytes) };
+        let mut bytes = 0;
+        for group in groups {
+            let from = floor.get(group.author_id()) + 1;
+            bytes += content_bytes(&group, from).map_err(|e| malformed("group", &group.author_id().0, e))?;
+        }
+        Ok(bytes)
     }
 
     /// Up to where somebody waits for the receipts of others.
@@ -143,23 +206,30 @@ impl LocalVolume {
         self.receipts.urgent.lock().clone()
     }
 
-    /// Waits until so many other members hold this operation durably. Says how many do.
-    pub fn wait_for_holders(&self, dot: Dot, wanted: usize, patience: Duration) -> Result<usize> {
-        let until = Instant::now() + patience;
-        if self.holders_of(dot)? < wanted {
-            self.ask_for_receipts(&VersionVector::new().with(dot.author, dot.n));
-        }
+    /// Waits until so many machines hold this operation and the file as it is now. Says how many do.
+    fn wait_for_machines(&self, id: InodeId, dot: Dot, wanted: usize, patience: Duration) -> Result<usize> {
+        let late_ms = self.env.now().millis().saturating_add(patience.as_millis() as u64);
+        let content = {
+            let state = self.state.read();
+            let row = state.inode(id)?;
+            row.and_then(|row| Stat::of(&row).version).map_or(Content::Empty, |(_, version)| version.content)
+        };
+        let mut is_asked = false;
         loop {
             let members = self.members()?;
             let mut held = self.receipts.held.lock();
-            let found = holders(&held, &members, dot);
-            if found >= wanted || self.receipts.more.wait_until(&mut held, until).timed_out() {
-                return Ok(holders(&held, &members, dot));
+            let found = self.holding(&held, &members, dot, &content)?;
+            let left = Duration::from_millis(late_ms.saturating_sub(self.env.now().millis()));
+            if found >= wanted || left.is_zero() {
+                return Ok(found);
+            }
+            if !is_asked {
+                is_asked = true;
+                drop(held);
+                self.ask_for_receipts(&VersionVector::new().with(dot.author, dot.n));
+            } else if self.receipts.more.wait_for(&mut held, left).timed_out() {
+                return self.holding(&held, &members, dot, &content);
             }
         }
     }
-}
-
-fn holders(held: &BTreeMap<NodePublicKey, VersionVector>, members: &[(NodePublicKey, Member)], dot: Dot) -> usize {
-    members.iter().filter(|(key, _)| held.get(key).is_some_and(|held| held.contains(dot))).count()
 }

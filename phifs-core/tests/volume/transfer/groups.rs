@@ -217,10 +217,10 @@ fn a_sync_says_no_more_than_what_others_have_vouched_for() {
     assert!(matches!(failed, Err(VolumeError::NotEnoughCopies { have: 1, wanted: 2 })), "{failed:?}");
     push(&a, &b);
     assert!(a.volume.fsync(ino, None, false).is_err(), "it was sent, and nobody says that it arrived");
-    let receipt = b.volume.receipt().unwrap();
-    assert!(a.volume.take_receipt(key_of(&a), &receipt).is_err(), "it is by another node");
+    let receipt = b.volume.receipt().unwrap().unwrap();
+    assert!(a.volume.take_receipt(key_of(&a), receipt.clone()).is_err(), "it is by another node");
     assert!(a.volume.fsync(ino, None, false).is_err());
-    a.volume.take_receipt(key_of(&b), &receipt).unwrap();
+    a.volume.take_receipt(key_of(&b), receipt).unwrap();
     a.volume.fsync(ino, None, false).unwrap();
     assert_eq!([attribute(&a, ino, "durability"), attribute(&a, ino, "replicas")], ["all", "2"]);
     // A later version is another matter.
@@ -253,7 +253,7 @@ fn a_sync_that_waits_hears_of_the_receipt_at_once() {
             std::thread::yield_now();
         }
         push(&a, &b);
-        a.volume.take_receipt(key_of(&b), &b.volume.receipt().unwrap()).unwrap();
+        a.volume.take_receipt(key_of(&b), b.volume.receipt().unwrap().unwrap()).unwrap();
         synced.join().unwrap().unwrap();
     });
 }
