@@ -32,6 +32,8 @@ pub struct Config {
     pub conflicts: Conflicts,
     /// Where to listen for other nodes. `None`: where it was told to once, and else nowhere.
     pub listen: Option<SocketAddr>,
+    /// Where to tell metrics, on loopback.
+    pub metrics: Option<SocketAddr>,
     /// Memory for glyphs and metadata that were read.
     pub cache_mib: u32,
     /// Disk space for materialised files whose bytes are published.
@@ -124,6 +126,7 @@ pub struct Settings {
     pub data_mode: Option<DataMode>,
     pub conflicts: Option<Conflicts>,
     pub listen: Option<SocketAddr>,
+    pub metrics: Option<SocketAddr>,
     pub cache_mib: Option<u32>,
     pub staging_cache_mib: Option<u32>,
     pub publish_interval_ms: Option<u32>,
@@ -193,6 +196,7 @@ const KEYS: &[Key] = &[
     Key { name: "data_mode", set: |s, v| put(&mut s.data_mode, v.parse()) },
     Key { name: "conflicts", set: |s, v| put(&mut s.conflicts, v.parse()) },
     Key { name: "listen", set: |s, v| put(&mut s.listen, parse(v, "an address and a port, as in 0.0.0.0:7447")) },
+    Key { name: "metrics", set: |s, v| put(&mut s.metrics, metrics_at(v)) },
     Key { name: "cache_mib", set: |s, v| put(&mut s.cache_mib, within(v, 8, 1 << 20)) },
     Key { name: "staging_cache_mib", set: |s, v| put(&mut s.staging_cache_mib, within(v, 0, 1 << 24)) },
     Key { name: "publish_interval_ms", set: |s, v| put(&mut s.publish_interval_ms, within(v, 10, 3_600_000)) },
@@ -213,6 +217,11 @@ fn put<T>(slot: &mut Option<T>, value: Result<T, String>) -> Result<(), String> 
 
 fn parse<T: FromStr>(text: &str, expected: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("it takes {expected}"))
+}
+
+/// An address and a port of this machine alone.
+pub fn metrics_at(text: &str) -> Result<SocketAddr, String> {
+    parse(text, "an address and a port, as in 127.0.0.1:9447").and_then(crate::metrics::check_address)
 }
 
 fn within(text: &str, min: u32, max: u32) -> Result<u32, String> {
@@ -305,6 +314,7 @@ impl Settings {
             data_mode: self.data_mode.or(other.data_mode),
             conflicts: self.conflicts.or(other.conflicts),
             listen: self.listen.or(other.listen),
+            metrics: self.metrics.or(other.metrics),
             cache_mib: self.cache_mib.or(other.cache_mib),
             staging_cache_mib: self.staging_cache_mib.or(other.staging_cache_mib),
             publish_interval_ms: self.publish_interval_ms.or(other.publish_interval_ms),
@@ -446,6 +456,7 @@ impl Config {
             data_mode: settings.data_mode.unwrap_or(DataMode::Auto),
             conflicts: settings.conflicts.unwrap_or(Conflicts::Hidden),
             listen: settings.listen,
+            metrics: settings.metrics,
             cache_mib: settings.cache_mib.unwrap_or(64),
             staging_cache_mib: settings.staging_cache_mib.unwrap_or(4096),
             publish_interval: Duration::from_millis(settings.publish_interval_ms.unwrap_or(1000).into()),

@@ -9,6 +9,7 @@
 
 mod branches;
 mod membership;
+mod metrics;
 
 use std::fs::File;
 use std::io::Read;
@@ -135,6 +136,9 @@ pub fn serve(
     let socket = store.control_socket();
     let server = Server::start(socket.clone(), daemon.clone())
         .map_err(|error| Failure::plain(format!("cannot listen at {}: {error}", show::path(&socket))))?;
+    let metrics = daemon.clone();
+    let metrics =
+        config.metrics.map(|address| crate::metrics::Server::start(address, move || metrics.metrics())).transpose()?;
     let (pid, mount) = (std::process::id(), Name::of_path(&config.mount));
     let features = daemon.mount.features();
     tracing::info!(data_path = %features.data_path, reason = %features.data_path_reason, "how the bytes of files travel");
@@ -161,6 +165,7 @@ pub fn serve(
         }
         event = arrivals.recv().map_err(|_| gone())?;
     };
+    drop(metrics);
     drop(server);
     drop(lock);
     tracing::info!("stopped");
@@ -488,7 +493,7 @@ impl Daemon {
             store: Name::of_path(self.store.path()),
             mounts: mounts_of(&self.mount).iter().map(|mount| Name::of_path(&mount.path)).collect(),
             branches: self.branches.report(),
-            standing: self.engine.standing().unwrap_or_default(),
+            cluster: self.cluster(),
             features: Features {
                 data_path: features.data_path.to_string(),
                 data_path_reason: features.data_path_reason,

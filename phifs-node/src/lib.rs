@@ -12,6 +12,7 @@ mod findings;
 pub mod hex;
 mod host;
 mod lease;
+mod metrics;
 pub mod mounts;
 mod net;
 pub mod node_key;

@@ -18,12 +18,24 @@ pub struct Status {
     #[serde(default)]
     pub branches: Vec<BranchMount>,
     #[serde(default)]
-    pub standing: Standing,
+    pub cluster: Cluster,
     pub features: Features,
     /// How many FUSE requests of each kind the kernel has sent since the start.
     #[serde(default)]
     pub requests: BTreeMap<String, u64>,
     pub volume: VolumeStatus,
+}
+
+/// How it stands with the other machines, in short.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    pub standing: Standing,
+    /// This node included.
+    pub members: u64,
+    /// Of the others.
+    pub connected: u64,
+    /// How many operations the one lacks that lacks most, of those who are connected.
+    pub behind: u64,
 }
 
 /// Whether this node is one of those that have the volume.

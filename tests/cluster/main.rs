@@ -190,7 +190,7 @@ fn members(node: &Node) -> Vec<serde_json::Value> {
 }
 
 fn standing(node: &Node) -> String {
-    json(node, &["status"])["standing"].as_str().expect("a word").to_owned()
+    json(node, &["status"])["cluster"]["standing"].as_str().expect("a word").to_owned()
 }
 
 /// All machines of a test have one name, so they are told apart by the first digits of their keys.
@@ -343,6 +343,66 @@ fn a_port_in_use_is_named() {
     assert!(ran.stderr_text().contains(&format!("cannot listen at {address}")), "{ran}");
     assert_eq!(ran.code(), Some(4), "{ran}");
     assert!(!node.serves());
+}
+
+/// The value of a metric, by the beginning of its line.
+fn metric(address: &str, line: &str) -> Option<f64> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(address).ok()?;
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    assert!(head.starts_with("HTTP/1.0 200"), "{head}");
+    for line in body.lines().filter(|line| !line.starts_with("# ")) {
+        let (name, value) = line.rsplit_once(' ').expect("a name and a value");
+        let bare = name.split('{').next().unwrap();
+        assert!(bare.starts_with("phifs_") && value.parse::<f64>().is_ok(), "{line}");
+        assert!(body.contains(&format!("# TYPE {bare} ")), "{line}");
+    }
+    let found = body.lines().find(|found| found.starts_with(line))?;
+    found.rsplit_once(' ')?.1.parse().ok()
+}
+
+#[test]
+fn metrics_move_with_what_is_done() {
+    needs_phifs!();
+    let free = || std::net::TcpListener::bind(LISTEN).unwrap().local_addr().unwrap().to_string();
+    let address = free();
+    let mut a = Node::new(DataMode::Auto);
+    let said = a.phifs(["up", "--mount", a.dir().to_str().unwrap(), "--metrics", "0.0.0.0:9447"]);
+    assert!(said.code() == Some(2) && said.stderr_text().contains("loopback"), "{said}");
+    a.start_with(["up", "--listen", LISTEN, "--metrics", &address]);
+    let b = joined(&a);
+    let sent = || metric(&address, "phifs_net_sent_bytes_total{path=\"push\"}").unwrap();
+    let (made, before) = (metric(&address, "phifs_operations_total").unwrap(), sent());
+    fs::write(a.dir().join("file"), "of a").unwrap();
+    assert!(reads(b.dir(), "file", b"of a"));
+    assert!(metric(&address, "phifs_operations_total").unwrap() > made && sent() > before);
+    assert_eq!(metric(&address, "phifs_members"), Some(2.0));
+    assert_eq!(metric(&address, "phifs_member_connected{"), Some(1.0));
+    assert!(metric(&address, "phifs_fuse_requests_total{kind=\"create\"}").unwrap() >= 1.0);
+    // A word that is no invitation of this one is counted.
+    let refused = || metric(&address, "phifs_net_refused_total{what=\"invitation\"}").unwrap();
+    let (token, stranger) = (invitation(&a), Node::new(DataMode::Auto));
+    let _c = {
+        let mut c = Node::new(DataMode::Auto);
+        c.start_with(["join", &token, "--listen", LISTEN]);
+        c
+    };
+    assert_eq!(refused(), 0.0);
+    stranger.phifs(["join", &token, "--mount", stranger.dir().to_str().unwrap(), "--listen", LISTEN]);
+    assert_eq!(refused(), 1.0);
+    // The summary of the cluster, watched.
+    let watched = a.command(["status", "--watch", "--json"]).stdout(std::process::Stdio::piped()).spawn();
+    let mut watched = watched.unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(watched.stdout.take().unwrap()));
+    for _ in 0..2 {
+        let status: serde_json::Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(status["cluster"]["members"], 3, "{status}");
+    }
+    watched.kill().unwrap();
+    watched.wait().unwrap();
 }
 
 #[test]

@@ -11,22 +11,27 @@ use crate::show;
 #[derive(clap::Args)]
 #[command(
     after_help = "BEHIND counts the operations that are known here and were not known there when that machine asked \
-    last.\n\nExamples:\n  phifs members\n  phifs members --json"
+    last.\n\nExamples:\n  phifs members\n  phifs members --watch\n  phifs members --json"
 )]
-pub struct Members {}
+pub struct Members {
+    /// Show them again every second, until interrupted
+    #[arg(long)]
+    watch: bool,
+}
 
 impl Members {
     pub fn run(self, context: &Context) -> Result<(), Failure> {
-        let members: Vec<Member> = context.ask(&Request::Members)?;
-        if members.is_empty() {
-            let status: Status = context.ask(&Request::Status)?;
-            context.output.note(match status.standing {
-                Standing::Former => "This machine is no member any more. To come back: phifs down, then phifs join",
-                Standing::Alone | Standing::Member => "This machine is alone. To let others in: phifs invite",
-            });
-        }
-        context.output.result(&members, |members| if members.is_empty() { String::new() } else { rows(members) });
-        Ok(())
+        context.output.watch(self.watch, || {
+            let members: Vec<Member> = context.ask(&Request::Members)?;
+            if members.is_empty() {
+                let status: Status = context.ask(&Request::Status)?;
+                context.output.note(match status.cluster.standing {
+                    Standing::Former => "This machine is no member any more. To come back: phifs down, then phifs join",
+                    Standing::Alone | Standing::Member => "This machine is alone. To let others in: phifs invite",
+                });
+            }
+            Ok(context.output.shown(&members, |members| if members.is_empty() { String::new() } else { rows(members) }))
+        })
     }
 }
 
@@ -43,9 +48,14 @@ fn rows(members: &[Member]) -> String {
     let row = |member: &Member| {
         let behind = member.behind.map_or_else(|| "?".to_owned(), |behind| behind.to_string());
         let name = show::quote(member.name.as_bytes());
-        [name, member.key.chars().take(8).collect(), member.addresses.join(" "), behind, state_of(member)]
+        let heard = match (member.this_node, member.heard_secs) {
+            (true, _) => "-".to_owned(),
+            (_, Some(secs)) => format!("{} ago", show::span(secs)),
+            (_, None) => "never".to_owned(),
+        };
+        [name, member.key.chars().take(8).collect(), member.addresses.join(" "), behind, heard, state_of(member)]
     };
-    let head = ["NAME", "KEY", "ADDRESS", "BEHIND", ""].map(str::to_owned);
-    let rows: Vec<[String; 5]> = std::iter::once(head).chain(members.iter().map(row)).collect();
+    let head = ["NAME", "KEY", "ADDRESS", "BEHIND", "HEARD", ""].map(str::to_owned);
+    let rows: Vec<[String; 6]> = std::iter::once(head).chain(members.iter().map(row)).collect();
     table(&rows, &[3])
 }

@@ -9,6 +9,9 @@ use crate::control::Progress;
 use crate::failure::Failure;
 use crate::show;
 
+/// How often something is shown that is watched.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
 pub struct Output {
     json: bool,
 }
@@ -20,12 +23,37 @@ impl Output {
 
     /// Prints a result: one line of JSON, or `text` of it.
     pub fn result<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) {
+        let text = self.shown(value, text);
+        if !text.is_empty() {
+            print(&text);
+        }
+    }
+
+    /// What `result` would print.
+    pub fn shown<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> String {
         if self.json {
-            print(&serde_json::to_string(value).expect("reports are plain data with text keys"));
+            serde_json::to_string(value).expect("reports are plain data with text keys")
         } else {
-            let text = text(value);
-            if !text.is_empty() {
-                print(text.trim_end());
+            text(value).trim_end().to_owned()
+        }
+    }
+
+    /// Prints what `look` shows, once or again and again: on a terminal in the same place, and elsewhere one below the
+    /// other. It ends when nobody reads it any more.
+    pub fn watch(&self, again: bool, mut look: impl FnMut() -> Result<String, Failure>) -> Result<(), Failure> {
+        let clear = if again && !self.json && io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+        loop {
+            let text = look()?;
+            if !again {
+                if !text.is_empty() {
+                    print(&text);
+                }
+                return Ok(());
+            }
+            match writeln!(io::stdout(), "{clear}{text}") {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                Err(error) => return Err(Failure::plain(format!("cannot write to standard output: {error}"))),
+                Ok(()) => std::thread::sleep(WATCH_INTERVAL),
             }
         }
     }

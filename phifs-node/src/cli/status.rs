@@ -9,14 +9,21 @@ use crate::show::{self, Name};
 
 /// Show how the volume is
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  phifs status\n  phifs status --json | jq .volume.read_only")]
-pub struct Status {}
+#[command(
+    after_help = "Examples:\n  phifs status\n  phifs status --watch\n  phifs status --json | jq .volume.read_only"
+)]
+pub struct Status {
+    /// Show it again every second, until interrupted
+    #[arg(long)]
+    watch: bool,
+}
 
 impl Status {
     pub fn run(self, context: &Context) -> Result<(), Failure> {
-        let status: report::Status = context.ask(&Request::Status)?;
-        context.output.result(&status, describe);
-        Ok(())
+        context.output.watch(self.watch, || {
+            let status: report::Status = context.ask(&Request::Status)?;
+            Ok(context.output.shown(&status, describe))
+        })
     }
 }
 
@@ -25,12 +32,15 @@ fn describe(status: &report::Status) -> String {
     let mounts: Vec<String> = status.mounts.iter().map(Name::quoted).collect();
     let state =
         volume.read_only.as_ref().map_or_else(|| "reads and writes".to_owned(), |why| format!("read-only: {why}"));
-    let cluster = match status.standing {
-        report::Standing::Alone => "alone; to let others in: phifs invite",
-        report::Standing::Member => "member; the others: phifs members",
-        report::Standing::Former => "no member any more; to come back: phifs down, then phifs join",
+    let report::Cluster { standing, members, connected, behind } = status.cluster;
+    let cluster = match standing {
+        report::Standing::Member if members > 1 => {
+            let others = members - 1;
+            format!("{members} machines, {connected} of {others} others connected, at most {behind} operations behind")
+        }
+        report::Standing::Alone | report::Standing::Member => "alone; to let others in: phifs invite".to_owned(),
+        report::Standing::Former => "no member any more; to come back: phifs down, then phifs join".to_owned(),
     };
-    let cluster = cluster.to_owned();
     let mut rows = vec![("volume", state), ("mounted on", mounts.join(", "))];
     rows.extend(status.branches.iter().map(|branch| {
         let mounts: Vec<String> = branch.mounts.iter().map(Name::quoted).collect();

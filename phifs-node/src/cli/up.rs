@@ -67,6 +67,9 @@ pub struct Serving {
     /// `phifs invite` or `phifs join`, then 0.0.0.0:7447; env: PHIFS_LISTEN]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
+    /// Tell metrics for Prometheus at this address of loopback (TCP) [default: nowhere; env: PHIFS_METRICS]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = crate::config::metrics_at)]
+    metrics: Option<SocketAddr>,
     /// Log what is at least this important [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<LogLevel>,
@@ -156,6 +159,7 @@ impl Serving {
             data_mode: self.data_mode,
             conflicts: self.conflicts,
             listen: self.listen,
+            metrics: self.metrics,
             log_level: self.log_level,
             log_format: self.log_format,
             ..Settings::default()

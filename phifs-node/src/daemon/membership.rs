@@ -10,7 +10,7 @@ use crate::control::Progress;
 use crate::failure::{Failure, Kind};
 use crate::hex;
 use crate::net::{self, Net, Socket};
-use crate::report::{Invitation, Left, Member, Standing};
+use crate::report::{Cluster, Invitation, Left, Member, Standing};
 
 /// A shorter piece of a key may be a word.
 const KEY_DIGITS_MIN: usize = 8;
@@ -44,6 +44,21 @@ impl Daemon {
         }
         let net = self.net.lock().clone();
         net.map_or_else(|| Ok(Vec::new()), |net| net.members())
+    }
+
+    pub(super) fn cluster(&self) -> Cluster {
+        let standing = self.engine.standing().unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot look up whether this machine is a member");
+            Standing::default()
+        });
+        let members = self.members().unwrap_or_default();
+        let connected: Vec<&Member> = members.iter().filter(|member| member.connected && !member.this_node).collect();
+        Cluster {
+            standing,
+            members: members.len() as u64,
+            connected: connected.len() as u64,
+            behind: connected.iter().filter_map(|member| member.behind).max().unwrap_or_default(),
+        }
     }
 
     pub(super) fn remove_member(&self, wanted: &str) -> Result<Member, Failure> {

@@ -45,9 +45,11 @@ pub async fn follow_members(shared: Arc<Shared>) {
     let mut following: BTreeMap<NodePublicKey, AbortHandle> = BTreeMap::new();
     while !shared.is_stopping() {
         match shared.blocking(|engine| engine.members()).await {
+            // The others are to hear of it over the connections that there are.
+            Ok(_) if shared.is_leaving() => {}
             Ok(members) => {
                 let members: BTreeSet<NodePublicKey> = members.into_iter().map(|(key, _)| key).collect();
-                if !members.contains(&shared.engine.node()) && !shared.is_leaving() {
+                if !members.contains(&shared.engine.node()) {
                     following.values().for_each(AbortHandle::abort);
                     return shared.was_removed().await;
                 }

@@ -71,7 +71,10 @@ impl Net {
             peers.values().filter_map(|peer| peer.connection()).collect()
         };
         shared.leaving.store(true, Ordering::Release);
-        shared.engine.remove_member(own)?;
+        if let Err(failure) = shared.engine.remove_member(own) {
+            shared.leaving.store(false, Ordering::Release);
+            return Err(failure);
+        }
         let until = Instant::now() + FAREWELL_TIME_MAX;
         let hung_up = |connection: &Connection| match connection.close_reason() {
             Some(ConnectionError::ApplicationClosed(close)) => close.error_code == REMOVED,

@@ -6,6 +6,7 @@
 //! | `addresses` | telling others where this node is found |
 //! | `socket` | the port, and where others find it; joining by an invitation |
 //! | `wire`, `pipe` | requests and answers on streams; streams for those who block |
+//! | `traffic` | counting |
 //! | `serve` | what peers ask for |
 //! | `follow` | hearing from each of them what is new |
 //! | `fetch` | getting the bytes of files |
@@ -22,6 +23,7 @@ mod pipe;
 mod serve;
 mod socket;
 mod tls;
+pub mod traffic;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -47,6 +49,7 @@ use crate::report::Member;
 use socket::machine_name;
 pub use socket::{DEFAULT_LISTEN, Socket};
 use tls::{Guard, Identity};
+use traffic::Refused;
 
 /// How long work that is under way may take to notice that all ends.
 const ENDING_TIME_MAX: Duration = Duration::from_secs(10);
@@ -260,6 +263,7 @@ impl Guard for Door {
             false
         });
         if !let_in {
+            traffic::refused(Refused::Stranger);
             tracing::warn!(node = %key, "refused a connection of a node that is no member");
         }
         let_in

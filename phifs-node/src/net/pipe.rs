@@ -6,6 +6,8 @@ use std::time::Duration;
 use quinn::{RecvStream, SendStream};
 use tokio::runtime::Handle;
 
+use super::traffic::{self, Path};
+
 /// A peer that reads or says nothing for so long holds up nobody any more.
 const STALL_TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -44,14 +46,18 @@ impl Read for Incoming {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let reading = async { tokio::time::timeout(STALL_TIME_MAX, self.stream.read(into)).await };
         let read = self.handle.block_on(reading).map_err(stalled)?.map_err(io::Error::other)?;
-        Ok(read.unwrap_or(0))
+        let read = read.unwrap_or(0);
+        traffic::received(Path::State, read);
+        Ok(read)
     }
 }
 
 impl Write for Outgoing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let writing = async { tokio::time::timeout(STALL_TIME_MAX, self.stream.write(bytes)).await };
-        self.handle.block_on(writing).map_err(stalled)?.map_err(io::Error::other)
+        let written = self.handle.block_on(writing).map_err(stalled)?.map_err(io::Error::other)?;
+        traffic::sent(Path::State, written);
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::pipe::Outgoing;
+use super::traffic::{self, Refused};
 use super::wire::{self, WireError};
 use super::{AbortOnDrop, Peer, Shared, tls};
 
@@ -91,6 +92,7 @@ async fn hear(shared: &Arc<Shared>, connection: &Connection, key: NodePublicKey)
                         Answer::Joined(members)
                     }
                     Err((why, text)) => {
+                        traffic::refused(Refused::Invitation);
                         tracing::warn!(node = %key, why = text, "a node was not admitted");
                         Answer::Refused { why, text }
                     }
@@ -100,7 +102,10 @@ async fn hear(shared: &Arc<Shared>, connection: &Connection, key: NodePublicKey)
                 Ok(entries) if !entries.is_empty() => Answer::Members(entries),
                 _ => refusal(Refusal::NotMember, "it is for members; join first"),
             },
-            Err(error) => explained(&error),
+            Err(error) => {
+                traffic::refused(Refused::Malformed);
+                explained(&error)
+            }
         };
         let is_in = matches!(answer, Answer::Joined(_));
         if send_all(&mut send, &answer).await.is_err() {
@@ -121,6 +126,7 @@ pub async fn serve(shared: Arc<Shared>, connection: Connection, key: NodePublicK
             let outcome = match wire::request(&mut receive).await {
                 Ok(request) => answer(&shared, key, request, receive, send).await,
                 Err(error) => {
+                    traffic::refused(Refused::Malformed);
                     tracing::warn!(node = %key, %error, "a request was not understood");
                     refuse(send, explained(&error)).await
                 }

@@ -6,6 +6,8 @@ use phifs_core::codec::DecodeError;
 use phifs_core::ssep::{Answer, FRAME_BYTES_MAX, Note, REQUEST_BYTES_MAX, Refusal, Request};
 use quinn::{Connection, ReadExactError, RecvStream, SendStream};
 
+use super::traffic::{self, Path};
+
 /// How long a peer that is there may take for anything but what it is to wait for.
 pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(20);
@@ -76,7 +78,10 @@ pub async fn ask_one(connection: &Connection, request: &Request, patience: Durat
 impl Answers {
     /// The next answer. There has to be one, and a refusal is an error.
     pub async fn next(&mut self) -> Result<Answer> {
-        match Answer::decode(&read(&mut self.stream, FRAME_BYTES_MAX).await?)? {
+        let bytes = read(&mut self.stream, FRAME_BYTES_MAX).await?;
+        let answer = Answer::decode(&bytes)?;
+        traffic::received(Path::of(&answer), bytes.len());
+        match answer {
             Answer::Refused { why, text } => Err(WireError::Refused { why, text }),
             answer => Ok(answer),
         }
@@ -90,7 +95,9 @@ pub async fn request(stream: &mut RecvStream) -> Result<Request> {
 }
 
 pub async fn answer(stream: &mut SendStream, answer: &Answer) -> Result<()> {
-    write(stream, &answer.encode()).await
+    let bytes = answer.encode();
+    traffic::sent(Path::of(answer), bytes.len());
+    write(stream, &bytes).await
 }
 
 pub async fn next_note(stream: &mut RecvStream) -> Result<Note> {
