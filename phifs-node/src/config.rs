@@ -484,13 +484,27 @@ mod tests {
     #[test]
     fn every_key_can_be_set_from_the_file_and_from_the_environment() {
         let text = "store='/s'\nmount='/m'\nallow_other=false\nsuid=true\ndev=true\ndata_mode='plain'\nconflicts='siblings'\n\
-            listen='[::1]:7'\ncache_mib=0x10\n\
+            listen='[::1]:7'\nmetrics='127.0.0.1:9'\ncache_mib=0x10\n\
             staging_cache_mib=0\npublish_interval_ms=50\nsnapshot.every='15m'\nsnapshot.keep='last=2'\nlog.format='json'\n\
             log.level='debug'";
         let from_file = file(text).unwrap();
         let values = [
-            "/s", "/m", "false", "true", "true", "plain", "siblings", "[::1]:7", "16", "0", "50", "15m", "last=2",
-            "json", "debug",
+            "/s",
+            "/m",
+            "false",
+            "true",
+            "true",
+            "plain",
+            "siblings",
+            "[::1]:7",
+            "127.0.0.1:9",
+            "16",
+            "0",
+            "50",
+            "15m",
+            "last=2",
+            "json",
+            "debug",
         ];
         let from_variables = Settings::from_variables(|name| {
             let index = KEYS.iter().position(|key| variable(key.name) == name)?;

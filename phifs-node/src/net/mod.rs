@@ -18,6 +18,8 @@
 mod addresses;
 mod fetch;
 mod follow;
+#[cfg(test)]
+mod hostile;
 mod leave;
 mod pipe;
 mod serve;

@@ -36,7 +36,7 @@ const SECRET_PREFIX: [u8; 16] =
 const IDLE_MAX: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
 /// What one peer may have under way, and may make us hold for it: bytes that came and were not looked at yet.
-const STREAMS_MAX: u8 = 32;
+pub const STREAMS_MAX: u8 = 32;
 const STREAM_BYTES_MAX: u32 = 4 << 20;
 const PEER_BYTES_MAX: u32 = 16 << 20;
 
