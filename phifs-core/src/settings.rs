@@ -285,6 +285,7 @@ mod tests {
             "3h",
             "recency",
             "text/1 json/7",
+            "local",
         ];
         for setting in &SETTINGS {
             let mut settings = Settings::default();
