@@ -27,7 +27,7 @@ pub struct Status {
 }
 
 /// How it stands with the other machines, in short.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
     pub standing: Standing,
     /// This node included.
@@ -36,6 +36,12 @@ pub struct Cluster {
     pub connected: u64,
     /// How many operations the one lacks that lacks most, of those who are connected.
     pub behind: u64,
+    /// Bytes of files in operations that not all members hold durably, as far as they have said.
+    #[serde(default)]
+    pub under_replicated_bytes: u64,
+    /// What was found that must never be: another state for the same operations.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub divergence: Option<String>,
 }
 
 /// Whether this node is one of those that have the volume.

@@ -468,3 +468,35 @@ fn a_machine_that_is_given_another_address_tells_the_others() {
     drop(given);
     assert!(wait_until(SOON * 3, || !knows()), "{}", a.log());
 }
+
+#[test]
+fn what_is_on_another_machine_is_fetched_by_who_reads_it() {
+    needs_phifs!();
+    let a = first();
+    let b = joined(&a);
+    a.phifs(["volume", "set", "copies", "1"]).expect_success();
+    let copies = |node: &Node| node.phifs(["volume", "get", "copies"]).expect_success().stdout_text().to_string();
+    assert!(wait_until(SOON, || copies(&b).contains('1')), "settings are the volume's: {}", copies(&b));
+    let all: Vec<Vec<u8>> = (0..24).map(|n| noise(100 + n, 150_000)).collect();
+    for (n, bytes) in all.iter().enumerate() {
+        fs::write(a.dir().join(format!("file {n}")), bytes).unwrap();
+    }
+    let token = a.phifs(["token"]).expect_success().stdout_text().trim().to_owned();
+    b.phifs(["wait", "--for", &token]).expect_success();
+    let stored = |node: &Node| {
+        let status = node.phifs(["--json", "df"]).expect_success();
+        let usage: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
+        let parts = usage["parts"].as_array().expect("a list");
+        parts.iter().find(|part| part["what"] == "data").and_then(|part| part["bytes"].as_u64()).expect("a size")
+    };
+    let before = stored(&b);
+    assert!(before < 150_000 * 20, "about half of them are placed there: {before}");
+    for (n, bytes) in all.iter().enumerate() {
+        assert!(fs::read(b.dir().join(format!("file {n}"))).unwrap() == *bytes, "file {n}: {}", b.log());
+    }
+    assert!(stored(&b) > before, "what was read is there now");
+    for node in [&a, &b] {
+        node.phifs(["fsck"]).expect_success();
+        node.assert_no_panic();
+    }
+}

@@ -17,25 +17,12 @@ const SYNC_BYTES: u64 = 256 << 20;
 /// Hears how many bytes are done, and may stop the work.
 pub type Progress<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
 
-/// Writes what `after` needs beyond `before`. The first glyphs may be there already, if this goes on with a stream that
-/// broke off; `last` is the last of them.
-pub fn export<W: Write>(
-    store: &GlyphStore,
-    before: Option<&Frozen>,
-    after: &Frozen,
-    last: Option<GlyphId>,
-    writer: &mut Writer<W>,
-    progress: Progress<'_>,
-) -> Result<()> {
-    let read = &|kind, id: &GlyphId| store.read_stored(kind, id);
-    export_with((store, read), before, after, last, writer, progress)
-}
-
 /// Reads a glyph as it is stored, wherever it is.
 pub type ReadStored<'a> = &'a dyn Fn(GlyphKind, &GlyphId) -> std::result::Result<StoredGlyph, StoreError>;
 
-/// As `export`, with glyphs that may be elsewhere.
-pub fn export_with<W: Write>(
+/// Writes what `after` needs beyond `before`. The first glyphs may be there already, if this goes on with a stream that
+/// broke off; `last` is the last of them.
+pub fn export<W: Write>(
     (store, read): (&GlyphStore, ReadStored<'_>),
     before: Option<&Frozen>,
     after: &Frozen,

@@ -32,7 +32,8 @@ fn describe(status: &report::Status) -> String {
     let mounts: Vec<String> = status.mounts.iter().map(Name::quoted).collect();
     let state =
         volume.read_only.as_ref().map_or_else(|| "reads and writes".to_owned(), |why| format!("read-only: {why}"));
-    let report::Cluster { standing, members, connected, behind } = status.cluster;
+    let &report::Cluster { standing, members, connected, behind, under_replicated_bytes, ref divergence } =
+        &status.cluster;
     let cluster = match standing {
         report::Standing::Member if members > 1 => {
             let others = members - 1;
@@ -57,5 +58,9 @@ fn describe(status: &report::Status) -> String {
         ("unpublished", format!("{} files", volume.unpublished_files)),
         ("journal", show::size(volume.journal_bytes)),
     ]);
+    if members > 1 {
+        rows.push(("not everywhere", show::size(under_replicated_bytes)));
+    }
+    rows.extend(divergence.iter().map(|what| ("DIVERGENCE", what.clone())));
     columns(&rows)
 }

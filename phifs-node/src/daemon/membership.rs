@@ -57,6 +57,15 @@ impl Daemon {
             standing,
             members: members.len() as u64,
             connected: connected.len() as u64,
+            under_replicated_bytes: if members.len() > 1 {
+                self.engine.under_replicated_bytes().unwrap_or_else(|error| {
+                    tracing::error!(%error, "cannot look up what is on one machine only");
+                    0
+                })
+            } else {
+                0
+            },
+            divergence: self.engine.divergence(),
             behind: connected.iter().filter_map(|member| member.behind).max().unwrap_or_default(),
         }
     }

@@ -60,6 +60,11 @@ impl Daemon {
         each(page, "phifs_member_connected", "Whether there is a connection.", &|member| Some(member.connected.into()));
         each(page, "phifs_member_behind_operations", "Known here and not there.", &|member| member.behind);
         each(page, "phifs_member_heard_seconds", "Since it was heard of.", &|member| member.heard_secs);
+        let cluster = self.cluster();
+        let lacks = cluster.under_replicated_bytes;
+        page.single("phifs_under_replicated_bytes", GAUGE, "Not vouched for by all members.", lacks);
+        let diverged = u8::from(cluster.divergence.is_some());
+        page.single("phifs_diverged", GAUGE, "Whether a member has come to another state.", diverged);
         page.metric("phifs_net_sent_bytes_total", COUNTER, "Sent to other members, by what it was for.");
         for (path, sent, _) in traffic::by_path() {
             page.value("phifs_net_sent_bytes_total", &[("path", path)], sent);

@@ -195,7 +195,7 @@ impl Engine {
     pub fn gc(&self, progress: &mut dyn FnMut(Progress)) -> Result<Collected, Failure> {
         let progress = Mutex::new(progress);
         let tell = |inodes| (progress.lock())(counted("looking at", inodes, None, "inodes"));
-        let report = self.volume.collect(LIVE_RATIO_MIN, &tell).map_err(Failure::plain)?;
+        let report = self.volume.collect_confirmed(LIVE_RATIO_MIN, &tell).map_err(Failure::plain)?;
         Ok(Collected {
             live_glyphs: report.live_glyphs,
             packs_removed: report.sweep.packs_removed,

@@ -23,6 +23,7 @@ use phifs_core::volume::local::{Head, Invite, JoinError, PeerGlyphs};
 use super::{Engine, snapshots};
 use crate::env::{self, SystemEnv};
 use crate::failure::{Failure, Kind};
+use crate::hex;
 use crate::report::{Invitation, Reached, SessionToken, Standing};
 
 /// How often it is looked whether what somebody waits for has come.
@@ -256,6 +257,40 @@ impl Engine {
     pub fn note(&self, vouch: bool) -> Result<Note, Failure> {
         let receipt = vouch.then(|| self.volume.receipt().map_err(snapshots::explain)).transpose()?.flatten();
         Ok(Note { receipt, ..note_of(&self.volume).map_err(Failure::plain)? })
+    }
+
+    /// The same with what the state here is called.
+    pub fn note_with_root(&self) -> Result<Note, Failure> {
+        let head = self.volume.head().map_err(Failure::plain)?;
+        let note = note_of(&self.volume).map_err(Failure::plain)?;
+        let root = (note.context == *head.context()).then(|| head.root());
+        Ok(Note { root, ..note })
+    }
+
+    /// Compares what another member says of its state with the one here.
+    pub fn audit(&self, node: NodePublicKey, context: &VersionVector, root: [u8; 32]) -> Result<(), Failure> {
+        self.volume.audit(node, context, root).map_err(Failure::plain).map(drop)
+    }
+
+    pub fn divergence(&self) -> Option<String> {
+        let found = self.volume.divergence()?;
+        Some(format!("node {} knows the same and has another state", hex::encode(&found.node.0[..4])))
+    }
+
+    /// The bytes of files that not all members have vouched for.
+    pub fn under_replicated_bytes(&self) -> Result<u64, Failure> {
+        self.volume.under_replicated_bytes().map_err(Failure::plain)
+    }
+
+    /// Fetches what is pinned, and gives up what the cache has too much of.
+    pub fn keep_cache(&self) -> Result<(), Failure> {
+        if !self.volume.pinned_paths().map_err(Failure::plain)?.is_empty() {
+            self.volume.fetch_pinned(&|_| {}).map_err(snapshots::explain)?;
+        }
+        if self.volume.settings().glyph_cache_bytes.is_some() {
+            self.gc(&mut |_| {})?;
+        }
+        Ok(())
     }
 
     pub fn take_receipt(&self, node: NodePublicKey, receipt: Receipt) -> Result<(), Failure> {

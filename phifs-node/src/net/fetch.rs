@@ -12,7 +12,7 @@ use phifs_core::volume::local::PeerGlyphs;
 use quinn::Connection;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Shared;
 use super::wire::{self, ANSWER_TIME_MAX, WireError};
@@ -22,6 +22,8 @@ use crate::failure::Failure;
 const STORED_BYTES: usize = 4 << 20;
 /// A peer that somebody waits for and that has said nothing for so long gets company.
 const HEDGE_AFTER: Duration = Duration::from_millis(250);
+/// How often what is pinned is fetched, and the cache made small enough.
+const CACHE_LOOK: Duration = Duration::from_secs(300);
 /// How long to rest before it is looked again for what is to be here.
 const REST_MIN: Duration = Duration::from_millis(500);
 const REST_MAX: Duration = Duration::from_secs(30);
@@ -133,7 +135,14 @@ async fn ask(connection: &Connection, ids: Vec<GlyphId>) -> wire::Result<Vec<(Gl
 pub async fn keep_complete(shared: Arc<Shared>) {
     let mut rest = REST_MIN;
     let mut is_complete = false;
+    let mut next_look = Instant::now() + CACHE_LOOK;
     while !shared.is_stopping() {
+        if Instant::now() >= next_look {
+            if let Err(error) = shared.blocking(|engine| engine.keep_cache()).await {
+                tracing::warn!(%error, "cannot tidy up the cache of glyphs");
+            }
+            next_look = Instant::now() + CACHE_LOOK;
+        }
         let placed = shared.blocking(|engine| engine.place()).await;
         if !matches!(placed, Ok(false)) {
             (is_complete, rest) = (false, REST_MIN);

@@ -28,6 +28,8 @@ const REST_MIN: Duration = Duration::from_millis(200);
 const REST_MAX: Duration = Duration::from_secs(10);
 /// How often the peers hear that what came is durable, unless somebody waits for it.
 const VOUCH_EVERY: Duration = Duration::from_secs(1);
+/// How often they compare their states.
+const AUDIT_EVERY: Duration = Duration::from_secs(60);
 /// They hear of many changes together.
 const NOTE_REST: Duration = Duration::from_millis(10);
 
@@ -158,6 +160,7 @@ async fn listen(shared: &Arc<Shared>, peer: &Arc<Peer>, connection: &Connection)
     let mut changes = shared.changes.subscribe();
     let (mut answers, _reading) = answers_of(answers);
     let mut vouch_at = Instant::now() + VOUCH_EVERY;
+    let mut audit_at = Instant::now() + AUDIT_EVERY;
     loop {
         let (mut say, mut vouch) = (false, false);
         tokio::select! {
@@ -171,6 +174,10 @@ async fn listen(shared: &Arc<Shared>, peer: &Arc<Peer>, connection: &Connection)
                 say = true;
             }
             () = tokio::time::sleep_until(vouch_at) => vouch = true,
+            () = tokio::time::sleep_until(audit_at) => {
+                audit_at = Instant::now() + AUDIT_EVERY;
+                link.say_root().await?;
+            }
             // It has a better connection, so nothing may come over this one any more.
             () = peer.arrived.notified() => return Ok(()),
         }
@@ -283,6 +290,12 @@ impl Link<'_> {
             }
             _ => Err(Failure::plain(WireError::Unexpected)),
         }
+    }
+
+    /// Tells the peer what the state here is called: if it knows the same, it has to have come to the same.
+    async fn say_root(&mut self) -> Result<(), Failure> {
+        let note = self.shared.blocking(|engine| engine.note_with_root()).await?;
+        wire::note(&mut self.send, &note).await.map_err(Failure::plain)
     }
 
     /// Tells the peer how far this node has come, unless it knows.

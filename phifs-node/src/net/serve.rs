@@ -245,10 +245,15 @@ fn notes_of(mut receive: RecvStream) -> (mpsc::Receiver<wire::Result<Note>>, Abo
 
 /// Learns from a note how far somebody has come, and what it vouches for.
 async fn heard(shared: &Arc<Shared>, peer: &Arc<Peer>, note: Note) -> wire::Result<()> {
-    peer.state.lock().asked = Some((note.context, std::time::Instant::now()));
-    let Some(receipt) = note.receipt else { return Ok(()) };
-    let key = peer.key;
-    shared.blocking(move |engine| engine.take_receipt(key, receipt)).await.map_err(wire::lost)
+    let (key, Note { context, root, receipt, .. }) = (peer.key, note);
+    peer.state.lock().asked = Some((context.clone(), std::time::Instant::now()));
+    if let Some(receipt) = receipt {
+        shared.blocking(move |engine| engine.take_receipt(key, receipt)).await.map_err(wire::lost)?;
+    }
+    if let Some(root) = root {
+        shared.blocking(move |engine| engine.audit(key, &context, root)).await.map_err(wire::lost)?;
+    }
+    Ok(())
 }
 
 /// Sends the state of this node, as a difference to a head that the asker has.

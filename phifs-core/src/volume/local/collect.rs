@@ -75,6 +75,9 @@ impl LocalVolume {
         progress: &dyn Fn(u64),
     ) -> Result<CollectReport> {
         assert!(self.branch.is_none(), "the main line collects for all");
+        if self.divergence().is_some() {
+            return Err(VolumeError::NotPermitted("another machine has come to another state: see the log"));
+        }
         let _housekeeping = self.housekeeping.lock();
         let stay = self.branches.stay();
         let slots: Vec<_> =

@@ -23,6 +23,7 @@
 //! | `merge`, `join`, `bulk` | another line, or a snapshot, joined into one |
 //! | `peers` | what other machines get of the main line, and what it learns of them |
 //! | `groups` | operations on their way between machines |
+//! | `audit` | whether machines that know the same have the same |
 //! | `receipts` | what other machines hold durably |
 //! | `members` | who has the volume, and who is invited |
 //! | `transfer` | snapshots that go out and come in as a stream |
@@ -65,6 +66,7 @@ use crate::volume::{
 
 mod acl;
 mod attrs;
+mod audit;
 mod ballast;
 mod bootstrap;
 mod branches;
@@ -103,6 +105,7 @@ mod transfer;
 mod upkeep;
 mod verify;
 
+pub use audit::Divergence;
 pub use bootstrap::Peer;
 pub use branches::BranchError;
 pub use check::{CheckReport, Problem};
@@ -244,6 +247,7 @@ pub struct LocalVolume {
     /// Heads of other machines, and of this one for them.
     peers: Peers,
     receipts: Receipts,
+    divergence: Mutex<Option<Divergence>>,
     /// Held (shared) from the moment when something from elsewhere is in the tables until the kernel has heard of it.
     showing: RwLock<()>,
     /// How many other machines hear at once of what is new.

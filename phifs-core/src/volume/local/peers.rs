@@ -15,7 +15,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::causal::VersionVector;
-use crate::id::S8Id;
+use crate::id::{GlyphId, S8Id};
 use crate::identity::NodePublicKey;
 use crate::meta::{Frozen, Roots};
 use crate::namespace::tables::{Rows, Table, malformed};
@@ -51,6 +51,15 @@ impl Head {
 
     pub fn context(&self) -> &VersionVector {
         &self.sealed.record.context
+    }
+
+    pub(super) fn roots(&self) -> &Roots {
+        &self.sealed.record.roots
+    }
+
+    /// What the state is called: see `Record::root`.
+    pub fn root(&self) -> [u8; 32] {
+        self.sealed.record.root()
     }
 }
 
@@ -150,7 +159,8 @@ impl LocalVolume {
         let mut writer = Writer::begin(out, &header)?;
         let after = self.frozen_head(head);
         let tell = &mut |bytes| go_on(tell, bytes);
-        transfer::export(&self.store, before.as_ref(), &after, None, &mut writer, tell)?;
+        let read = &|kind, id: &GlyphId| self.stored_anywhere(kind, id);
+        transfer::export((&self.store, read), before.as_ref(), &after, None, &mut writer, tell)?;
         let bytes = writer.bytes() + stream::END_BYTES;
         writer.finish()?;
         Ok(bytes)

@@ -3,7 +3,7 @@
 //! What always holds: nobody is taken to hold anything but by its own signed word, and that word is given only after the
 //! disk has confirmed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -24,6 +24,7 @@ use crate::volume::{FileKind, Result, VolumeError};
 
 use super::LocalVolume;
 use super::attrs::said_above;
+use super::collect::CollectReport;
 use super::groups::content_bytes;
 use super::publication::Publication;
 use super::snapshots::SnapshotError;
@@ -151,6 +152,18 @@ impl LocalVolume {
     pub fn ask_for_receipts(&self, context: &VersionVector) {
         self.receipts.urgent.lock().join(context);
         self.state.read().tell_change();
+    }
+
+    /// A collection that gives up, as far as the cache is too large, what all other machines that are to hold it have
+    /// vouched for.
+    pub fn collect_confirmed(&self, min_live_ratio: f64, progress: &dyn Fn(u64)) -> Result<CollectReport> {
+        let Some(layout) = self.layout() else { return self.collect(min_live_ratio, progress) };
+        let (context, copies, hash) = (self.context(), self.settings.read().copies, layout.hash());
+        let vouches = |receipt: &Receipt| receipt.layout == hash && receipt.context.covers(&context);
+        let vouching: BTreeSet<NodePublicKey> =
+            self.receipts.held.lock().iter().filter(|(_, receipt)| vouches(receipt)).map(|(key, _)| *key).collect();
+        let confirmed = |id: &GlyphId| layout.holders(id, copies).iter().all(|key| vouching.contains(key));
+        self.collect_cached(&confirmed, min_live_ratio, progress)
     }
 
     /// How many machines hold this operation durably, and each part of the content that it names; this one counts.

@@ -268,6 +268,7 @@ impl LocalVolume {
             in_use: InUse::default(),
             peers: Peers::default(),
             receipts: Receipts::default(),
+            divergence: Mutex::default(),
             showing: RwLock::default(),
             followers: AtomicUsize::new(0),
             seal_wanted: Mutex::new(true),

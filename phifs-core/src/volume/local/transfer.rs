@@ -197,7 +197,7 @@ impl LocalVolume {
         let last = resumed.and_then(|rest| rest.last);
         let tell = &mut |bytes| go_on(progress, bytes);
         let read = &|kind, id: &GlyphId| self.stored_anywhere(kind, id);
-        transfer::export_with((&self.store, read), before.as_ref(), &after, last, &mut writer, tell)?;
+        transfer::export((&self.store, read), before.as_ref(), &after, last, &mut writer, tell)?;
         exported.glyphs = writer.glyphs();
         exported.bytes = writer.bytes() + stream::END_BYTES;
         writer.finish()?;

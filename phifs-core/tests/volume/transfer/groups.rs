@@ -273,3 +273,32 @@ fn settings_are_those_of_the_volume_on_every_machine() {
     assert_eq!(a.volume.settings().copies, 3);
     assert_eq!(a.crashed().volume.settings(), b.volume.settings());
 }
+
+#[test]
+fn machines_compare_their_states_and_give_nothing_up_when_they_differ() {
+    let (a, b) = members();
+    a.write(Ino::ROOT, b"file", b"1");
+    let (context, root) = (a.volume.head().unwrap().context().clone(), a.volume.head().unwrap().root());
+    assert_eq!(b.volume.audit(key_of(&a), &context, root).unwrap(), None, "it does not know as much");
+    push(&a, &b);
+    assert_eq!(b.volume.audit(key_of(&a), &context, root).unwrap(), Some(true));
+    b.volume.collect(1.0, &|_| {}).unwrap();
+    assert_eq!(b.volume.audit(key_of(&a), &context, [7; 32]).unwrap(), Some(false));
+    let found = b.volume.divergence().unwrap();
+    assert_eq!((found.ours, found.theirs), (root, [7; 32]));
+    assert!(b.volume.collect(1.0, &|_| {}).is_err());
+}
+
+#[test]
+fn bytes_count_as_under_replicated_until_all_members_vouch_for_them() {
+    let (a, b) = members();
+    a.volume.take_receipt(key_of(&b), b.volume.receipt().unwrap().unwrap()).unwrap();
+    assert_eq!(a.volume.under_replicated_bytes().unwrap(), 0);
+    a.write(Ino::ROOT, b"file", &noise(1, 70_000));
+    a.write(Ino::ROOT, b"small", &noise(2, 1_000));
+    assert_eq!(a.volume.under_replicated_bytes().unwrap(), 71_000);
+    push(&a, &b);
+    assert_eq!(a.volume.under_replicated_bytes().unwrap(), 71_000);
+    a.volume.take_receipt(key_of(&b), b.volume.receipt().unwrap().unwrap()).unwrap();
+    assert_eq!(a.volume.under_replicated_bytes().unwrap(), 0);
+}

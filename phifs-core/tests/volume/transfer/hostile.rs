@@ -248,7 +248,8 @@ fn with_rows(table: u8, which: prop::sample::Index, value_not_key: bool, how: &D
     let after = Frozen::new(nodes, record.roots.clone());
     let sealed = SealedRecord::seal(record, &NodeKey::from_seed(&KEYS[0]));
     let mut writer = Writer::begin(Vec::new(), &Header { sealed, base: None }).unwrap();
-    transfer::export(&store, None, &after, None, &mut writer, &mut |_| Ok(())).ok()?;
+    let read = &|kind, id: &GlyphId| store.read_stored(kind, id);
+    transfer::export((&store, read), None, &after, None, &mut writer, &mut |_| Ok(())).ok()?;
     Some(writer.finish().unwrap())
 }
 
