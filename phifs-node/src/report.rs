@@ -81,6 +81,11 @@ pub struct Member {
     pub behind: Option<u64>,
     /// How long ago that was.
     pub heard_secs: Option<u64>,
+    /// What it runs, and how far its clock was ahead of the one here when it connected.
+    #[serde(default)]
+    pub version: Option<String>,
+    #[serde(default)]
+    pub clock_ahead_millis: Option<i64>,
     /// Why there is no connection.
     pub trouble: Option<String>,
 }

@@ -46,6 +46,10 @@ pub struct Hello {
     pub major: u16,
     pub minor: u16,
     pub volume: [u8; 16],
+    /// The version of its program, for people.
+    pub program: String,
+    /// What its clock says, in milliseconds since 1970.
+    pub clock_ms: u64,
 }
 
 /// The wish to become a member.
@@ -152,11 +156,13 @@ impl Hello {
         out.put_bytes(&self.major.to_le_bytes());
         out.put_bytes(&self.minor.to_le_bytes());
         out.put_bytes(&self.volume);
+        out.put_blob(self.program.as_bytes());
+        out.put_varint(self.clock_ms);
     }
 
     fn decode(reader: &mut Reader<'_>) -> codec::Result<Self> {
         let (major, minor) = (u16::from_le_bytes(reader.array()?), u16::from_le_bytes(reader.array()?));
-        Ok(Self { major, minor, volume: reader.array()? })
+        Ok(Self { major, minor, volume: reader.array()?, program: word(reader)?, clock_ms: reader.varint()? })
     }
 }
 
@@ -397,10 +403,14 @@ mod tests {
     use crate::time::Hlc;
     use proptest::prelude::*;
 
+    fn hello() -> Hello {
+        Hello { major: 1, minor: 0, volume: [1; 16], program: "0.1.0".into(), clock_ms: 1_800_000_000_000 }
+    }
+
     fn requests() -> Vec<Request> {
         let context = VersionVector::new().with(AuthorId([1; 16]), 7);
         vec![
-            Request::Hello(Hello { major: 1, minor: 0, volume: [1; 16] }),
+            Request::Hello(hello()),
             Request::Join(Join {
                 secret: Secret([2; 16]),
                 name: "b".into(),
@@ -424,7 +434,7 @@ mod tests {
         let setting = Entry { value: Some(b"2".to_vec()), ..entry.clone() };
         let members = vec![(NodePublicKey([7; 32]), entry)];
         vec![
-            Answer::Hello(Hello { major: 1, minor: 0, volume: [1; 16] }),
+            Answer::Hello(hello()),
             Answer::Joined(members.clone()),
             Answer::Members(members),
             Answer::Stream,
@@ -459,7 +469,7 @@ mod tests {
         let bytes = [requests, answers].concat();
         assert_eq!(
             blake3::hash(&bytes).to_hex().as_str(),
-            "28f7a4a616bda5652f5c593e6f4e1e4eb46a3c6d5fa8863bcb3b6176db232307"
+            "45f00804eeb4684c211512a74e47e7aeb1f545694afa6e6009cdac87aeac7bd1"
         );
     }
 

@@ -73,5 +73,9 @@ fn describe(member: &Member) -> String {
     ];
     rows.extend(member.behind.map(|behind| ("behind", format!("{behind} operations"))));
     rows.extend(member.heard_secs.map(|secs| ("heard of", format!("{} ago", show::span(secs)))));
+    rows.extend(member.version.clone().map(|version| ("version", version)));
+    if member.clock_ahead_millis.is_some() {
+        rows.push(("clock", super::members::clock_of(member)));
+    }
     columns(&rows)
 }

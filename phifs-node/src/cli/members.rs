@@ -44,6 +44,11 @@ pub fn state_of(member: &Member) -> String {
     }
 }
 
+/// How far its clock is ahead, as in `+12 ms`.
+pub fn clock_of(member: &Member) -> String {
+    member.clock_ahead_millis.map_or_else(|| "-".to_owned(), |ahead| format!("{ahead:+} ms"))
+}
+
 fn rows(members: &[Member]) -> String {
     let row = |member: &Member| {
         let behind = member.behind.map_or_else(|| "?".to_owned(), |behind| behind.to_string());
@@ -53,9 +58,11 @@ fn rows(members: &[Member]) -> String {
             (_, Some(secs)) => format!("{} ago", show::span(secs)),
             (_, None) => "never".to_owned(),
         };
-        [name, member.key.chars().take(8).collect(), member.addresses.join(" "), behind, heard, state_of(member)]
+        let version = member.version.clone().unwrap_or_else(|| "-".to_owned());
+        let key = member.key.chars().take(8).collect();
+        [name, key, member.addresses.join(" "), behind, heard, version, clock_of(member), state_of(member)]
     };
-    let head = ["NAME", "KEY", "ADDRESS", "BEHIND", "HEARD", ""].map(str::to_owned);
-    let rows: Vec<[String; 6]> = std::iter::once(head).chain(members.iter().map(row)).collect();
+    let head = ["NAME", "KEY", "ADDRESS", "BEHIND", "HEARD", "VERSION", "CLOCK", ""].map(str::to_owned);
+    let rows: Vec<[String; 8]> = std::iter::once(head).chain(members.iter().map(row)).collect();
     table(&rows, &[3])
 }

@@ -144,7 +144,7 @@ fn unreachable(failures: Vec<(SocketAddr, WireError)>) -> WireError {
 
 /// Learns from a peer until that does not work any more, or there is a better connection.
 async fn listen(shared: &Arc<Shared>, peer: &Arc<Peer>, connection: &Connection) -> Result<(), Failure> {
-    greet(shared, connection).await.map_err(Failure::plain)?;
+    greet(shared, peer, connection).await.map_err(Failure::plain)?;
     let first = shared.blocking(|engine| engine.note(false)).await?;
     let begun = wire::begin(connection, &Request::Follow(first.clone())).await;
     let (send, answers) = begun.map_err(Failure::plain)?;
@@ -312,9 +312,15 @@ impl Link<'_> {
 }
 
 /// The other side refuses if it is of another version or volume.
-async fn greet(shared: &Arc<Shared>, connection: &Connection) -> wire::Result<()> {
-    match wire::ask_one(connection, &Request::Hello(shared.hello.clone()), ANSWER_TIME_MAX).await? {
-        Answer::Hello(hello) if hello.volume == shared.hello.volume => Ok(()),
+async fn greet(shared: &Arc<Shared>, peer: &Peer, connection: &Connection) -> wire::Result<()> {
+    let asked = Instant::now();
+    match wire::ask_one(connection, &Request::Hello(shared.hello()), ANSWER_TIME_MAX).await? {
+        Answer::Hello(hello) if hello.volume == shared.volume => {
+            // It said so half-way between question and answer, more or less.
+            let now = shared.hello().clock_ms.saturating_sub(asked.elapsed().as_millis() as u64 / 2);
+            peer.state.lock().program = Some((hello.program, hello.clock_ms.cast_signed() - now.cast_signed()));
+            Ok(())
+        }
         Answer::Members(own) => {
             shared.hear_of_end(own).await;
             Err(WireError::NoMember)

@@ -90,7 +90,7 @@ impl Scene {
     /// Others are answered as ever, and nothing has changed.
     fn check_unharmed(&self) {
         let connection = self.connect();
-        let hello = Request::Hello(self.net.shared.hello.clone());
+        let hello = Request::Hello(self.net.shared.hello());
         let answer = self.run(wire::ask_one(&connection, &hello, ANSWER_TIME_MAX));
         assert!(matches!(answer, Ok(Answer::Hello(_))), "{answer:?}");
         assert_eq!(self.engine.context(), self.before);
@@ -165,7 +165,7 @@ fn who_opens_streams_without_end_or_never_reads_gets_no_more_than_its_share() {
 fn who_is_no_member_is_heard_with_an_invitation_alone() {
     let scene = Scene::new();
     let connection = scene.connect();
-    for request in [Request::Hello(scene.net.shared.hello.clone()), Request::Members] {
+    for request in [Request::Hello(scene.net.shared.hello()), Request::Members] {
         let answer = scene.run(wire::ask_one(&connection, &request, ANSWER_TIME_MAX));
         assert!(matches!(&answer, Err(WireError::Refused { why: Refusal::NotMember, .. })), "{answer:?}");
     }

@@ -39,12 +39,14 @@ use phifs_core::causal::VersionVector;
 use phifs_core::identity::NodePublicKey;
 use phifs_core::ssep::Hello;
 use phifs_core::ssep::{MAJOR, MINOR};
+use phifs_core::time::Env as _;
 use phifs_core::volume::local::Head;
 use quinn::Connection;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
 
 use crate::engine::Engine;
+use crate::env::SystemEnv;
 use crate::failure::Failure;
 use crate::report::Member;
 
@@ -70,7 +72,7 @@ struct Shared {
     engine: Arc<Engine>,
     identity: Identity,
     endpoint: quinn::Endpoint,
-    hello: Hello,
+    volume: [u8; 16],
     peers: Mutex<BTreeMap<NodePublicKey, Arc<Peer>>>,
     /// There may be other members than before.
     members_changed: Notify,
@@ -99,6 +101,8 @@ struct PeerState {
     asked: Option<(VersionVector, Instant)>,
     /// The state that it was sent last; when it names that, it has it.
     sent: Option<Head>,
+    /// The version of its program, and how far its clock is ahead, in milliseconds.
+    program: Option<(String, i64)>,
     /// Why it cannot be followed.
     trouble: Option<String>,
 }
@@ -110,7 +114,7 @@ impl Net {
         engine.announce(&machine_name(), &addresses)?;
         engine.listen_at(Some(socket.address()))?;
         let Socket { runtime, endpoint, identity, address } = socket;
-        let hello = Hello { major: MAJOR, minor: MINOR, volume: engine.volume_id()? };
+        let volume = engine.volume_id()?;
         let guard = Arc::new(Door { engine: engine.clone() });
         let config = identity.server(guard).map_err(Failure::plain)?;
         endpoint.set_server_config(Some(config));
@@ -118,7 +122,7 @@ impl Net {
             engine,
             identity,
             endpoint,
-            hello,
+            volume,
             peers: Mutex::default(),
             members_changed: Notify::new(),
             changes: watch::Sender::new(0),
@@ -167,6 +171,8 @@ impl Net {
                 connected: connected || key == own,
                 behind: if key == own { Some(0) } else { asked.map(behind) },
                 heard_secs: asked.map(|(_, at)| at.elapsed().as_secs()),
+                version: state.and_then(|state| state.program.as_ref()).map(|(version, _)| version.clone()),
+                clock_ahead_millis: state.and_then(|state| state.program.as_ref()).map(|(_, ahead)| *ahead),
                 trouble: state.and_then(|state| state.trouble.clone()).filter(|_| !connected),
             });
         }
@@ -236,6 +242,12 @@ impl Peer {
 }
 
 impl Shared {
+    /// How this node introduces itself.
+    fn hello(&self) -> Hello {
+        let (program, clock_ms) = (env!("CARGO_PKG_VERSION").to_owned(), SystemEnv.now().millis());
+        Hello { major: MAJOR, minor: MINOR, volume: self.volume, program, clock_ms }
+    }
+
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }

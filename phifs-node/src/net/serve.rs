@@ -8,7 +8,7 @@ use std::time::Duration;
 use phifs_core::codec::DecodeError;
 use phifs_core::id::GlyphId;
 use phifs_core::identity::NodePublicKey;
-use phifs_core::ssep::{Answer, Catch, Hello, Next, Note, Refusal, Request, Teller};
+use phifs_core::ssep::{Answer, Catch, Hello, MAJOR, Next, Note, Refusal, Request, Teller};
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -151,8 +151,8 @@ async fn answer(
     }
     let one = match request {
         Request::Hello(Hello { major, volume, .. }) => {
-            if (major, volume) == (shared.hello.major, shared.hello.volume) {
-                Answer::Hello(shared.hello.clone())
+            if (major, volume) == (MAJOR, shared.volume) {
+                Answer::Hello(shared.hello())
             } else {
                 refusal(Refusal::Mismatch, "another volume is served here, or another version is spoken")
             }

@@ -195,6 +195,7 @@ impl LocalVolume {
 
     /// The bytes of files in operations that not all members have vouched for.
     pub fn under_replicated_bytes(&self) -> Result<u64> {
+        self.seal()?;
         let members = self.members()?;
         let others: Vec<_> = members.iter().filter(|(key, _)| *key != self.key.public()).collect();
         let context = self.context();
