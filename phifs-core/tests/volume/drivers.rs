@@ -61,6 +61,12 @@ fn lines_that_both_sides_appended_are_all_there() {
 }
 
 #[test]
+fn a_file_that_nobody_had_written_before_began_with_nothing() {
+    let Fixture { volume, .. } = meet(b"a.log", b"", &[b"1\n", b"1\n2\n"], &[b"x\n"]);
+    assert_eq!(read(&volume, b"a.log"), b"1\n2\nx\n");
+}
+
+#[test]
 fn texts_below_a_directory_that_asks_for_it_are_merged_by_lines() {
     let Fixture { volume, .. } = meet(b"a.txt", b"1\n2\n3\n", &[b"one\n2\n3\n"], &[b"1\n2\nthree\n"]);
     assert_eq!(read(&volume, b"a.txt"), b"one\n2\nthree\n");

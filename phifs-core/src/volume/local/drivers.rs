@@ -20,7 +20,7 @@ use crate::content::reader::ContentReader;
 use crate::id::{AuthorId, Dot, GlyphId, InodeId};
 use crate::merge::{self, Driver, Side};
 use crate::namespace::derive;
-use crate::namespace::row::InodeRow;
+use crate::namespace::row::{Closure, InodeRow, Version};
 use crate::namespace::tables::{Rows, Tables};
 use crate::time::Timestamp;
 use crate::volume::{Attr, Result};
@@ -130,7 +130,7 @@ impl LocalVolume {
             return Ok(outcome);
         }
         let Some(base) = common_base(state, id, row)? else { return Ok(Err(Unmerged::NoBase)) };
-        let outcome = self.run_driver(state, id, row, driver, &base);
+        let outcome = self.run_driver(state, id, row, driver, base);
         if let Err(why) = &outcome {
             tracing::debug!(inode = %id.0, %why, "concurrent versions are not merged");
         }
@@ -151,7 +151,7 @@ impl LocalVolume {
             if versions.len() < 2 || !matches!(self.merge_versions(&state, id, &row)?, Err(Unmerged::Unreadable)) {
                 return Ok(());
             }
-            let base = common_base(&*state, id, &row)?.map(|base| base.version.content);
+            let base = common_base(&*state, id, &row)?.map(|(content, _)| content);
             versions.iter().map(|entry| entry.value.content).chain(base).collect()
         };
         match contents.into_iter().try_for_each(|content| self.fetch_content(id, content, &mut |_| {})) {
@@ -165,10 +165,17 @@ impl LocalVolume {
         }
     }
 
-    fn run_driver(&self, state: &State, id: InodeId, row: &InodeRow, driver: Driver, base: &KeptVersion) -> Outcome {
+    fn run_driver(
+        &self,
+        state: &State,
+        id: InodeId,
+        row: &InodeRow,
+        driver: Driver,
+        base: (Content, Bytes),
+    ) -> Outcome {
         let contents = row.versions.entries().iter().map(|entry| &entry.value.content);
         let is_long = |content: &Content| content.len_bytes() > driver.len_max() as u64;
-        if contents.chain([&base.version.content]).any(is_long) {
+        if contents.chain([&base.0]).any(is_long) {
             return Err(Unmerged::TooLong(driver));
         }
         let read = |content: Content, inline: Result<Bytes>| -> Result<Vec<u8>> {
@@ -179,7 +186,7 @@ impl LocalVolume {
         let bytes_of = |dot: Dot, content: Content| read(content, inline_bytes(state, id, Some(dot), &content));
         let sides: Result<Vec<Vec<u8>>> =
             row.versions.entries().iter().map(|entry| bytes_of(entry.dot, entry.value.content)).collect();
-        let base_bytes = read(base.version.content, Ok(base.inline.clone()));
+        let base_bytes = read(base.0, Ok(base.1));
         let (sides, base_bytes) = match (sides, base_bytes) {
             (Ok(sides), Ok(base_bytes)) => (sides, base_bytes),
             (Err(error), _) | (_, Err(error)) => {
@@ -218,8 +225,9 @@ fn driver_of(state: &State, id: InodeId) -> Result<Option<Driver>> {
     Ok(Driver::of(&place.name, said.as_deref()))
 }
 
-/// The version that all concurrent ones began with, if it is kept here, and there is only one such.
-fn common_base<T: Tables>(rows: &T, id: InodeId, row: &InodeRow) -> Result<Option<KeptVersion>> {
+/// The content that all concurrent versions began with, and its bytes if they are inline; if it is kept here, and there is
+/// only one such. A file that was only made, and never written, has no version: then that is nothing.
+fn common_base<T: Tables>(rows: &T, id: InodeId, row: &InodeRow) -> Result<Option<(Content, Bytes)>> {
     let kept: BTreeMap<Dot, KeptVersion> = history::load(rows, id)?.into_iter().map(|kept| (kept.dot, kept)).collect();
     let before = |bases: &[Dot]| -> BTreeSet<Dot> {
         let (mut found, mut next) = (BTreeSet::new(), bases.to_vec());
@@ -232,11 +240,23 @@ fn common_base<T: Tables>(rows: &T, id: InodeId, row: &InodeRow) -> Result<Optio
     };
     let mut all = row.versions.entries().iter().map(|entry| before(&entry.value.bases));
     let Some(first) = all.next() else { return Ok(None) };
-    let common = all.fold(first, |common, other| &common & &other);
+    let (mut common, mut all_before) = (first.clone(), first);
+    for before in all {
+        common = &common & &before;
+        all_before.extend(before);
+    }
+    if common.is_empty() {
+        // What was found after a crash does not say what it was made of.
+        let is_told = |version: &Version| version.closure != Closure::CrashRecovered;
+        let is_known = |dot: &Dot| kept.get(dot).is_some_and(|kept| is_told(&kept.version));
+        let is_from_birth =
+            row.versions.entries().iter().all(|entry| is_told(&entry.value)) && all_before.iter().all(is_known);
+        return Ok(is_from_birth.then(|| (Content::Empty, Bytes::new())));
+    }
     let older: BTreeSet<Dot> =
         common.iter().filter_map(|dot| kept.get(dot)).flat_map(|kept| before(&kept.version.bases)).collect();
     // Of two that neither replaced the other, each would give another result.
     let mut newest = common.difference(&older);
     let base = newest.next().filter(|_| newest.next().is_none()).and_then(|dot| kept.get(dot));
-    Ok(base.cloned())
+    Ok(base.map(|base| (base.version.content, base.inline.clone())))
 }
