@@ -1,5 +1,7 @@
 //! Several machines with one volume: real daemons and real mounts, on loopback.
 
+mod namespaces;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;

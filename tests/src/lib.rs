@@ -13,6 +13,7 @@ pub mod checks;
 pub mod differences;
 mod ext4;
 pub mod load;
+mod network;
 mod node;
 pub mod ops;
 pub mod pattern;
@@ -21,6 +22,7 @@ mod process;
 mod scratch;
 
 pub use ext4::Ext4Loop;
+pub use network::{Host, Network};
 pub use node::{DataMode, Node, is_mounted, phifs_bin};
 pub use place::Place;
 pub use process::{Background, Ran, run, run_ok, wait_until};

@@ -12,6 +12,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::network::Host;
 use crate::process::{Ran, run, wait_until};
 use crate::scratch::{dies_with_us, scratch};
 
@@ -66,6 +67,7 @@ pub struct Node {
     store: PathBuf,
     mount: PathBuf,
     mode: DataMode,
+    host: Option<Host>,
     daemon: Option<Daemon>,
     _home: TempDir,
 }
@@ -96,7 +98,15 @@ impl Node {
     fn build(mode: DataMode, store: PathBuf, home: TempDir) -> Node {
         let mount = home.path().join("mnt");
         fs::create_dir(&mount).expect("a mountpoint");
-        Node { store, mount, mode, daemon: None, _home: home }
+        Node { store, mount, mode, host: None, daemon: None, _home: home }
+    }
+
+    /// The same on a host of a network of the test.
+    #[track_caller]
+    pub fn on(host: &Host, mode: DataMode) -> Node {
+        let mut node = Node::new(mode);
+        node.host = Some(host.clone());
+        node
     }
 
     /// A node with its daemon up.
@@ -133,6 +143,9 @@ impl Node {
             command.arg(subcommand);
         }
         command.arg("--store").arg(&self.store).args(arguments).env("PHIFS_DATA_MODE", self.mode.name());
+        if let Some(host) = &self.host {
+            host.enter(&mut command);
+        }
         command
     }
 
