@@ -66,6 +66,11 @@ impl Driver {
         1
     }
 
+    /// Whether it can do nothing without the version that all sides began with.
+    pub fn needs_base(self) -> bool {
+        self != Self::Append
+    }
+
     /// The longest content that it takes and makes.
     pub fn len_max(self) -> usize {
         match self {
@@ -95,21 +100,27 @@ impl std::fmt::Display for Driver {
     }
 }
 
-/// Merges contents that began as `base`. Nothing if they contradict each other, or are none of the driver's.
-pub fn merge(driver: Driver, base: &[u8], sides: &[Side<'_>]) -> Option<Vec<u8>> {
+/// Merges contents that began as `base`, if that is known. Nothing if they contradict each other, or are none of the
+/// driver's.
+pub fn merge(driver: Driver, base: Option<&[u8]>, sides: &[Side<'_>]) -> Option<Vec<u8>> {
     let mut sides = sides.to_vec();
     sides.sort_unstable();
     let mut changed: Vec<&[u8]> = Vec::with_capacity(sides.len());
     for side in &sides {
-        if side.bytes != base && !changed.contains(&side.bytes) {
+        if Some(side.bytes) != base && !changed.contains(&side.bytes) {
             changed.push(side.bytes);
         }
     }
     match changed[..] {
-        [] => return Some(base.to_vec()),
+        [] => return base.map(<[u8]>::to_vec),
         [only] => return Some(only.to_vec()),
         _ => {}
     }
+    let Some(base) = base else {
+        let is_short = changed.iter().all(|side| side.len() <= driver.len_max());
+        let merged = if driver.needs_base() || !is_short { None } else { append::merge_without_base(&changed) };
+        return merged.filter(|merged| merged.len() <= driver.len_max());
+    };
     if base.len() > driver.len_max() || changed.iter().any(|side| side.len() > driver.len_max()) {
         return None;
     }

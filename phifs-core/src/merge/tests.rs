@@ -7,7 +7,7 @@ use super::*;
 /// Merges sides that were published in this order.
 fn merged(driver: Driver, base: &str, sides: &[&str]) -> Option<String> {
     let sides: Vec<_> = (1..).zip(sides).map(|(n, bytes)| side(n, bytes)).collect();
-    merge(driver, base.as_bytes(), &sides).map(|bytes| String::from_utf8(bytes).unwrap())
+    merge(driver, Some(base.as_bytes()), &sides).map(|bytes| String::from_utf8(bytes).unwrap())
 }
 
 fn side(n: u8, bytes: &str) -> Side<'_> {
@@ -23,6 +23,24 @@ fn appended_lines_stand_one_side_after_the_other() {
     assert_eq!(merged("a", &["a1\n", "a2\n"]), None, "the base ends in a line that both go on with");
     assert_eq!(merged("a\n", &["a\nb\n", "b\n"]), None, "something was taken away");
     assert_eq!(merged("a\n", &["a\nb\n", "A\nb\n"]), None, "something was changed");
+}
+
+#[test]
+fn of_appended_lines_none_is_lost_where_the_base_is_not_known() {
+    let merged = |texts: &[&str]| {
+        let sides: Vec<_> = (1..).zip(texts).map(|(n, bytes)| side(n, bytes)).collect();
+        let shuffled: Vec<_> = sides.iter().rev().copied().collect();
+        let merged = merge(Driver::Append, None, &sides);
+        assert_eq!(merged, merge(Driver::Append, None, &shuffled));
+        merged.map(|bytes| String::from_utf8(bytes).unwrap())
+    };
+    assert_eq!(merged(&["a\nb\nc\n1\n", "a\nb\nc\n2\n", "a\nb\nc\n3\n"]).unwrap(), "a\nb\nc\n1\n2\n3\n");
+    assert_eq!(merged(&["a\nb\na2\n", "a\nb\nc\nb2\n", "c\nc2\n"]).unwrap(), "a\nb\na2\nc\nb2\nc2\n");
+    // The third one tells what the others have in common.
+    assert_eq!(merged(&["a\n1\n", "b\n2\n", "a\nb\n"]).unwrap(), "a\n1\nb\n2\n");
+    assert_eq!(merged(&["old\n1\n", "new\n"]), None, "the log may have been rotated");
+    assert_eq!(merged(&["a\n1\n", "a\n2"]), None, "a line is not whole");
+    assert_eq!(merge(Driver::Text, None, &[side(1, "a\n1\n"), side(2, "a\n2\n")]), None);
 }
 
 #[test]
@@ -50,8 +68,8 @@ fn lines_that_meet_are_a_contradiction() {
 fn what_is_no_text_or_too_long_is_not_merged() {
     let binary = |bytes: &'static [u8]| Side { hlc: Hlc(1), author: AuthorId([1; 16]), bytes };
     let other = side(2, "1\n2\nthree\n");
-    assert_eq!(merge(Driver::Text, b"1\n2\n3\n", &[binary(b"\xff\n2\n3\n"), other]), None);
-    assert_eq!(merge(Driver::Text, b"1\n2\n3\n", &[binary(b"\0\n2\n3\n"), other]), None);
+    assert_eq!(merge(Driver::Text, Some(b"1\n2\n3\n"), &[binary(b"\xff\n2\n3\n"), other]), None);
+    assert_eq!(merge(Driver::Text, Some(b"1\n2\n3\n"), &[binary(b"\0\n2\n3\n"), other]), None);
     for driver in Driver::ALL {
         let long = "x\n".repeat(driver.len_max() / 2);
         let sides = [long.clone() + "y\n", "z\n".to_owned() + &long];
@@ -197,7 +215,7 @@ proptest! {
         shuffled.sort_unstable();
         let shuffled: Vec<_> = shuffled.into_iter().map(|(_, side)| side).collect();
         for driver in Driver::ALL {
-            prop_assert_eq!(merge(driver, base.as_bytes(), &sides), merge(driver, base.as_bytes(), &shuffled));
+            prop_assert_eq!(merge(driver, Some(base.as_bytes()), &sides), merge(driver, Some(base.as_bytes()), &shuffled));
         }
     }
 
@@ -243,7 +261,7 @@ proptest! {
         let author = AuthorId([1; 16]);
         let sides = [Side { hlc: Hlc(1), author, bytes: &a }, Side { hlc: Hlc(2), author, bytes: &b }];
         for driver in Driver::ALL {
-            let _ = merge(driver, &base, &sides);
+            let _ = merge(driver, Some(&base), &sides);
         }
     }
 }

@@ -129,7 +129,10 @@ impl LocalVolume {
         if let Some(outcome) = self.merged.get(dot) {
             return Ok(outcome);
         }
-        let Some(base) = common_base(state, id, row)? else { return Ok(Err(Unmerged::NoBase)) };
+        let base = common_base(state, id, row)?;
+        if base.is_none() && driver.needs_base() {
+            return Ok(Err(Unmerged::NoBase));
+        }
         let outcome = self.run_driver(state, id, row, driver, base);
         if let Err(why) = &outcome {
             tracing::debug!(inode = %id.0, %why, "concurrent versions are not merged");
@@ -171,11 +174,11 @@ impl LocalVolume {
         id: InodeId,
         row: &InodeRow,
         driver: Driver,
-        base: (Content, Bytes),
+        base: Option<(Content, Bytes)>,
     ) -> Outcome {
         let contents = row.versions.entries().iter().map(|entry| &entry.value.content);
         let is_long = |content: &Content| content.len_bytes() > driver.len_max() as u64;
-        if contents.chain([&base.0]).any(is_long) {
+        if contents.chain(base.iter().map(|(content, _)| content)).any(is_long) {
             return Err(Unmerged::TooLong(driver));
         }
         let read = |content: Content, inline: Result<Bytes>| -> Result<Vec<u8>> {
@@ -186,7 +189,7 @@ impl LocalVolume {
         let bytes_of = |dot: Dot, content: Content| read(content, inline_bytes(state, id, Some(dot), &content));
         let sides: Result<Vec<Vec<u8>>> =
             row.versions.entries().iter().map(|entry| bytes_of(entry.dot, entry.value.content)).collect();
-        let base_bytes = read(base.0, Ok(base.1));
+        let base_bytes = base.map(|(content, inline)| read(content, Ok(inline))).transpose();
         let (sides, base_bytes) = match (sides, base_bytes) {
             (Ok(sides), Ok(base_bytes)) => (sides, base_bytes),
             (Err(error), _) | (_, Err(error)) => {
@@ -197,7 +200,7 @@ impl LocalVolume {
         let entries = row.versions.entries().iter().zip(&sides);
         let sides: Vec<Side<'_>> =
             entries.map(|(entry, bytes)| Side { hlc: entry.hlc, author: entry.dot.author, bytes }).collect();
-        let bytes = merge::merge(driver, &base_bytes, &sides).ok_or(Unmerged::Contradiction(driver))?;
+        let bytes = merge::merge(driver, base_bytes.as_deref(), &sides).ok_or(Unmerged::Contradiction(driver))?;
         let mtime = row.versions.entries().iter().map(|entry| entry.value.mtime).max().unwrap_or_default();
         let (dot, hash) = (dot_of_merged(driver, row), GlyphId::of(&bytes));
         Ok(Arc::new(Merged { dot, bytes: bytes.into(), hash, mtime }))
