@@ -269,6 +269,14 @@ impl LocalVolume {
         }
     }
 
+    /// All files that are open or staged, in the order of their inodes: what happens to one after the other is then the
+    /// same wherever the same was done before.
+    pub(super) fn cells(&self) -> Vec<Arc<FileCell>> {
+        let mut cells: Vec<_> = self.files.lock().values().cloned().collect();
+        cells.sort_unstable_by_key(|cell| cell.id);
+        cells
+    }
+
     /// Whether anybody has the inode open.
     pub(super) fn is_open(&self, id: InodeId) -> bool {
         self.files.lock().get(&id).is_some_and(|cell| cell.is_open())
@@ -975,9 +983,8 @@ impl LocalVolume {
 
     /// The versions that are being read, and those under files that are being changed.
     pub(super) fn contents_in_use(&self) -> Vec<Content> {
-        let cells: Vec<_> = self.files.lock().values().cloned().collect();
         let mut contents = self.contents_being_read();
-        for cell in cells {
+        for cell in self.cells() {
             if let Some(data) = cell.data.lock().as_ref() {
                 contents.push(*data.reader.content());
                 contents.extend(data.staging.as_ref().map(|staging| *staging.overlay.base()));

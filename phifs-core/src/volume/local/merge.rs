@@ -422,8 +422,7 @@ impl LocalVolume {
 
     /// Publishes all that was written, however long it is and whoever writes on.
     pub fn publish_all(&self) -> Result<()> {
-        let cells: Vec<_> = self.files.lock().values().cloned().collect();
-        for cell in cells {
+        for cell in self.cells() {
             let closure = if cell.has_writers() { Closure::IdleFlush } else { Closure::Close };
             match self.publish(&cell, closure) {
                 Ok(_) | Err(VolumeError::LostWrite) => {}

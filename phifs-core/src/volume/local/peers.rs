@@ -20,7 +20,7 @@ use crate::identity::NodePublicKey;
 use crate::meta::{Frozen, Roots};
 use crate::namespace::tables::{Rows, Table, malformed};
 use crate::snapshot::stream::{self, Base, Header, Reader, Writer};
-use crate::snapshot::{SealedRecord, transfer};
+use crate::snapshot::{Record, SealedRecord, transfer};
 use crate::store::StoreError;
 use crate::time::AHEAD_MS_MAX;
 
@@ -49,8 +49,13 @@ impl Head {
         self.sealed.id()
     }
 
+    /// What is said of the state, and what it is called.
+    pub fn record(&self) -> &Record {
+        &self.sealed.record
+    }
+
     pub fn context(&self) -> &VersionVector {
-        &self.sealed.record.context
+        &self.record().context
     }
 
     pub(super) fn roots(&self) -> &Roots {

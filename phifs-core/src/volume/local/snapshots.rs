@@ -200,9 +200,8 @@ impl LocalVolume {
     /// long one, which would take a while, gets a moment to be released; if somebody really goes on writing to it, its
     /// last version counts.
     pub fn publish_closed(&self) -> Result<()> {
-        let cells: Vec<_> = self.files.lock().values().cloned().collect();
         let mut patience = RELEASE_LOOKS_MAX;
-        for cell in cells {
+        for cell in self.cells() {
             let takes_a_while = || cell.has_writers() && cell.staged_bytes() > SHORT_BYTES_MAX;
             while takes_a_while() && patience > 0 {
                 std::thread::sleep(RELEASE_LOOK);

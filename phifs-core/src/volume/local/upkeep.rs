@@ -312,8 +312,7 @@ impl LocalVolume {
             self.enqueue(id);
         }
         // One file's trouble is no reason to neglect the others, nor is one step's for the next.
-        let cells: Vec<_> = self.files.lock().values().cloned().collect();
-        for cell in cells {
+        for cell in self.cells() {
             match self.publish_open(&cell) {
                 // Its writer is told by fsync and close.
                 Ok(()) | Err(VolumeError::LostWrite) => {}
@@ -542,9 +541,8 @@ impl LocalVolume {
     /// What could not be published is kept in staging; the store is closed cleanly all the same, if it can be.
     pub fn shut_down(&self) -> Result<()> {
         self.stop_publishers();
-        let files: Vec<_> = self.files.lock().keys().copied().collect();
         let mut published = Ok(());
-        for id in files {
+        for id in self.cells().into_iter().map(|cell| cell.id) {
             let closed = self.close_down(id).inspect_err(|error| {
                 tracing::error!(%error, inode = %id.0, "a file could not be published; its bytes are kept in staging");
             });
