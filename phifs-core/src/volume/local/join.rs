@@ -530,17 +530,22 @@ fn tell(joined: &Bulk<'_, State>) -> Result<Told, StoreError> {
         let version = |row: &InodeRow| Stat::of(row).version.map(|(dot, _)| dot);
         if was.kind() == FileKind::File && now.as_ref().map(version) != Some(version(&was)) {
             told.contents.push(id);
-            // Of several files of a name, another one may be shown now.
-            for (dir, name) in view::names_of(joined, id, FileKind::File)? {
-                if joined.get(Table::Conflicts, &child_key(dir, &name))?.is_some() {
-                    told.names.push((dir, name));
-                }
-            }
         }
     }
     for (key, _) in joined.changed(Table::Xattrs) {
         let id = InodeId(dot_of(key.get(..Dot::LEN).unwrap_or_default())?);
         inodes.extend(before.context.contains(id.0).then_some(id));
+    }
+    let are_disputed = !before.meta.is_empty(TableId(Table::Conflicts as u8));
+    if are_disputed || joined.changed(Table::Conflicts).next().is_some() {
+        // Of several files of a name another one may be shown now: by its bytes, or as it is no longer like the others.
+        for id in &inodes {
+            for (dir, name) in view::names_of(joined, *id, FileKind::File)? {
+                if joined.get(Table::Conflicts, &child_key(dir, &name))?.is_some() {
+                    told.names.push((dir, name));
+                }
+            }
+        }
     }
     told.inodes.extend(inodes);
     Ok(told)

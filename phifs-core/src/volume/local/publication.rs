@@ -18,11 +18,12 @@ use crate::namespace::op::{Effect, LinkEffect};
 use crate::namespace::plan;
 use crate::namespace::row::{Closure, Evidence, InodeRow, Version};
 use crate::namespace::tables::{Rows, Table, Tables};
-use crate::namespace::view::Stat;
+use crate::namespace::union;
+use crate::namespace::view::{self, Stat};
 use crate::time::Hlc;
-use crate::volume::Result;
+use crate::volume::{FileKind, Result};
 
-use super::files::{ASKING, Data, FileCell, Gate, User, looking_failed, staging_io};
+use super::files::{ASKING, Data, FileCell, Gate, Shown, User, looking_failed, staging_io};
 use super::scope::Scope;
 use super::state::{Draft, State};
 use super::{LocalVolume, history};
@@ -126,9 +127,8 @@ impl LocalVolume {
 
     /// The other files of a directory that may have to be published.
     fn written_in(&self, dir: DirId, but: InodeId) -> Result<Vec<User<'_>>> {
-        let cells: Vec<InodeId> = self.files.lock().keys().copied().filter(|id| *id != but).collect();
         let mut written = Vec::new();
-        for id in cells {
+        for id in self.cells().into_iter().map(|cell| cell.id).filter(|id| *id != but) {
             if self.group_of(id)? == Some(dir) {
                 written.extend(self.known(id));
             }
@@ -187,7 +187,8 @@ impl LocalVolume {
         }
         let dot = draft.dot;
         let published: Vec<InodeId> = items.iter().map(|item| item.cell.id).collect();
-        let decided = self.decide_by_writing(&state, &mut draft, &deciding, &published)?;
+        let mut decided = self.decide_by_writing(&state, &mut draft, &deciding, &published)?;
+        decided.names.extend(disputed_names(&state, &published)?);
         let lsn = state.commit(draft, &self.journal)?;
         for ((item, data), has_version) in items.into_iter().zip(&mut datas).zip(drafted) {
             let Some(has_version) = has_version else { continue };
@@ -201,7 +202,15 @@ impl LocalVolume {
             }
             if has_version {
                 loaded.seen = vec![dot];
-                loaded.outdated = None;
+                // Beside a better one it is seen by those alone who have the file open.
+                let row = state.inode(item.cell.id)?.unwrap_or_default();
+                let is_shown = Stat::of(&row).version.is_some_and(|(shown, _)| shown == dot);
+                loaded.outdated = (!is_shown).then(|| Shown {
+                    len_bytes: published.content.len_bytes(),
+                    allocated_bytes: published.content.allocated_bytes(),
+                    mtime: staging.mtime,
+                    ctime: staging.changed,
+                });
             }
             loaded.version = version;
             loaded.inline = published.inline;
@@ -243,7 +252,7 @@ impl LocalVolume {
             let rivals: Vec<Child> = conflict::rivals(state, *id)?.into_iter().filter(is_other).collect();
             let rows = Scope::new(state);
             for rival in &rivals {
-                decided.names.extend(crate::namespace::view::place_of(state, *rival)?);
+                decided.names.extend(view::place_of(state, *rival)?);
             }
             decided.gone.extend(self.drop_rivals(&rows, draft, *id, &rivals)?);
         }
@@ -422,6 +431,22 @@ fn bases(state: &State, row: &InodeRow) -> Vec<Dot> {
     bases.sort_unstable();
     bases.dedup();
     bases
+}
+
+/// The names of these files that mean something else as well: with a new version, another meaning may be shown.
+fn disputed_names(state: &State, files: &[InodeId]) -> Result<Vec<(DirId, Vec<u8>)>> {
+    let mut disputed = Vec::new();
+    if state.meta.is_empty(crate::meta::TableId(Table::Conflicts as u8)) {
+        return Ok(disputed);
+    }
+    for id in files {
+        for (dir, name) in view::names_of(state, *id, FileKind::File)? {
+            if state.get(Table::Conflicts, &derive::child_key(dir, &name))?.is_some() {
+                disputed.extend(union::members(state, dir)?.into_iter().map(|member| (member, name.clone())));
+            }
+        }
+    }
+    Ok(disputed)
 }
 
 /// Whether a name that a publication keeps alive means something else as well.

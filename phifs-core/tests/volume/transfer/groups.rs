@@ -1,16 +1,19 @@
 //! Groups of operations, from one machine to another.
 
+use std::sync::Arc;
+
 use phifs_core::causal::VersionVector;
 use phifs_core::namespace::events::What;
 use phifs_core::oplog::SealedGroup;
 use phifs_core::registry::Member;
+use phifs_core::ssep::Follower;
 use phifs_core::time::Env as _;
 use phifs_core::volume::local::{GroupRefused, News, Taken};
-use phifs_core::volume::{Ino, RenameMode, Volume, VolumeError, XattrMode};
+use phifs_core::volume::{Ino, Invalidate, OpenHow, RenameMode, Volume, VolumeError, XattrMode};
 
 use super::peers::{check_same, key_of};
 use super::{Site, noise, pair};
-use crate::harness::CALLER;
+use crate::harness::{CALLER, NODE, WRITE, settle};
 
 /// Two machines that are members of one volume and have the same.
 pub(super) fn members() -> (Site, Site) {
@@ -301,4 +304,106 @@ fn bytes_count_as_under_replicated_until_all_members_vouch_for_them() {
     assert_eq!(a.volume.under_replicated_bytes().unwrap(), 71_000);
     a.volume.take_receipt(key_of(&b), b.volume.receipt().unwrap().unwrap()).unwrap();
     assert_eq!(a.volume.under_replicated_bytes().unwrap(), 0);
+}
+
+#[derive(Default)]
+struct Told(parking_lot::Mutex<Vec<Vec<u8>>>);
+
+impl Invalidate for Told {
+    fn inode(&self, _: Ino, _: bool) {}
+
+    fn entry(&self, _: Ino, name: &[u8]) {
+        self.0.lock().push(name.to_vec());
+    }
+
+    fn file(&self, _: Ino) {}
+}
+
+#[test]
+fn the_kernel_hears_that_a_publication_shows_another_file_of_a_name() {
+    let (a, b) = members();
+    a.write(Ino::ROOT, b"same", b"of a");
+    b.env.move_by(5_000);
+    let (own, opened) = b.volume.create(&CALLER, Ino::ROOT, b"same", &NODE, &WRITE).unwrap();
+    b.volume.write(&CALLER, own.ino, opened.handle, 0, b"of b", false).unwrap();
+    push(&a, &b);
+    let shown = |site: &Site| site.volume.lookup(&CALLER, Ino::ROOT, b"same").unwrap().ino;
+    assert_ne!(shown(&b), own.ino, "so far only the other one has been written");
+    let told = Arc::new(Told::default());
+    b.volume.set_invalidate(told.clone());
+    b.volume.release(own.ino, opened.handle);
+    settle(&b.volume);
+    assert_eq!(shown(&b), own.ino);
+    assert!(told.0.lock().contains(&b"same".to_vec()));
+}
+
+#[test]
+fn the_kernel_hears_that_files_of_a_name_are_no_longer_alike() {
+    let mut changed = 0;
+    for is_first in [true, false] {
+        let (a, b) = members();
+        let create = |site: &Site| site.write(Ino::ROOT, b"same", b"");
+        let (made, later) = if is_first { (create(&a), &b) } else { (create(&b), &a) };
+        later.env.move_by(5_000);
+        let made_later = create(later);
+        push(&a, &b);
+        push(&b, &a);
+        let shown = |site: &Site| site.volume.lookup(&CALLER, Ino::ROOT, b"same").unwrap().ino;
+        let before = shown(&b);
+        let told = Arc::new(Told::default());
+        b.volume.set_invalidate(told.clone());
+        let on_a = if is_first { made } else { made_later };
+        a.volume.setxattr(&CALLER, on_a, b"user.colour", b"green", XattrMode::Set).unwrap();
+        push(&a, &b);
+        if shown(&b) != before {
+            changed += 1;
+            assert!(told.0.lock().contains(&b"same".to_vec()));
+        }
+    }
+    assert!(changed > 0, "this test needs a file that comes to be shown");
+}
+
+#[test]
+fn a_relayed_group_that_was_changed_on_the_way_is_refused() {
+    let (a, b) = members();
+    a.write(Ino::ROOT, b"of a", b"1");
+    let before = b.volume.context();
+    for group in groups_for(&a, &before) {
+        let sealed = group.encoded();
+        for at in (0..sealed.len()).step_by(7) {
+            let mut forged = sealed.to_vec();
+            forged[at] ^= 1;
+            let mut follower = Follower::new();
+            assert!(follower.take(&b.volume, vec![forged.into()]).is_err(), "byte {at}");
+            assert!(follower.is_idle());
+        }
+    }
+    assert_eq!(b.volume.context(), before);
+}
+
+#[test]
+fn a_version_that_is_published_beside_a_better_one_does_not_stand_behind_the_length_of_that() {
+    let (a, b) = members();
+    let ino = a.write(Ino::ROOT, b"f", b"0");
+    push(&a, &b);
+    let on_b = b.volume.lookup(&CALLER, Ino::ROOT, b"f").unwrap().ino;
+    let open = b.volume.open(&CALLER, on_b, &WRITE).unwrap();
+    b.volume.write(&CALLER, on_b, open.handle, 0, b"the longer one of b", false).unwrap();
+    a.env.move_by(5_000);
+    let opened = a.volume.open(&CALLER, ino, &OpenHow { truncate: true, ..WRITE }).unwrap();
+    a.volume.write(&CALLER, ino, opened.handle, 0, b"of a", false).unwrap();
+    a.volume.release(ino, opened.handle);
+    settle(&a.volume);
+    push(&a, &b);
+    b.volume.publish_all().unwrap();
+    let len = || b.volume.getattr(on_b, None).unwrap().size_bytes;
+    let read = || {
+        let open = b.volume.open(&CALLER, on_b, &WRITE).unwrap();
+        let bytes = b.volume.read(on_b, open.handle, 0, 100).unwrap();
+        b.volume.release(on_b, open.handle);
+        bytes
+    };
+    assert_eq!(len(), read().len() as u64, "while it is open");
+    b.volume.release(on_b, open.handle);
+    assert_eq!((len(), read()), (4, b"of a".to_vec()), "afterwards");
 }
