@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// As statfs(2) has them: filesystems without a disk behind them.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -95,6 +96,25 @@ pub fn drop_caches() -> Result<()> {
 /// For figures that mean something, if less, without it.
 pub fn drop_caches_if_root() -> Result<()> {
     if is_root() { drop_caches() } else { Ok(()) }
+}
+
+/// Keeps this thread, and what it starts meanwhile, on one processor until it is dropped.
+pub struct Pinned {
+    before: CpuSet,
+}
+
+pub fn pin(processor: usize) -> Result<Pinned> {
+    let pinned = Pinned { before: sched_getaffinity(None)? };
+    let mut only = CpuSet::new();
+    only.set(processor);
+    sched_setaffinity(None, &only).with_context(|| format!("cannot keep to processor {processor}"))?;
+    Ok(pinned)
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = sched_setaffinity(None, &self.before);
+    }
 }
 
 /// What a process has done so far.

@@ -5,12 +5,16 @@
 //! with a rest before each; what counts is the ratio of the medians, and the spread is printed beside it.
 //!
 //! `workloads` runs the rows of `rows`; `resources` and `snapshots` measure what it takes to keep files and what it
-//! takes to keep their past, `merges` what it takes to bring two of it together; `systems` are the filesystems, `machine` asks the host, `table` prints.
+//! takes to keep their past, `merges` what it takes to bring two of it together, `cluster` what it takes that several
+//! machines have it; `systems` are the filesystems, `network` makes machines out of this one, `machine` asks the host,
+//! `table` prints.
 //! `tools/bench/run` builds all of it, makes the directory to work in and clears it away, however the run ends.
 
+mod cluster;
 mod lab;
 mod machine;
 mod merges;
+mod network;
 mod population;
 mod resources;
 mod rows;
@@ -41,7 +45,8 @@ use workloads::Workloads;
 #[command(
     name = "phifs-bench",
     after_help = "Examples:\n  tools/bench/run\n  tools/bench/run --quick --only create,unlink\n  \
-    tools/bench/run --table snapshots --scale 0.05\n  tools/bench/run --list\n\nBENCH_DIR is where to work (default: /var/tmp), PHIFS_BIN the phifs to measure."
+    tools/bench/run --table snapshots --scale 0.05\n  \
+    tools/bench/run --table cluster --scale 0.1 --rest 1\n  tools/bench/run --list\n\nBENCH_DIR is where to work (default: /var/tmp), PHIFS_BIN the phifs to measure."
 )]
 struct Arguments {
     /// Measure these rows only, by name
@@ -92,11 +97,17 @@ enum Table {
     Snapshots,
     /// Merges: time and memory of the join, without a mount
     Merge,
+    /// Several machines with one volume: delay, speed beside peers, bulk against rsync, bytes sent
+    Cluster,
 }
 
 /// The tables that are made of groups.
-const GROUPED: [(Table, &[Group]); 3] =
-    [(Table::Resources, resources::GROUPS), (Table::Snapshots, snapshots::GROUPS), (Table::Merge, merges::GROUPS)];
+const GROUPED: [(Table, &[Group]); 4] = [
+    (Table::Resources, resources::GROUPS),
+    (Table::Snapshots, snapshots::GROUPS),
+    (Table::Merge, merges::GROUPS),
+    (Table::Cluster, cluster::GROUPS),
+];
 
 impl Arguments {
     fn scale(&self) -> Scale {
@@ -174,6 +185,7 @@ fn measure(arguments: &Arguments) -> Result<Report> {
         resources: Vec::new(),
         snapshots: Vec::new(),
         merges: Vec::new(),
+        cluster: Vec::new(),
     };
     let lab = Lab {
         bench: &bench,
@@ -192,6 +204,7 @@ fn measure(arguments: &Arguments) -> Result<Report> {
         let figures = match table {
             Table::Merge => &mut report.merges,
             Table::Snapshots => &mut report.snapshots,
+            Table::Cluster => &mut report.cluster,
             Table::Resources | Table::Workloads => &mut report.resources,
         };
         for group in groups.iter().filter(|group| arguments.wants(table, group.name)) {

@@ -25,6 +25,7 @@ pub struct Report {
     pub resources: Vec<Figure>,
     pub snapshots: Vec<Figure>,
     pub merges: Vec<Figure>,
+    pub cluster: Vec<Figure>,
 }
 
 /// How far a figure has come.
@@ -170,7 +171,7 @@ impl Workload {
     }
 }
 
-/// A figure of the second or third table.
+/// A figure of one of the other tables.
 #[derive(Serialize)]
 pub struct Figure {
     pub what: String,
@@ -276,9 +277,12 @@ impl Report {
         if !self.workloads.is_empty() {
             self.workload_tables(&mut out);
         }
-        for (title, figures) in
-            [("resource", &self.resources), ("snapshots", &self.snapshots), ("merges", &self.merges)]
-        {
+        for (title, figures) in [
+            ("resource", &self.resources),
+            ("snapshots", &self.snapshots),
+            ("merges", &self.merges),
+            ("cluster", &self.cluster),
+        ] {
             if !figures.is_empty() {
                 let _ = writeln!(out, "| {title} | value | limit / goal | how |\n| --- | --- | --- | --- |");
                 lines(&mut out, figures.iter().map(Figure::line));

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::{Requests, System, succeed, timed};
 use crate::machine::{self, Disk};
+use crate::network::Seat;
 use crate::table::COPIES_MAX;
 
 pub struct Phifs {
@@ -18,6 +19,8 @@ pub struct Phifs {
     store: PathBuf,
     mount: PathBuf,
     disk: Rc<Disk>,
+    /// Where it runs and can be reached by others, if it can.
+    seat: Option<Seat>,
 }
 
 /// The part of `phifs status --json` that is used here.
@@ -38,10 +41,18 @@ struct Features {
 
 #[derive(Deserialize)]
 struct Volume {
+    operations: u64,
     unpublished_files: u64,
     journal_bytes: u64,
     #[serde(default)]
     checkpoint_pending: bool,
+}
+
+/// The part of `phifs members --json` that is used here.
+#[derive(Deserialize)]
+struct Member {
+    this_node: bool,
+    connected: bool,
 }
 
 /// The part of `phifs df --json` that is used here.
@@ -59,11 +70,31 @@ struct Part {
 impl Phifs {
     /// Starts one with a new store.
     pub fn start(program: &Path, home: &Path, disk: Rc<Disk>) -> Result<Phifs> {
-        let (store, mount) = (home.join("store"), home.join("mnt"));
-        std::fs::create_dir_all(&mount)?;
-        let phifs = Phifs { program: program.to_owned(), store, mount, disk };
+        let phifs = Phifs::new(program, home, disk, None)?;
         phifs.up()?;
         Ok(phifs)
+    }
+
+    /// Starts one that others can reach: the first of a volume, or with an invitation another one.
+    pub fn start_on(
+        program: &Path,
+        home: &Path,
+        disk: Rc<Disk>,
+        seat: &Seat,
+        invitation: Option<&str>,
+    ) -> Result<Phifs> {
+        let phifs = Phifs::new(program, home, disk, Some(seat.clone()))?;
+        match invitation {
+            None => phifs.serve(&["up"])?,
+            Some(invitation) => phifs.serve(&["join", invitation])?,
+        }
+        Ok(phifs)
+    }
+
+    fn new(program: &Path, home: &Path, disk: Rc<Disk>, seat: Option<Seat>) -> Result<Phifs> {
+        let (store, mount) = (home.join("store"), home.join("mnt"));
+        std::fs::create_dir_all(&mount)?;
+        Ok(Phifs { program: program.to_owned(), store, mount, disk, seat })
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -73,7 +104,43 @@ impl Phifs {
     }
 
     pub fn up(&self) -> Result<()> {
-        succeed(self.command(&["up", "--mount"]).arg(&self.mount)).map(drop)
+        self.serve(&["up"])
+    }
+
+    /// Starts the daemon.
+    fn serve(&self, how: &[&str]) -> Result<()> {
+        let mut command = match &self.seat {
+            None => Command::new(&self.program),
+            Some(seat) => seat.command(&self.program),
+        };
+        command.args(how).arg("--store").arg(&self.store).arg("--mount").arg(&self.mount);
+        if let Some(seat) = &self.seat {
+            command.args(["--listen", &seat.listen()]);
+        }
+        succeed(&mut command).map(drop)
+    }
+
+    /// What admits one more machine.
+    pub fn invite(&self) -> Result<String> {
+        let invitation = succeed(&mut self.command(&["invite", "--quiet"]))?;
+        Ok(String::from_utf8(invitation)?.trim().to_owned())
+    }
+
+    /// How many other machines it is connected with.
+    pub fn connected(&self) -> Result<usize> {
+        let json = succeed(&mut self.command(&["members", "--json"]))?;
+        let members: Vec<Member> = serde_json::from_slice(&json).context("cannot understand `phifs members --json`")?;
+        Ok(members.iter().filter(|member| !member.this_node && member.connected).count())
+    }
+
+    /// Changes a setting of the volume.
+    pub fn set(&self, name: &str, value: &str) -> Result<()> {
+        succeed(&mut self.command(&["volume", "set", name, value])).map(drop)
+    }
+
+    /// How many operations were made here.
+    pub fn operations(&self) -> Result<u64> {
+        Ok(self.status()?.volume.operations)
     }
 
     pub fn down(&self) -> Result<()> {
