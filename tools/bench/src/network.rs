@@ -37,6 +37,14 @@ pub struct Seat {
 
 struct Holder(Child);
 
+/// What a machine has sent, with all headers, and what its receivers of datagrams had no room for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traffic {
+    pub bytes: u64,
+    pub packets: u64,
+    pub dropped: u64,
+}
+
 impl Network {
     pub fn new(machines: usize) -> Network {
         Network::of_namespaces(machines).unwrap_or_else(|why| {
@@ -71,14 +79,13 @@ impl Network {
         holders.into_iter().try_for_each(|pid| ip(pid, &format!("link set {INTERFACE} gso_max_segs 1")))
     }
 
-    /// What each machine has sent so far, with all headers. On loopback all that the host has sent to itself, as that of
-    /// the first.
-    pub fn sent_bytes(&self) -> Result<Vec<u64>> {
+    /// What each machine has sent and lost so far. On loopback that is what the host has sent to itself, as of the first.
+    pub fn traffic(&self) -> Result<Vec<Traffic>> {
         match self.loopback {
-            Some(_) => Ok(vec![sent("/proc/net/dev", "lo")?]),
+            Some(_) => Ok(vec![Traffic::of("self", "lo")?]),
             None => {
                 let holders = self.seats.iter().filter_map(|seat| seat.holder);
-                holders.map(|pid| sent(&format!("/proc/{pid}/net/dev"), INTERFACE)).collect()
+                holders.map(|pid| Traffic::of(&pid.to_string(), INTERFACE)).collect()
             }
         }
     }
@@ -149,18 +156,47 @@ fn ip(pid: u32, arguments: &str) -> Result<()> {
     succeed(&mut command).map(drop)
 }
 
-fn sent(table: &str, interface: &str) -> Result<u64> {
-    let text = fs::read_to_string(table).with_context(|| format!("cannot read {table}"))?;
-    sent_in(&text, interface).with_context(|| format!("{table} does not have {interface}"))
+impl Traffic {
+    fn of(process: &str, interface: &str) -> Result<Traffic> {
+        let table = |name: &str| {
+            let path = format!("/proc/{process}/net/{name}");
+            fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
+        };
+        let (bytes, packets) = sent(&table("dev")?, interface).with_context(|| format!("there is no {interface}"))?;
+        Ok(Traffic { bytes, packets, dropped: dropped(&table("snmp")?).context("nobody counts datagrams")? })
+    }
+
+    pub fn since(self, before: Traffic) -> Traffic {
+        Traffic {
+            bytes: self.bytes - before.bytes,
+            packets: self.packets - before.packets,
+            dropped: self.dropped - before.dropped,
+        }
+    }
 }
 
-/// The ninth number of its line: proc_pid_net(5).
-fn sent_in(table: &str, interface: &str) -> Option<u64> {
-    let numbers = |line: &str| -> Option<u64> {
-        let (name, numbers) = line.split_once(':')?;
-        (name.trim() == interface).then(|| numbers.split_whitespace().nth(8)?.parse().ok())?
-    };
-    table.lines().find_map(numbers)
+impl std::iter::Sum for Traffic {
+    fn sum<I: Iterator<Item = Traffic>>(all: I) -> Traffic {
+        all.fold(Traffic::default(), |sum, one| Traffic {
+            bytes: sum.bytes + one.bytes,
+            packets: sum.packets + one.packets,
+            dropped: sum.dropped + one.dropped,
+        })
+    }
+}
+
+/// The ninth and the tenth number of its line: proc_pid_net(5).
+fn sent(table: &str, interface: &str) -> Option<(u64, u64)> {
+    let line = table.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == interface)?.1;
+    let mut numbers = line.split_whitespace().skip(8).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// A line of names is followed by one of numbers.
+fn dropped(table: &str) -> Option<u64> {
+    let mut lines = table.lines().filter_map(|line| line.strip_prefix("Udp:"));
+    let at = lines.next()?.split_whitespace().position(|name| name == "RcvbufErrors")?;
+    lines.next()?.split_whitespace().nth(at)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -170,8 +206,15 @@ mod tests {
     #[test]
     fn sent_bytes_are_those_of_the_interface() {
         let table = "Inter-|   Receive   |  Transmit\n face |bytes    packets\n    \
-            lo:  11 1 0 0 0 0 0 0  12 1 0 0 0 0 0 0\n  eth0: 21 1 0 0 0 0 0 0 22 1 0 0 0 0 0 0\n";
-        assert_eq!((sent_in(table, "eth0"), sent_in(table, "lo")), (Some(22), Some(12)));
-        assert_eq!(sent_in(table, "eth"), None);
+            lo:  11 1 0 0 0 0 0 0  12 1 0 0 0 0 0 0\n  eth0: 21 1 0 0 0 0 0 0 22 2 0 0 0 0 0 0\n";
+        assert_eq!((sent(table, "eth0"), sent(table, "lo")), (Some((22, 2)), Some((12, 1))));
+        assert_eq!(sent(table, "eth"), None);
+    }
+
+    #[test]
+    fn dropped_datagrams_are_found_by_name() {
+        let table = "Tcp: A\nTcp: 1\nUdp: InDatagrams InErrors RcvbufErrors\nUdp: 10 4 3\nUdpLite: RcvbufErrors\n";
+        assert_eq!(dropped(table), Some(3));
+        assert_eq!(dropped("Udp: InDatagrams\nUdp: 10\n"), None);
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use super::machines::Cluster;
 use super::{span, text::text};
 use crate::lab::{Lab, MIB};
+use crate::network::Traffic;
 use crate::rows::{noise, write_incompressible};
 use crate::systems::System;
 use crate::table::{Figure, Limit, median_of};
@@ -23,7 +24,8 @@ const EACH_OPERATION: f64 = 300.0;
 
 /// What was sent for something.
 struct Sent {
-    bytes: Vec<u64>,
+    /// By each of the machines.
+    traffic: Vec<Traffic>,
     operations: u64,
     /// That a receiver lacks, compressed.
     new_bytes: usize,
@@ -53,13 +55,14 @@ fn rounds(lab: &Lab, cluster: &Cluster, work: impl Fn(usize) -> Result<usize>) -
     let round = |round| {
         cluster.settle()?;
         std::thread::sleep(lab.rest / 5);
-        let (before, operations) = (cluster.network.sent_bytes()?, cluster.first().operations()?);
+        let (before, operations) = (cluster.network.traffic()?, cluster.first().operations()?);
         let new_bytes = work(round)?;
         cluster.settle()?;
-        let (after, now) = (cluster.network.sent_bytes()?, cluster.first().operations()?);
-        let bytes = after.iter().zip(&before).map(|(after, before)| after - before).collect();
-        eprintln!("cluster-wire: {bytes:?} bytes for {new_bytes} and {} operations", now - operations);
-        Ok(Sent { bytes, operations: now - operations, new_bytes })
+        let (after, now) = (cluster.network.traffic()?, cluster.first().operations()?);
+        let traffic: Vec<Traffic> = after.into_iter().zip(before).map(|(after, before)| after.since(before)).collect();
+        let (all, operations) = (traffic.iter().copied().sum::<Traffic>(), now - operations);
+        eprintln!("cluster-wire: {} bytes for {new_bytes} new ones and {operations} operations", all.bytes);
+        Ok(Sent { traffic, operations, new_bytes })
     };
     (0..lab.repeat).map(round).collect()
 }
@@ -110,10 +113,13 @@ fn figure(what: &str, rounds: &[Sent], cluster: &Cluster, how: &str) -> Figure {
     let median = |of: &dyn Fn(&Sent) -> f64| median_of(rounds.iter().map(of).collect());
     let (new, operations) = (median(&|sent| sent.new_bytes as f64), median(&|sent| sent.operations as f64));
     let limit = (EACH_BYTE * new * receivers as f64 + EACH_OPERATION * operations) / MIB;
-    let sent: Vec<f64> = rounds.iter().map(|sent| sent.bytes.iter().sum::<u64>() as f64 / MIB).collect();
-    let of_first = median(&|sent| sent.bytes[0] as f64) / MIB;
+    let sum = |sent: &Sent| sent.traffic.iter().copied().sum::<Traffic>();
+    let sent: Vec<f64> = rounds.iter().map(|sent| sum(sent).bytes as f64 / MIB).collect();
+    let of_first = median(&|sent| sent.traffic[0].bytes as f64) / MIB;
+    let (packets, dropped) = (median(&|sent| sum(sent).packets as f64), median(&|sent| sum(sent).dropped as f64));
     let detail = format!(
-        "{} MiB, {of_first:.2} of it by the one who wrote; {:.2} MiB new, {operations} operations; {how}; all packets with \
+        "{} MiB, {of_first:.2} of it by the one who wrote; {packets} packets, {dropped} of them dropped by busy receivers; \
+         {:.2} MiB new, {operations} operations; {how}; all packets with \
          headers, until all is on all disks; {}",
         span(&sent, 2),
         new / MIB,
