@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use phifs_tests::{DataMode, Network, Node, run_ok, wait_until};
+use phifs_tests::{DataMode, Network, Node, long, run_ok, seed_or, wait_until};
 
-use super::{assert_same_root, invitation, members, noise};
+use super::{assert_same_root, invitation, json, members, noise};
 
 /// Programs, and all that the machines do about each other, within this; much less when this machine is quiet.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -96,10 +96,14 @@ impl Cluster {
         seen.swap_remove(0)
     }
 
+    /// By what each knows of the others, all hold everything, and nobody was seen to have something else.
     #[track_caller]
     fn end(self) {
+        let is_everywhere = |node: &Node| json(node, &["status"])["cluster"]["under_replicated_bytes"] == 0;
+        assert!(wait_until(LIMIT, || self.nodes.iter().all(is_everywhere)), "{}", self.shown());
         for mut node in self.nodes {
             assert!(node.alive(), "{}", node.log());
+            assert!(json(&node, &["status"])["cluster"]["divergence"].is_null(), "{}", node.phifs(["status"]));
             node.phifs(["fsck"]).expect_success();
             node.assert_no_panic();
         }
@@ -327,10 +331,11 @@ impl<'a> Worker<'a> {
         let shared = dir.join(format!("shared/{}", at % 8));
         self.timed(|| fs::write(shared, format!("of {worker}, {at}")))?;
         if at.is_multiple_of(5) {
-            // While it is moved nobody knows which name it has.
+            // Until that is synced nobody knows which name it has.
             let (own, len) = self.kept.pop().expect("just made");
             let moved = format!("{worker}/moved {at}");
             self.timed(|| fs::rename(dir.join(own), dir.join(&moved)))?;
+            self.timed(|| File::open(dir.join(&moved))?.sync_all())?;
             self.kept.push((moved, len));
             self.timed(|| fs::create_dir_all(dir.join(format!("{worker} and others/{}", at % 3))))?;
             self.timed(|| fs::read_dir(dir.join(worker))?.count().checked_add(1).ok_or(io::ErrorKind::Other.into()))?;
@@ -421,25 +426,32 @@ fn machines_that_cannot_reach_each_other_hear_of_each_other_from_a_third() {
 }
 
 #[test]
-fn a_machine_that_is_killed_at_work_comes_back_with_all_that_it_had_promised() {
+fn machines_that_are_killed_at_work_come_back_with_all_that_they_had_promised() {
     let mut cluster = cluster!(3);
     let names = ["a", "b", "c"];
     furnish(&cluster, &names);
-    for round in 0..3 {
-        let (stop, mut done) = (AtomicBool::new(false), Vec::new());
-        let dirs: Vec<PathBuf> = cluster.nodes.iter().map(|node| node.dir().to_owned()).collect();
-        thread::scope(|scope| {
-            let stop = &stop;
+    let mut random = fastrand::Rng::with_seed(seed_or(1));
+    for _ in 0..if long() { 40 } else { 4 } {
+        let (stop, dirs) = (&AtomicBool::new(false), [0, 1, 2].map(|at| cluster.dir(at).to_owned()));
+        let done: Vec<Worker> = thread::scope(|scope| {
             let start = |(dir, name)| scope.spawn(move || Worker::new(dir, name).work(stop));
             let working: Vec<_> = dirs.iter().map(PathBuf::as_path).zip(names).map(start).collect();
-            thread::sleep(Duration::from_millis(700));
-            cluster.nodes[round].kill();
-            thread::sleep(Duration::from_millis(700));
-            cluster.nodes[round].unmount_dead();
-            cluster.nodes[round].start();
-            thread::sleep(Duration::from_millis(300));
+            for _ in 0..2 {
+                let (pulled, killed) = (random.usize(..3), random.usize(..3));
+                if random.bool() {
+                    cluster.network.cut(pulled)
+                } else {
+                    cluster.network.mend(pulled)
+                }
+                thread::sleep(Duration::from_millis(random.u64(100..700)));
+                cluster.nodes[killed].kill();
+                thread::sleep(Duration::from_millis(random.u64(..300)));
+                cluster.nodes[killed].unmount_dead();
+                cluster.nodes[killed].start();
+            }
+            (0..3).for_each(|at| cluster.network.mend(at));
             stop.store(true, Ordering::Relaxed);
-            done = working.into_iter().map(|worker| worker.join().expect("a worker")).collect();
+            working.into_iter().map(|worker| worker.join().expect("a worker")).collect()
         });
         let all = cluster.become_same("killed");
         done.iter().for_each(|worker| worker.assert_kept(&all));

@@ -2,12 +2,14 @@
 
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use phifs_core::causal::VersionVector;
 use phifs_core::registry::{ADDRESSES_MAX, check_name};
 use phifs_core::ssep::{Answer, Catch, Join, MemberEntries, Refusal, Request, Token};
-use quinn::{Connection, Endpoint};
+use quinn::{Connection, Endpoint, EndpointConfig};
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
@@ -21,6 +23,8 @@ use crate::node_key::NodeSeed;
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7447);
 
 const WORKERS: usize = 2;
+/// Without privileges no more than the system allows.
+const RECEIVE_BYTES: usize = 4 << 20;
 /// How long one address is tried before the next is tried as well.
 const HEAD_START: Duration = Duration::from_millis(300);
 /// How long to wait for a node at one of its addresses.
@@ -45,7 +49,7 @@ impl Socket {
             .map_err(|error| Failure::plain(format!("cannot start the threads of the network: {error}")))?;
         let bound = {
             let _context = runtime.enter();
-            Endpoint::client(address).and_then(|endpoint| Ok((endpoint.local_addr()?, endpoint)))
+            endpoint(address).and_then(|endpoint| Ok((endpoint.local_addr()?, endpoint)))
         };
         let (address, endpoint) = bound.map_err(|error| {
             let kind = if error.kind() == std::io::ErrorKind::AddrInUse { Kind::InUse } else { Kind::Failed };
@@ -76,6 +80,15 @@ impl Socket {
             }
         })
     }
+}
+
+fn endpoint(address: SocketAddr) -> std::io::Result<Endpoint> {
+    let socket = UdpSocket::bind(address)?;
+    // What comes while the processor has other things to do would be thrown away, and sent again.
+    if set_socket_recv_buffer_size_force(&socket, RECEIVE_BYTES).is_err() {
+        set_socket_recv_buffer_size(&socket, RECEIVE_BYTES)?;
+    }
+    Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))
 }
 
 /// This node is a member now.
