@@ -27,6 +27,9 @@ const WAITING_MAX: usize = 1 << 16;
 /// then cache what it should not. So attributes are dropped a second time after this.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// Whoever waits until the kernel has taken something in, waits no longer than this.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
+
 /// What the kernel has to drop.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Notices {
@@ -69,6 +72,9 @@ type Then = Box<dyn FnOnce() + Send>;
 #[derive(Default)]
 struct Queue {
     waiting: Notices,
+    /// How many notices came, and how many of them the kernel has taken in.
+    announced: u64,
+    delivered: u64,
     listings: Vec<(Ino, Then)>,
     closed: bool,
 }
@@ -79,6 +85,7 @@ pub(crate) struct Announcer {
     queue: Mutex<Queue>,
     wake: Condvar,
     wake_listings: Condvar,
+    wake_settling: Condvar,
 }
 
 impl Invalidate for Announcer {
@@ -94,6 +101,17 @@ impl Invalidate for Announcer {
     fn file(&self, ino: Ino) {
         self.enqueue(|notices| notices.files.push(ino));
     }
+
+    fn settle(&self) {
+        let mut queue = self.queue.lock();
+        let announced = queue.announced;
+        while queue.delivered < announced && !queue.closed {
+            if self.wake_settling.wait_for(&mut queue, SETTLE_MAX).timed_out() {
+                tracing::warn!("the kernel has not taken in yet what changed");
+                return;
+            }
+        }
+    }
 }
 
 /// The end of the line to the kernel.
@@ -105,7 +123,13 @@ pub(crate) struct Line {
 
 impl Announcer {
     pub(crate) fn new(state: Arc<State>) -> Self {
-        Self { state, queue: Mutex::default(), wake: Condvar::new(), wake_listings: Condvar::new() }
+        Self {
+            state,
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            wake_listings: Condvar::new(),
+            wake_settling: Condvar::new(),
+        }
     }
 
     fn announce(&self, add: impl FnOnce(&mut Notices)) {
@@ -118,6 +142,7 @@ impl Announcer {
         let mut queue = self.queue.lock();
         if !queue.closed {
             add(&mut queue.waiting);
+            queue.announced += 1;
             self.wake.notify_one();
         }
     }
@@ -160,23 +185,26 @@ impl Announcer {
         drop(queue);
         self.wake.notify_one();
         self.wake_listings.notify_one();
+        self.wake_settling.notify_all();
         listings.into_iter().for_each(|(_, then)| then());
     }
 
     /// Passes on what is announced, until `close`.
     pub(crate) fn run(&self, line: &Line) {
         let mut again = HashSet::new();
-        while let Some(notices) = self.next(if again.is_empty() { None } else { Some(AGAIN_AFTER) }) {
+        while let Some((notices, announced)) = self.next(if again.is_empty() { None } else { Some(AGAIN_AFTER) }) {
             for ino in again.drain() {
                 line.inode(ino, false);
             }
             again.extend(notices.inodes.keys().copied());
             self.pass_on(notices, line);
+            self.queue.lock().delivered = announced;
+            self.wake_settling.notify_all();
         }
     }
 
-    /// What has been announced; nothing at all after `patience`. `None` when closed.
-    fn next(&self, patience: Option<Duration>) -> Option<Notices> {
+    /// What has been announced, and up to where that is; nothing at all after `patience`. `None` when closed.
+    fn next(&self, patience: Option<Duration>) -> Option<(Notices, u64)> {
         let mut queue = self.queue.lock();
         while queue.waiting.is_empty() && !queue.closed {
             match patience {
@@ -188,7 +216,8 @@ impl Announcer {
                 }
             }
         }
-        if queue.closed { None } else { Some(std::mem::take(&mut queue.waiting)) }
+        let announced = queue.announced;
+        if queue.closed { None } else { Some((std::mem::take(&mut queue.waiting), announced)) }
     }
 
     fn pass_on(&self, notices: Notices, line: &Line) {

@@ -308,6 +308,9 @@ pub trait Invalidate: Send + Sync {
     fn entry(&self, parent: Ino, name: &[u8]);
     /// The file that `Path::Passthrough` named for this inode is no longer its; holding it costs space.
     fn file(&self, ino: Ino);
+    /// Waits until what was reported so far holds, for a few seconds at most. The exception: this may block, so whoever
+    /// calls it serves nobody and holds no lock that a call would need.
+    fn settle(&self) {}
 }
 
 /// A mounted filesystem. Names and symlink targets are arbitrary bytes without NUL; names hold no slash.

@@ -344,7 +344,13 @@ impl LocalVolume {
         for id in told.contents.iter().chain(&told.nameless) {
             self.evict(*id)?;
         }
-        self.tell_kernel(told)
+        self.tell_kernel(told)?;
+        // Not under the lock: who unmounts may be waiting for that.
+        let kernel = self.invalidate.read().clone();
+        if let Some(kernel) = kernel {
+            kernel.settle();
+        }
+        Ok(())
     }
 
     /// What would change.
