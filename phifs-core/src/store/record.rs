@@ -291,6 +291,8 @@ fn looks_random(plain: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use data_encoding::HEXLOWER;
+
     use super::*;
 
     fn noise(len: usize) -> Vec<u8> {
@@ -357,5 +359,34 @@ mod tests {
             assert!(plain(&record.header, &stored).is_none_or(|plain| plain == text));
             stored[at] ^= 0x10;
         }
+    }
+
+    /// As older programs have written them: in each codec a header at offset 64 of pack 3, and the stored bytes.
+    #[test]
+    fn records_of_version_1_are_read() {
+        let base = HEXLOWER.encode(&noise(600));
+        let plain = format!("{base} and a row more");
+        let (base, plain) = (base.as_bytes(), plain.as_bytes());
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/store/golden/records-v1.hex");
+        let records = std::fs::read_to_string(file).unwrap();
+        let records: Vec<Vec<u8>> = records.lines().map(|line| HEXLOWER.decode(line.as_bytes()).unwrap()).collect();
+        let mut codecs = Vec::new();
+        for record in records {
+            let (header, stored) = record.split_first_chunk::<HEADER_BYTES>().unwrap();
+            let header = Header::decode(header, 3, 64).unwrap();
+            assert!(header.stored_is_intact(stored));
+            let read = match header.codec {
+                Codec::Delta => {
+                    let delta = Delta::decode(Bytes::copy_from_slice(stored)).unwrap();
+                    assert_eq!(delta.base, GlyphId::of(base));
+                    header.plain_after(&delta, base)
+                }
+                _ => header.plain(Bytes::copy_from_slice(stored)),
+            };
+            let wanted = if header.codec == Codec::Raw { &b"raw"[..] } else { plain };
+            assert_eq!(read.unwrap(), wanted);
+            codecs.push(header.codec);
+        }
+        assert_eq!(codecs, [Codec::Raw, Codec::Zstd, Codec::Delta]);
     }
 }
