@@ -73,6 +73,11 @@ impl VersionVector {
         })
     }
 
+    /// How many dots are in here and missing from `other`.
+    pub fn count_missing_from(&self, other: &Self) -> u64 {
+        self.missing_from(other).map(|(_, range)| range.end() - range.start() + 1).sum()
+    }
+
     /// Every author of whom something is known, with the largest number, in order of author.
     pub fn iter(&self) -> impl Iterator<Item = (AuthorId, u64)> + '_ {
         self.entries.iter().map(|(&author, &n)| (author, n))

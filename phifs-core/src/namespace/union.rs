@@ -118,6 +118,17 @@ pub(super) fn disputed_names<T: Tables + ?Sized>(tables: &T, key: &[u8]) -> Resu
     Ok(vec![(dir, name.to_vec())])
 }
 
+/// Those names of a file that mean something else as well.
+pub fn disputed_names_of<T: Tables + ?Sized>(tables: &T, file: InodeId) -> Result<Vec<(DirId, Vec<u8>)>> {
+    let mut disputed = Vec::new();
+    for (dir, name) in view::names_of(tables, file, FileKind::File)? {
+        if tables.get(Table::Conflicts, &child_key(dir, &name))?.is_some() {
+            disputed.push((dir, name));
+        }
+    }
+    Ok(disputed)
+}
+
 /// Puts a key into the table of conflicts, or out of it.
 fn mark<T: TablesMut + ?Sized>(tables: &mut T, key: &[u8], is_conflict: bool) -> Result<()> {
     match (tables.get(Table::Conflicts, key)?.is_some(), is_conflict) {

@@ -173,6 +173,7 @@ pub enum Next {
 }
 
 /// The end that follows.
+#[derive(Default)]
 pub struct Follower {
     waiting: VecDeque<SealedGroup>,
     /// Keeps the glyphs of waiting groups from collections.
@@ -204,15 +205,9 @@ pub struct Progress {
 /// How long to wait for causes that are to come over another link.
 const CAUSES_WAIT: Duration = Duration::from_millis(20);
 
-impl Default for Follower {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Follower {
     pub fn new() -> Self {
-        Self { waiting: VecDeque::new(), hold: None }
+        Self::default()
     }
 
     /// Whether everything that came was taken in.

@@ -98,7 +98,7 @@ impl Engine {
         }
         let until = Instant::now().checked_add(timeout);
         loop {
-            let behind = missing(&self.volume.visible_context(), &moment.context);
+            let behind = moment.context.count_missing_from(&self.volume.visible_context());
             let is_late = until.is_some_and(|until| Instant::now() >= until);
             if behind == 0 || is_late || self.go_on().is_break() {
                 return Ok(Reached { behind });
@@ -109,7 +109,7 @@ impl Engine {
 
     /// How many operations of these a member does not hold, as far as it has said.
     pub fn lacks(&self, key: NodePublicKey, target: &VersionVector) -> u64 {
-        missing(&self.volume.held_by(key), target)
+        target.count_missing_from(&self.volume.held_by(key))
     }
 
     pub fn addresses_of(&self, key: NodePublicKey) -> Result<Vec<SocketAddr>, Failure> {
@@ -343,9 +343,4 @@ impl Drop for Followed {
     fn drop(&mut self) {
         self.0.volume.count_follower(-1);
     }
-}
-
-/// How many operations of `all` are not in `known`.
-pub fn missing(known: &VersionVector, all: &VersionVector) -> u64 {
-    all.missing_from(known).map(|(_, range)| range.end() - range.start() + 1).sum()
 }

@@ -10,14 +10,13 @@ use phifs_core::identity::NodePublicKey;
 use phifs_core::ssep::{Answer, Catch, Follower, Request};
 use quinn::{Connection, SendStream};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::pipe::Incoming;
 use super::socket::dial_any;
-use super::wire::{self, ANSWER_TIME_MAX, Answers, WireError};
-use super::{AbortOnDrop, Peer, Shared, fetch, serve};
+use super::wire::{self, ANSWER_TIME_MAX, WireError};
+use super::{Peer, Shared, fetch, serve};
 use crate::env;
 use crate::failure::Failure;
 
@@ -146,19 +145,11 @@ fn unreachable(failures: Vec<(SocketAddr, WireError)>) -> WireError {
 async fn listen(shared: &Arc<Shared>, peer: &Arc<Peer>, connection: &Connection) -> Result<(), Failure> {
     greet(shared, peer, connection).await.map_err(Failure::plain)?;
     let first = shared.blocking(|engine| engine.note(false)).await?;
-    let begun = wire::begin(connection, &Request::Follow(first.clone())).await;
+    let begun = wire::begin(connection, &Request::Follow(first)).await;
     let (send, answers) = begun.map_err(Failure::plain)?;
-    let mut link = Link {
-        shared,
-        peer,
-        connection,
-        send,
-        said: first.context,
-        vouched: VersionVector::new(),
-        follower: Follower::new(),
-    };
+    let mut link = Link { shared, peer, connection, send, vouched: VersionVector::new(), follower: Follower::new() };
     let mut changes = shared.changes.subscribe();
-    let (mut answers, _reading) = answers_of(answers);
+    let (mut answers, _reading) = answers.ahead();
     let mut vouch_at = Instant::now() + VOUCH_EVERY;
     let mut audit_at = Instant::now() + AUDIT_EVERY;
     loop {
@@ -191,30 +182,13 @@ async fn listen(shared: &Arc<Shared>, peer: &Arc<Peer>, connection: &Connection)
     }
 }
 
-/// Reads in a task of its own: reading must not be broken off in the middle of an answer. No more than a few are read
-/// ahead, so whoever tells too much has to wait.
-fn answers_of(mut answers: Answers) -> (mpsc::Receiver<wire::Result<Answer>>, AbortOnDrop) {
-    let (out, received) = mpsc::channel(4);
-    let reading = tokio::spawn(async move {
-        loop {
-            let answer = answers.next().await;
-            let is_last = answer.is_err();
-            if out.send(answer).await.is_err() || is_last {
-                return;
-            }
-        }
-    });
-    (received, AbortOnDrop(reading.abort_handle()))
-}
-
 /// Following one peer over one connection.
 struct Link<'a> {
     shared: &'a Arc<Shared>,
     peer: &'a Arc<Peer>,
     connection: &'a Connection,
     send: SendStream,
-    /// What the peer was told that this node has, and what it was told to be durable.
-    said: VersionVector,
+    /// What the peer was told to be durable here.
     vouched: VersionVector,
     follower: Follower,
 }
@@ -298,7 +272,7 @@ impl Link<'_> {
         wire::note(&mut self.send, &note).await.map_err(Failure::plain)
     }
 
-    /// Tells the peer how far this node has come, unless it knows.
+    /// Tells the peer how far this node has come; with `vouch` also what is durable, unless it has been told.
     async fn say(&mut self, vouch: bool) -> Result<(), Failure> {
         let vouched = self.vouched.clone();
         let note = self.shared.blocking(move |engine| engine.note(vouch && !vouched.covers(&engine.context())));
@@ -306,7 +280,6 @@ impl Link<'_> {
         if let Some(receipt) = &note.receipt {
             self.vouched = receipt.context.clone();
         }
-        self.said.clone_from(&note.context);
         wire::note(&mut self.send, &note).await.map_err(Failure::plain)
     }
 }

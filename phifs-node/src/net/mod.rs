@@ -156,9 +156,7 @@ impl Net {
             let state = peer.as_ref().map(|peer| peer.state.lock());
             let state = state.as_deref();
             let asked = state.and_then(|state| state.asked.as_ref());
-            let behind = |(theirs, _): &(VersionVector, Instant)| {
-                context.missing_from(theirs).map(|(_, range)| range.end() - range.start() + 1).sum()
-            };
+            let behind = |(theirs, _): &(VersionVector, Instant)| context.count_missing_from(theirs);
             let connected = state.is_some_and(PeerState::is_connected);
             members.push(Member {
                 name: member.name,

@@ -11,13 +11,12 @@ use phifs_core::identity::NodePublicKey;
 use phifs_core::ssep::{Answer, Catch, Hello, MAJOR, Next, Note, Refusal, Request, Teller};
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::pipe::Outgoing;
 use super::traffic::{self, Refused};
 use super::wire::{self, WireError};
-use super::{AbortOnDrop, Peer, Shared, tls};
+use super::{Peer, Shared, tls};
 
 /// What happens so soon after one another is told together.
 const TOGETHER: Duration = Duration::from_millis(2);
@@ -186,7 +185,7 @@ async fn tell(
     let Some(peer) = shared.peer(key) else { return Ok(()) };
     let _ = send.set_priority(PRIORITY_NEWS);
     let mut changes = shared.changes.subscribe();
-    let (mut notes, _reading) = notes_of(receive);
+    let (mut notes, _reading) = wire::notes_ahead(receive);
     let _followed = shared.engine.followed();
     let (began, mut teller) = (Instant::now(), Teller::new(&first));
     heard(shared, &peer, first).await?;
@@ -226,21 +225,6 @@ async fn tell(
             return Ok(());
         }
     }
-}
-
-/// Reads notes in a task of its own: reading must not be broken off in the middle of one.
-fn notes_of(mut receive: RecvStream) -> (mpsc::Receiver<wire::Result<Note>>, AbortOnDrop) {
-    let (out, notes) = mpsc::channel(4);
-    let reading = tokio::spawn(async move {
-        loop {
-            let note = wire::next_note(&mut receive).await;
-            let is_last = note.is_err();
-            if out.send(note).await.is_err() || is_last {
-                return;
-            }
-        }
-    });
-    (notes, AbortOnDrop(reading.abort_handle()))
 }
 
 /// Learns from a note how far somebody has come, and what it vouches for.

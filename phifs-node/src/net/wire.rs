@@ -5,7 +5,9 @@ use std::time::Duration;
 use phifs_core::codec::DecodeError;
 use phifs_core::ssep::{Answer, FRAME_BYTES_MAX, Note, REQUEST_BYTES_MAX, Refusal, Request};
 use quinn::{Connection, ReadExactError, RecvStream, SendStream};
+use tokio::sync::mpsc;
 
+use super::AbortOnDrop;
 use super::traffic::{self, Path};
 
 /// How long a peer that is there may take for anything but what it is to wait for.
@@ -78,14 +80,45 @@ pub async fn ask_one(connection: &Connection, request: &Request, patience: Durat
 impl Answers {
     /// The next answer. There has to be one, and a refusal is an error.
     pub async fn next(&mut self) -> Result<Answer> {
-        let bytes = read(&mut self.stream, FRAME_BYTES_MAX).await?;
-        let answer = Answer::decode(&bytes)?;
-        traffic::received(Path::of(&answer), bytes.len());
-        match answer {
-            Answer::Refused { why, text } => Err(WireError::Refused { why, text }),
-            answer => Ok(answer),
-        }
+        decode_answer(&read(&mut self.stream, FRAME_BYTES_MAX).await?)
     }
+
+    /// All that come.
+    pub fn ahead(self) -> (Ahead<Answer>, AbortOnDrop) {
+        read_ahead(self.stream, FRAME_BYTES_MAX, decode_answer)
+    }
+}
+
+fn decode_answer(bytes: &[u8]) -> Result<Answer> {
+    let answer = Answer::decode(bytes)?;
+    traffic::received(Path::of(&answer), bytes.len());
+    match answer {
+        Answer::Refused { why, text } => Err(WireError::Refused { why, text }),
+        answer => Ok(answer),
+    }
+}
+
+/// Messages as they come, and how it ended.
+pub type Ahead<T> = mpsc::Receiver<Result<T>>;
+
+/// Reads in a task of its own: reading must not be broken off in the middle of a message. No more than a few are read
+/// ahead, so whoever says too much has to wait.
+fn read_ahead<T: Send + 'static>(
+    mut stream: RecvStream,
+    bytes_max: usize,
+    decode: fn(&[u8]) -> Result<T>,
+) -> (Ahead<T>, AbortOnDrop) {
+    let (out, received) = mpsc::channel(4);
+    let reading = tokio::spawn(async move {
+        loop {
+            let message = read(&mut stream, bytes_max).await.and_then(|bytes| decode(&bytes));
+            let is_last = message.is_err();
+            if out.send(message).await.is_err() || is_last {
+                return;
+            }
+        }
+    });
+    (received, AbortOnDrop(reading.abort_handle()))
 }
 
 /// Reads what a peer asks for.
@@ -100,8 +133,9 @@ pub async fn answer(stream: &mut SendStream, answer: &Answer) -> Result<()> {
     write(stream, &bytes).await
 }
 
-pub async fn next_note(stream: &mut RecvStream) -> Result<Note> {
-    Ok(Note::decode(&read(stream, REQUEST_BYTES_MAX).await?)?)
+/// The notes of somebody who follows.
+pub fn notes_ahead(stream: RecvStream) -> (Ahead<Note>, AbortOnDrop) {
+    read_ahead(stream, REQUEST_BYTES_MAX, |bytes| Ok(Note::decode(bytes)?))
 }
 
 pub async fn note(stream: &mut SendStream, note: &Note) -> Result<()> {

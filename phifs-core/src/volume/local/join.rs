@@ -17,7 +17,7 @@ use crate::merkle;
 use crate::meta::{Frozen, Journal, Lsn, Roots, TableId};
 use crate::namespace::apply::apply;
 use crate::namespace::coherence;
-use crate::namespace::derive::{Child, Children, child_key, dot_of, split_child_key};
+use crate::namespace::derive::{Child, Children, dot_of, split_child_key};
 use crate::namespace::events::{self, Event};
 use crate::namespace::join::{Contexts, TheirRow, join};
 use crate::namespace::op::Op;
@@ -540,11 +540,7 @@ fn tell(joined: &Bulk<'_, State>) -> Result<Told, StoreError> {
     if are_disputed || joined.changed(Table::Conflicts).next().is_some() {
         // Of several files of a name another one may be shown now: by its bytes, or as it is no longer like the others.
         for id in &inodes {
-            for (dir, name) in view::names_of(joined, *id, FileKind::File)? {
-                if joined.get(Table::Conflicts, &child_key(dir, &name))?.is_some() {
-                    told.names.push((dir, name));
-                }
-            }
+            told.names.extend(union::disputed_names_of(joined, *id)?);
         }
     }
     told.inodes.extend(inodes);

@@ -293,7 +293,7 @@ impl LocalVolume {
             if state.context == *context {
                 suspect::check_same(&*state, &rows)?;
             }
-            let operations = operations_missing(&state.context, context);
+            let operations = context.count_missing_from(&state.context);
             if operations == 0 {
                 return Ok(Merged::default());
             }
@@ -355,7 +355,7 @@ impl LocalVolume {
 
     /// What would change.
     fn tell_merge(&self, target: &Cut, source: &Source) -> Result<Merged> {
-        let operations = operations_missing(&target.context, &source.cut.context);
+        let operations = source.cut.context.count_missing_from(&target.context);
         if operations == 0 {
             return Ok(Merged::default());
         }
@@ -392,7 +392,7 @@ impl LocalVolume {
         if options.dry_run {
             return self.tell_merge(&target, source);
         }
-        let operations = operations_missing(&target.context, &source.cut.context);
+        let operations = source.cut.context.count_missing_from(&target.context);
         if operations == 0 {
             return Ok(Merged::default());
         }
@@ -495,11 +495,6 @@ fn disputed<T: Tables + ?Sized>(tables: &T, events: &[Event]) -> Result<Vec<Foun
         found.extend(super::conflicts::found_at(tables, &event.path)?);
     }
     Ok(found)
-}
-
-/// How many operations the second context has and the first one has not.
-fn operations_missing(mine: &VersionVector, theirs: &VersionVector) -> u64 {
-    theirs.missing_from(mine).map(|(_, range)| range.end() - range.start() + 1).sum()
 }
 
 /// Makes the maps of a state with these changes.

@@ -21,7 +21,7 @@ use crate::namespace::tables::{Rows, Table, Tables};
 use crate::namespace::union;
 use crate::namespace::view::{self, Stat};
 use crate::time::Hlc;
-use crate::volume::{FileKind, Result};
+use crate::volume::Result;
 
 use super::files::{ASKING, Data, FileCell, Gate, Shown, User, looking_failed, staging_io};
 use super::scope::Scope;
@@ -440,10 +440,8 @@ fn disputed_names(state: &State, files: &[InodeId]) -> Result<Vec<(DirId, Vec<u8
         return Ok(disputed);
     }
     for id in files {
-        for (dir, name) in view::names_of(state, *id, FileKind::File)? {
-            if state.get(Table::Conflicts, &derive::child_key(dir, &name))?.is_some() {
-                disputed.extend(union::members(state, dir)?.into_iter().map(|member| (member, name.clone())));
-            }
+        for (dir, name) in union::disputed_names_of(state, *id)? {
+            disputed.extend(union::members(state, dir)?.into_iter().map(|member| (member, name.clone())));
         }
     }
     Ok(disputed)

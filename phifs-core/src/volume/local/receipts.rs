@@ -18,6 +18,7 @@ use crate::namespace::apply::GENESIS_DOT;
 use crate::namespace::row::Closure;
 use crate::namespace::tables::{Rows as _, malformed};
 use crate::namespace::view::{self, Stat};
+use crate::placement::Layout;
 use crate::registry::Member;
 use crate::ssep::Receipt;
 use crate::volume::{FileKind, Result, VolumeError};
@@ -47,14 +48,10 @@ pub(super) struct Receipts {
 }
 
 impl LocalVolume {
-    fn layout_hash(&self) -> [u8; 32] {
-        self.layout().map_or([0; 32], |layout| layout.hash())
-    }
-
     /// Makes all that is known durable, and vouches for it. Nothing, as long as not all is here that the layout places here.
     pub fn receipt(&self) -> std::result::Result<Option<Receipt>, SnapshotError> {
         let (context, layout) = (self.context(), self.layout());
-        let hash = layout.as_ref().map_or([0; 32], |layout| layout.hash());
+        let hash = hash_of(layout.as_deref());
         if layout.is_some() && *self.receipts.complete.lock() != Some(hash) {
             return Ok(None);
         }
@@ -64,7 +61,7 @@ impl LocalVolume {
 
     /// The glyphs that are to be here and are not. When there are none, this node vouches for what it has from then on.
     pub fn look_for_missing(&self) -> Result<Vec<GlyphId>> {
-        let hash = self.layout_hash();
+        let hash = hash_of(self.layout().as_deref());
         let missing = self.missing()?;
         if missing.is_empty() {
             *self.receipts.complete.lock() = Some(hash);
@@ -175,7 +172,7 @@ impl LocalVolume {
         content: &Content,
     ) -> Result<usize> {
         let (layout, copies) = (self.layout(), self.settings.read().copies);
-        let hash = layout.as_ref().map_or([0; 32], |layout| layout.hash());
+        let hash = hash_of(layout.as_deref());
         let own = self.key.public();
         let vouches = |key: &NodePublicKey| {
             *key == own || held.get(key).is_some_and(|word| word.layout == hash && word.context.contains(dot))
@@ -246,4 +243,9 @@ impl LocalVolume {
             }
         }
     }
+}
+
+/// Names a layout; nothing but zeros for none.
+fn hash_of(layout: Option<&Layout>) -> [u8; 32] {
+    layout.map_or([0; 32], Layout::hash)
 }
