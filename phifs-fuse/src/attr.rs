@@ -140,8 +140,7 @@ const FOR_EXECUTION: u32 = 0x20;
 
 /// What an open asks for, in a mount whose write-back cache is on or off.
 ///
-/// With the cache on, the kernel fills pages by reading through handles that were opened for writing only, and it
-/// places appended bytes itself.
+/// With the cache on, the kernel fills pages by reading through handles that were opened for writing only.
 pub(crate) fn open_how(flags: i32, writeback: bool) -> OpenHow {
     let flags = OFlags::from_bits_retain(flags as u32);
     let access = flags & OFlags::RWMODE;
@@ -150,7 +149,7 @@ pub(crate) fn open_how(flags: i32, writeback: bool) -> OpenHow {
         read: access != OFlags::WRONLY || writeback,
         write,
         truncate: flags.contains(OFlags::TRUNC),
-        append: flags.contains(OFlags::APPEND) && !writeback,
+        append: flags.contains(OFlags::APPEND),
         direct: flags.contains(OFlags::DIRECT),
         sync: flags.intersects(OFlags::SYNC | OFlags::DSYNC),
         exclusive: flags.contains(OFlags::EXCL),
@@ -256,10 +255,10 @@ mod tests {
     }
 
     #[test]
-    fn writeback_reads_through_write_only_handles_and_appends_itself() {
+    fn writeback_reads_through_write_only_handles() {
         let flags = (OFlags::WRONLY | OFlags::APPEND).bits() as i32;
         let cached = open_how(flags, true);
-        assert!(cached.read && cached.write && !cached.append);
+        assert!(cached.read && cached.write && cached.append);
         let plain = open_how(flags, false);
         assert!(!plain.read && plain.write && plain.append && !plain.execute);
     }

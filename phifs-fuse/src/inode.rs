@@ -62,6 +62,12 @@ impl Inodes {
         }
     }
 
+    /// Whether the kernel holds this inode, or a call handed it out that was under way before.
+    pub(crate) fn holds(&self, ino: Ino) -> bool {
+        drop(self.gate.write());
+        self.counts.lock().contains_key(&ino)
+    }
+
     /// The inodes that the kernel holds.
     pub(crate) fn held(&self) -> Vec<Ino> {
         self.counts.lock().keys().copied().collect()

@@ -102,6 +102,10 @@ impl Invalidate for Announcer {
         self.enqueue(|notices| notices.files.push(ino));
     }
 
+    fn holds(&self, ino: Ino) -> bool {
+        self.state.inodes.holds(ino)
+    }
+
     fn settle(&self) {
         let mut queue = self.queue.lock();
         let announced = queue.announced;

@@ -143,6 +143,7 @@ pub struct OpenHow {
     pub read: bool,
     pub write: bool,
     pub truncate: bool,
+    /// O_APPEND: the caller places what is written, unless it cannot know where the file ends.
     pub append: bool,
     /// O_DIRECT: the page cache must not stand between.
     pub direct: bool,
@@ -308,6 +309,11 @@ pub trait Invalidate: Send + Sync {
     fn entry(&self, parent: Ino, name: &[u8]);
     /// The file that `Path::Passthrough` named for this inode is no longer its; holding it costs space.
     fn file(&self, ino: Ino);
+    /// Whether the kernel may know this inode, with calls under way brought to their ends. May wait for them: whoever calls
+    /// it holds no lock that a call would need.
+    fn holds(&self, _: Ino) -> bool {
+        true
+    }
     /// Waits until what was reported so far holds, for a few seconds at most. The exception: this may block, so whoever
     /// calls it serves nobody and holds no lock that a call would need.
     fn settle(&self) {}

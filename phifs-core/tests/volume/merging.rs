@@ -417,6 +417,51 @@ impl Invalidate for Told {
     fn file(&self, _: Ino) {}
 }
 
+/// A kernel that caches what is written believes in the length that it heard first, until it forgets the file.
+#[test]
+fn a_file_of_which_the_kernel_has_the_wrong_length_is_read_and_appended_to_past_its_cache() {
+    let (_, _, volume) = new_volume();
+    write(&volume, b"file", b"short");
+    volume.create_snapshot("before", vec![], false).unwrap();
+    let trial = branch(&volume, "before", "trial");
+    write(&trial, b"file", b"longer than it was");
+    write(&trial, b"new", b"new");
+
+    let told = Arc::new(Told::default());
+    volume.set_invalidate(told.clone());
+    let ino = find(&volume, Ino::ROOT, b"file");
+    let before = volume.open(&CALLER, ino, &READ).unwrap();
+    assert!(matches!(before.path, phifs_core::volume::Path::Cached { .. }));
+    merge(&volume, "trial", "live");
+    volume.release(ino, before.handle);
+    told.0.lock().clear();
+
+    let appending = OpenHow { append: true, ..WRITE };
+    let opened = volume.open(&CALLER, ino, &appending).unwrap();
+    assert!(matches!(opened.path, phifs_core::volume::Path::Direct));
+    assert_eq!(volume.read(ino, opened.handle, 0, 100).unwrap(), b"longer than it was");
+    assert_eq!(volume.write(&CALLER, ino, opened.handle, 5, b", and more", false).unwrap(), 10);
+    volume.release(ino, opened.handle);
+    assert!(told.0.lock().contains(&"file".to_owned()), "whoever closes it last has the kernel forget it");
+    told.0.lock().clear();
+    volume.tick().unwrap();
+    assert!(told.0.lock().contains(&"file".to_owned()), "until it has");
+    assert_eq!(read(&volume, ino), b"longer than it was, and more");
+
+    volume.forget(ino);
+    told.0.lock().clear();
+    volume.tick().unwrap();
+    assert_eq!(*told.0.lock(), Vec::<String>::new());
+    let ino = find(&volume, Ino::ROOT, b"file");
+    for ino in [ino, find(&volume, Ino::ROOT, b"new")] {
+        let opened = volume.open(&CALLER, ino, &appending).unwrap();
+        assert!(matches!(opened.path, phifs_core::volume::Path::Cached { .. }), "the kernel knows its length");
+        volume.write(&CALLER, ino, opened.handle, 1, b"!", false).unwrap();
+        volume.release(ino, opened.handle);
+        assert_eq!(read(&volume, ino)[1], b'!', "and so where it ends");
+    }
+}
+
 #[test]
 fn the_kernel_hears_of_every_name_and_file_that_changed() {
     let (_, _, volume) = new_volume();

@@ -210,7 +210,8 @@ impl LocalVolume {
         let rows = rows.into_rows();
         state.commit_with(draft, rows, &self.journal)?;
         self.cached_versions.lock().remove(&kept.inode);
-        if let Some(sink) = &*self.invalidate.read() {
+        self.misjudge(kept.inode);
+        if let Some(sink) = self.kernel() {
             for member in members {
                 let ino = state.ino(member.inode());
                 names.iter().for_each(|name| sink.entry(ino, name));
@@ -219,6 +220,7 @@ impl LocalVolume {
             conflict.choices.iter().for_each(|choice| sink.inode(state.ino(choice.inode), true));
         }
         drop(state);
+        self.still_misjudged();
         self.names_gone(gone);
         Ok(Some(Resolved { path, kept, beside }))
     }
@@ -287,7 +289,7 @@ impl LocalVolume {
         let members = union::members(&rows, conflict.dir)?;
         let rows = rows.into_rows();
         state.commit_with(draft, rows, &self.journal)?;
-        if let Some(sink) = &*self.invalidate.read() {
+        if let Some(sink) = self.kernel() {
             members.iter().for_each(|member| sink.entry(state.ino(member.inode()), &name));
         }
         Ok(name)

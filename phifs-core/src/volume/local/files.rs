@@ -95,6 +95,8 @@ pub struct OpenFile {
     cell: Arc<FileCell>,
     write: bool,
     execute: bool,
+    /// The kernel appends where it takes the end to be, and does not know the length. What comes goes to the end.
+    appends: bool,
     kernel: std::sync::atomic::AtomicBool,
 }
 
@@ -560,7 +562,7 @@ impl LocalVolume {
         };
         drop(state);
         let through_here = || {
-            if how.direct {
+            if how.direct || self.is_misjudged(cell.id) {
                 if how.write {
                     self.cached_versions.lock().remove(&cell.id);
                 }
@@ -632,7 +634,8 @@ impl LocalVolume {
         let cell = opening.done();
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
         let kernel = matches!(path, Path::Passthrough { .. }).into();
-        let open = OpenFile { cell, write: how.write, execute: how.execute, kernel };
+        let appends = how.append && matches!(path, Path::Direct) && self.is_misjudged(cell.id);
+        let open = OpenFile { cell, write: how.write, execute: how.execute, appends, kernel };
         self.handles.write().insert(number, Arc::new(open));
         Handle(number)
     }
@@ -703,7 +706,7 @@ impl LocalVolume {
     pub(super) fn write_at_once(&self, handle: Handle, offset: u64, bytes: &[u8]) -> Option<u32> {
         let open = self.handle(handle).ok()?;
         let end = offset.checked_add(bytes.len() as u64)?;
-        if !open.write || !self.has_room() || self.journal.is_failed() || self.journal.is_backlogged() {
+        if !open.write || open.appends || !self.has_room() || self.journal.is_failed() || self.journal.is_backlogged() {
             return None;
         }
         let mut data = open.cell.data.try_lock()?;
@@ -728,6 +731,8 @@ impl LocalVolume {
         if !open.write {
             return Err(VolumeError::BadHandle);
         }
+        // The kernel lets one append at a time.
+        let offset = if open.appends { self.end_of(&open.cell)? } else { offset };
         let end = offset.saturating_add(bytes.len() as u64);
         // First, so that no crash leaves the bytes with the bits.
         if let Some(caller) = unprivileged {
@@ -737,6 +742,14 @@ impl LocalVolume {
             Ok(staging.overlay.write(&*staging.file, bytes, offset)?)
         })?;
         Ok(bytes.len() as u32)
+    }
+
+    fn end_of(&self, cell: &FileCell) -> Result<u64> {
+        let mut data = cell.data.lock();
+        let Data { reader, staging, .. } = data.as_mut().ok_or(VolumeError::BadHandle)?;
+        let Some(staging) = staging else { return Ok(reader.content().len_bytes()) };
+        staging.observe().map_err(looking_failed)?;
+        Ok(staging.overlay.len_bytes())
     }
 
     /// Changes bytes before `end`: makes sure that there is a place and room for them, and notes the change.
@@ -953,9 +966,9 @@ impl LocalVolume {
         if last_writer || last {
             self.enqueue(cell.id);
         }
-        let is_outdated = last && cell.data.lock().as_ref().is_some_and(|data| data.outdated.is_some());
         self.leave(&cell);
-        if is_outdated && let Err(error) = self.forget_in_kernel(cell.id) {
+        let forgotten = last && self.is_misjudged(cell.id);
+        if forgotten && let Err(error) = self.forget_in_kernel(&self.state.read(), cell.id) {
             tracing::error!(%error, inode = %cell.id.0, "the kernel may go on to show old bytes");
         }
     }

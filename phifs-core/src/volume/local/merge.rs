@@ -333,6 +333,11 @@ impl LocalVolume {
     ) -> Result<Told> {
         self.check_not_written(state, &joined.told)?;
         let pinned = self.pinned(state, &joined.told)?;
+        for id in &joined.told.contents {
+            if state.inode(*id)?.is_some() {
+                self.misjudge(*id);
+            }
+        }
         let told = joined.told.clone();
         commit(state, joined);
         self.pin(state, pinned)?;
@@ -345,11 +350,10 @@ impl LocalVolume {
             self.evict(*id)?;
         }
         self.tell_kernel(told)?;
-        // Not under the lock: who unmounts may be waiting for that.
-        let kernel = self.invalidate.read().clone();
-        if let Some(kernel) = kernel {
+        if let Some(kernel) = self.kernel() {
             kernel.settle();
         }
+        self.still_misjudged();
         Ok(())
     }
 
@@ -451,7 +455,7 @@ impl LocalVolume {
     }
 
     fn tell_kernel(&self, told: &Told) -> Result<()> {
-        if let Some(kernel) = &*self.invalidate.read() {
+        if let Some(kernel) = self.kernel() {
             let state = self.state.read();
             for (dir, name) in &told.names {
                 for member in union::members(&*state, *dir)? {
@@ -464,7 +468,7 @@ impl LocalVolume {
         }
         // Of those that are open the kernel hears when they are closed.
         let closed = told.contents.iter().filter(|id| !self.is_open(**id));
-        closed.into_iter().try_for_each(|id| Ok(self.forget_in_kernel(*id)?))
+        closed.into_iter().try_for_each(|id| Ok(self.forget_in_kernel(&self.state.read(), *id)?))
     }
 
     /// The files that are loaded and have another version afterwards, or none, with what they look like until then.

@@ -260,6 +260,9 @@ pub struct LocalVolume {
     next_handle: AtomicU64,
     /// The version of a file that the kernel's page cache holds.
     cached_versions: Mutex<CachedVersions>,
+    /// Files that got another length behind the back of the kernel, which has not let go of them since. Where it caches
+    /// what is written, it goes by the length that it first heard for as long as it knows the inode.
+    misjudged: Mutex<HashSet<InodeId>>,
     staging: StagingPool,
     staging_cache: Cache,
     /// Held by whoever writes to the disk on a thread that must not wait for long.
@@ -303,20 +306,53 @@ impl LocalVolume {
         *self.invalidate.write() = Some(sink);
     }
 
+    /// Nobody holds the lock while they report.
+    fn kernel(&self) -> Option<Arc<dyn Invalidate>> {
+        self.invalidate.read().clone()
+    }
+
     fn invalidate_inode(&self, id: InodeId, data: bool) {
-        if let Some(sink) = &*self.invalidate.read() {
+        if let Some(sink) = self.kernel() {
             let ino = self.state.read().ino(id);
             sink.inode(ino, data);
         }
     }
 
-    /// Makes the kernel forget a file as a whole. Where it caches what is written, it believes in nobody's idea of a length
-    /// but its own for as long as it knows the inode, so the names have to go.
-    fn forget_in_kernel(&self, id: InodeId) -> Result<()> {
-        let sink = self.invalidate.read();
-        let Some(sink) = &*sink else { return Ok(()) };
-        let state = self.state.read();
-        for (dir, name) in view::names_of(&*state, id, FileKind::File)? {
+    /// The length of a file changes, and the kernel does not know. Called under the lock of the state, so that whoever
+    /// opens the file afterwards finds it out; somebody then has to call `forget_in_kernel`.
+    fn misjudge(&self, id: InodeId) {
+        if self.kernel().is_some() {
+            self.misjudged.lock().insert(id);
+        }
+    }
+
+    fn is_misjudged(&self, id: InodeId) -> bool {
+        self.misjudged.lock().contains(&id)
+    }
+
+    /// What the kernel does not know any more, it will hear anew. Gives the rest.
+    fn still_misjudged(&self) -> Vec<InodeId> {
+        let mut misjudged: Vec<InodeId> = self.misjudged.lock().iter().copied().collect();
+        if misjudged.is_empty() {
+            return misjudged;
+        }
+        let sink = self.kernel();
+        misjudged.retain(|id| {
+            let ino = self.state.read().ino(*id);
+            let is_held = sink.as_ref().is_some_and(|sink| sink.holds(ino));
+            if !is_held {
+                self.misjudged.lock().remove(id);
+            }
+            is_held
+        });
+        misjudged
+    }
+
+    /// Makes the kernel forget a file as a whole: as long as it knows one of its names, it goes by its own idea of the
+    /// length.
+    fn forget_in_kernel(&self, state: &State, id: InodeId) -> Result<()> {
+        let Some(sink) = self.kernel() else { return Ok(()) };
+        for (dir, name) in view::names_of(state, id, FileKind::File)? {
             sink.entry(state.ino(dir.inode()), &name);
         }
         sink.inode(state.ino(id), true);
@@ -325,7 +361,7 @@ impl LocalVolume {
 
     /// The staging file of this inode is being given up; as long as the kernel holds it, its space is not free.
     fn let_go_of_file(&self, id: InodeId) {
-        if let Some(sink) = &*self.invalidate.read() {
+        if let Some(sink) = self.kernel() {
             let ino = self.state.read().ino(id);
             sink.file(ino);
         }
@@ -382,6 +418,7 @@ impl Volume for LocalVolume {
         let id = self.state.read().inode_id(ino);
         if let Ok(id) = id {
             self.cached_versions.lock().remove(&id);
+            self.misjudged.lock().remove(&id);
             self.departed.lock().remove(&id);
             let removed = self.removed_dirs.lock().remove(&id);
             if removed && let Err(error) = self.purge_orphan(id) {

@@ -176,7 +176,7 @@ impl LocalVolume {
         if names.is_empty() {
             return;
         }
-        if let Some(sink) = &*self.invalidate.read() {
+        if let Some(sink) = self.kernel() {
             for (dir, name) in names {
                 sink.entry(state.ino(dir.inode()), name);
                 sink.inode(state.ino(dir.inode()), false);

@@ -205,6 +205,9 @@ impl LocalVolume {
                 // Beside a better one it is seen by those alone who have the file open.
                 let row = state.inode(item.cell.id)?.unwrap_or_default();
                 let is_shown = Stat::of(&row).version.is_some_and(|(shown, _)| shown == dot);
+                if !is_shown {
+                    self.misjudge(item.cell.id);
+                }
                 loaded.outdated = (!is_shown).then(|| Shown {
                     len_bytes: published.content.len_bytes(),
                     allocated_bytes: published.content.allocated_bytes(),
@@ -220,7 +223,7 @@ impl LocalVolume {
             self.counters.published.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
         drop((datas, gates));
-        if let (Some(sink), false) = (&*self.invalidate.read(), decided.names.is_empty()) {
+        if let (Some(sink), false) = (self.kernel(), decided.names.is_empty()) {
             for (dir, name) in &decided.names {
                 sink.entry(state.ino(dir.inode()), name);
             }

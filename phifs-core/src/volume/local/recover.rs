@@ -289,6 +289,7 @@ impl LocalVolume {
             handles: RwLock::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
             cached_versions: Mutex::default(),
+            misjudged: Mutex::default(),
             writing_to_disk: Mutex::default(),
             queue: Mutex::default(),
             queued: Condvar::new(),

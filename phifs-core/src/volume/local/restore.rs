@@ -114,7 +114,9 @@ impl LocalVolume {
             displaced: HashMap::new(),
             copied: HashSet::new(),
         };
-        work.run(progress)
+        let done = work.run(progress);
+        self.still_misjudged();
+        done
     }
 
     fn undo(&self, before: &Cut) -> Result<()> {
@@ -264,19 +266,22 @@ impl Restoring<'_> {
         if is_change {
             state.commit_with(step.draft, rows, &self.volume.journal)?;
         }
-        let kernel = self.volume.invalidate.read();
-        if let (Some(kernel), true) = (&*kernel, is_change) {
+        if !is_change {
+            return Ok(false);
+        }
+        if let Some(kernel) = self.volume.kernel() {
             for (dir, name) in step.entries {
                 let ino = state.ino(dir.inode());
                 kernel.entry(ino, &name);
                 kernel.inode(ino, true);
             }
-            for inode in step.inodes {
-                self.volume.cached_versions.lock().remove(&inode);
-                kernel.inode(state.ino(inode), true);
-            }
         }
-        Ok(is_change)
+        for inode in step.inodes {
+            self.volume.cached_versions.lock().remove(&inode);
+            self.volume.misjudge(inode);
+            self.volume.forget_in_kernel(&state, inode)?;
+        }
+        Ok(true)
     }
 
     /// Makes the directories above a path as far as they are missing.

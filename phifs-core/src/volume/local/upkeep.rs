@@ -319,6 +319,10 @@ impl LocalVolume {
                 Err(error) => tracing::error!(%error, inode = %cell.id.0, "a file's bytes could not be made durable"),
             }
         }
+        // When it was told at the close, the kernel may still have had a hand on the file.
+        for id in self.still_misjudged().into_iter().filter(|id| !self.is_open(*id)) {
+            self.forget_in_kernel(&self.state.read(), id)?;
+        }
         let grouped = self.publish_synced_groups();
         let committed = if self.journal.appended() > self.journal.committed() { self.commit_journal() } else { Ok(()) };
         let sealed = self.seal();

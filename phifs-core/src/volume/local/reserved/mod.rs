@@ -406,7 +406,7 @@ impl LocalVolume {
             if is_there || !view.mark_gone() {
                 continue;
             }
-            if let Some(sink) = &*self.invalidate.read() {
+            if let Some(sink) = self.kernel() {
                 self.reserved.nodes.within(id).into_iter().for_each(|ino| sink.inode(ino, true));
             }
         }
