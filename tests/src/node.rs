@@ -193,15 +193,15 @@ impl Node {
         let mut ended = None;
         wait_until(patience, || {
             ended = child.try_wait().expect("waiting for the daemon");
-            ended.is_some() || self.serves()
+            ended.is_some() || self.serves() && self.listens()
         });
         if let Some(status) = ended {
             return Err(format!("the daemon ended with {status}"));
         }
         let daemon = Daemon { _watchdog: watch(&child), child };
-        if !self.serves() {
+        if !self.serves() || !self.listens() {
             drop(daemon);
-            return Err(format!("no mount after {patience:?}"));
+            return Err(format!("no mount, or nobody at the control socket, after {patience:?}"));
         }
         self.daemon = Some(daemon);
         Ok(())
@@ -211,6 +211,11 @@ impl Node {
     pub fn serves(&self) -> bool {
         // A dead mount may be taken away between the two questions, and then the directory below answers the second.
         is_mounted(&self.mount) && rustix::fs::statfs(&self.mount).is_ok_and(|statfs| statfs.f_type == FUSE_SUPER_MAGIC)
+    }
+
+    /// Commands are heard, which comes last.
+    fn listens(&self) -> bool {
+        std::os::unix::net::UnixStream::connect(self.store().join("control.sock")).is_ok()
     }
 
     /// The serving daemon's process.
