@@ -12,7 +12,6 @@ mod membership;
 mod metrics;
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -22,8 +21,10 @@ use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use phifs_core::disk::Disk;
+use phifs_core::snapshot::pull::Ask;
 use phifs_core::ssep::Token;
 use phifs_core::store::GlyphIndex;
 use phifs_core::volume::local::Peer;
@@ -91,7 +92,7 @@ pub fn serve(
     let (engine, mut socket) = match origin {
         Origin::Here => (open_locked(config, &lock, &store, role, None, progress)?, None),
         Origin::Export(file) => {
-            let from = Source { peer: None, input: Box::new(Handed::new(file.into())) };
+            let from = Source::Export(Handed::new(file.into()));
             (open_locked(config, &lock, &store, role, Some(from), progress)?, None)
         }
         Origin::Invitation(token) => {
@@ -110,6 +111,8 @@ pub fn serve(
             socket = Some(Socket::bind(address, &load_key(&store)?)?);
         }
     }
+    // Before the mount: what is not here can be had then.
+    let net = socket.map(|socket| Net::start(socket, engine.clone()).map(Arc::new)).transpose()?;
     progress(Progress::step(format!("mounting on {}", show::path(&config.mount))));
     // Before the mount: whoever finds it served finds out by whom.
     lock.publish_pid()?;
@@ -120,7 +123,6 @@ pub fn serve(
     watch_signals(&events)?;
     let background = Background::start(&engine)?;
     let branches = BranchMounts::new(config, engine.clone(), events.clone());
-    let net = socket.map(|socket| Net::start(socket, engine.clone()).map(Arc::new)).transpose()?;
     let daemon = Arc::new(Daemon {
         store: store.clone(),
         engine,
@@ -203,10 +205,10 @@ pub enum Origin {
     Invitation(Box<Token>),
 }
 
-/// A stream that a store is made of, and whose head it has to be.
-struct Source<'a> {
-    peer: Option<Peer>,
-    input: Box<dyn Read + 'a>,
+/// What a store is made of.
+enum Source<'a> {
+    Export(Handed),
+    Peer { peer: Peer, head: Bytes, ask: Ask<'a> },
 }
 
 /// Locks and opens a store. Drop the engine before the lock.
@@ -254,11 +256,14 @@ fn join(
         Some(engine) => engine,
         None => {
             let peer = Peer { node: token.inviter, volume: token.volume };
-            let from = Source { peer: Some(peer), input: Box::new(admitted.everything()?) };
+            let (head, mut giver) = (admitted.head()?, admitted.giver());
+            let from = Source::Peer { peer, head, ask: &mut giver };
             open_locked(config, lock, store, role, Some(from), progress)?
         }
     };
     engine.take_member_entries(admitted.members)?;
+    // Not everything is here that its files are made of.
+    engine.place()?;
     Ok((engine, socket))
 }
 
@@ -297,8 +302,13 @@ fn open_locked(
         rebuild_index: role.rebuild_index,
     };
     let (disk, index): (Arc<dyn Disk>, Arc<dyn GlyphIndex>) = (Arc::new(disk), Arc::new(index));
-    if let Some(Source { peer, input }) = from {
-        Engine::bootstrap((disk.clone(), index.clone()), &SystemEnv, &seed, &options, peer, input, progress)?;
+    let to = (disk.clone(), index.clone());
+    match from {
+        None => {}
+        Some(Source::Export(input)) => Engine::bootstrap(to, &SystemEnv, &seed, &options, input, progress)?,
+        Some(Source::Peer { peer, head, ask }) => {
+            Engine::bootstrap_from_peer(to, &SystemEnv, &seed, &options, (&peer, &head), ask, progress)?;
+        }
     }
     Engine::open(disk, index, Arc::new(SystemEnv), &seed, &options, progress)
 }

@@ -147,6 +147,14 @@ impl Node {
         parse_child(bytes).expect("a child has a fixed length")
     }
 
+    /// The nodes below this one, and the levels on which they are. A leaf has none.
+    pub fn children(&self) -> impl Iterator<Item = (GlyphId, u16)> {
+        (0..if self.is_leaf() { 0 } else { self.count() }).map(|index| {
+            let (id, summary) = self.child(index);
+            (id, summary.level)
+        })
+    }
+
     /// The index of this key, or where it would stand.
     pub(super) fn find(&self, key: &[u8]) -> Result<usize, usize> {
         let prefix = self.prefix();

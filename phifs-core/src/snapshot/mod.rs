@@ -13,11 +13,13 @@
 //! | `reach` | every glyph that a snapshot needs beyond another one, in an order that follows from the two |
 //! | `stream` | the bytes of an export: a header, frames, checks, an end |
 //! | `transfer` | from a store to a stream, and from a stream to a store |
+//! | `pull` | from the stores of others to this one, glyph by glyph |
 //! | `rows` | what rows from elsewhere must be like |
 
 pub mod changes;
 pub mod facts;
 pub mod keep;
+pub mod pull;
 pub mod reach;
 pub mod record;
 pub mod rows;

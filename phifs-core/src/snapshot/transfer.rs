@@ -12,7 +12,7 @@ use super::rows;
 use super::stream::{Frame, Reader, Result, StreamError, Writer};
 
 /// After so much, what an import has stored is made durable, and its places leave memory.
-const SYNC_BYTES: u64 = 256 << 20;
+pub(super) const SYNC_BYTES: u64 = 256 << 20;
 
 /// Hears how many bytes are done, and may stop the work.
 pub type Progress<'a> = &'a mut dyn FnMut(u64) -> Result<()>;

@@ -4,10 +4,11 @@ use bytes::Bytes;
 
 use crate::causal::VersionVector;
 use crate::codec::{self, DecodeError, Encode, Reader};
-use crate::id::{GlyphId, S8Id};
+use crate::id::GlyphId;
 use crate::identity::NodePublicKey;
 use crate::oplog::GROUP_BYTES_MAX;
 use crate::registry::{ADDRESSES_MAX, Entry, NAME_BYTES_MAX, decode_addresses, encode_addresses, flag, word};
+use crate::store::GlyphKind;
 
 use super::{Receipt, Secret};
 
@@ -17,8 +18,6 @@ pub const REQUEST_BYTES_MAX: usize = 256 << 10;
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
 /// How many members a volume has at most, those that left included.
 pub const MEMBERS_MAX: usize = 1024;
-/// How many heads somebody may go on from.
-const KNOWN_MAX: usize = 16;
 /// How many settings there are at most, those of newer programs included.
 const SETTINGS_MAX: usize = 256;
 /// How many glyphs somebody asks for at once.
@@ -62,15 +61,6 @@ pub struct Join {
     pub addresses: Vec<core::net::SocketAddr>,
 }
 
-/// The wish for the state of the one who is asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Catch {
-    /// What the asker knows.
-    pub context: VersionVector,
-    /// The heads of the one who is asked that are with the asker: what comes may build on them.
-    pub known: Vec<S8Id>,
-}
-
 /// What somebody has who follows: the first says where to begin, later ones how far it has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
@@ -90,10 +80,11 @@ pub enum Request {
     Hello(Hello),
     Join(Join),
     Members,
-    Catch(Catch),
+    /// The asker knows this, and wants the head of the one who is asked, and the nodes below it after that.
+    Catch(VersionVector),
     /// The asker goes on sending notes.
     Follow(Note),
-    Glyphs(Vec<GlyphId>),
+    Glyphs(GlyphKind, Vec<GlyphId>),
 }
 
 /// Why a request is not answered, for the asker to act on. The text beside it is for people.
@@ -119,8 +110,8 @@ pub enum Answer {
     Joined(MemberEntries),
     Members(MemberEntries),
     Settings(SettingEntries),
-    /// A head follows, or what it has beyond one that the asker knows, up to the end of the stream.
-    Stream,
+    /// The signed record of a state. What it names is there to be asked for, until the next time.
+    Head(Bytes),
     /// The asker knows all of it.
     Unchanged,
     /// Groups of operations, each after what its author knew.
@@ -181,18 +172,17 @@ impl Request {
                 encode_addresses(addresses, &mut out);
             }
             Self::Members => out.put_u8(3),
-            Self::Catch(Catch { context, known }) => {
+            Self::Catch(context) => {
                 out.put_u8(4);
                 context.encode(&mut out);
-                out.put_varint(known.len() as u64);
-                known.iter().for_each(|id| out.put_bytes(&id.0));
             }
             Self::Follow(note) => {
                 out.put_u8(5);
                 out.put_bytes(&note.encode());
             }
-            Self::Glyphs(ids) => {
+            Self::Glyphs(kind, ids) => {
                 out.put_u8(6);
+                out.put_u8(kind.tag());
                 out.put_varint(ids.len() as u64);
                 ids.iter().for_each(|id| out.put_bytes(&id.0));
             }
@@ -209,16 +199,13 @@ impl Request {
                 Self::Join(Join { secret, name: word(&mut reader)?, addresses: decode_addresses(&mut reader)? })
             }
             3 => Self::Members,
-            4 => {
-                let context = VersionVector::decode(&mut reader)?;
-                let count = bounded(reader.count()?, KNOWN_MAX, "a list of heads")?;
-                let known = (0..count).map(|_| Ok(S8Id(reader.array()?))).collect::<codec::Result<_>>()?;
-                Self::Catch(Catch { context, known })
-            }
+            4 => Self::Catch(VersionVector::decode(&mut reader)?),
             5 => Self::Follow(Note::read(&mut reader)?),
             6 => {
+                let kind = reader.u8()?;
+                let kind = GlyphKind::from_tag(kind).ok_or(unknown("the kind of a glyph", kind))?;
                 let count = bounded(reader.count()?, GLYPHS_MAX, "a list of glyphs")?;
-                Self::Glyphs((0..count).map(|_| Ok(GlyphId(reader.array()?))).collect::<codec::Result<_>>()?)
+                Self::Glyphs(kind, (0..count).map(|_| Ok(GlyphId(reader.array()?))).collect::<codec::Result<_>>()?)
             }
             value => return Err(unknown("a request", value)),
         };
@@ -243,7 +230,10 @@ impl Answer {
                 out.put_u8(3);
                 encode_members(members, &mut out);
             }
-            Self::Stream => out.put_u8(4),
+            Self::Head(sealed) => {
+                out.put_u8(4);
+                out.put_blob(sealed);
+            }
             Self::Unchanged => out.put_u8(5),
             Self::Groups(groups) => {
                 out.put_u8(6);
@@ -274,7 +264,7 @@ impl Answer {
             1 => Self::Hello(Hello::decode(&mut reader)?),
             2 => Self::Joined(decode_members(&mut reader)?),
             3 => Self::Members(decode_members(&mut reader)?),
-            4 => Self::Stream,
+            4 => Self::Head(Bytes::copy_from_slice(reader.blob()?)),
             5 => Self::Unchanged,
             6 => Self::Groups(unpack(reader.bytes(reader.remaining())?)?),
             7 => {
@@ -417,7 +407,7 @@ mod tests {
                 addresses: vec!["192.0.2.7:7447".parse().unwrap()],
             }),
             Request::Members,
-            Request::Catch(Catch { context: context.clone(), known: vec![S8Id([4; 32])] }),
+            Request::Catch(context.clone()),
             Request::Follow(Note {
                 context: context.clone(),
                 members_hash: [3; 32],
@@ -425,7 +415,8 @@ mod tests {
                 root: None,
                 receipt: None,
             }),
-            Request::Glyphs(vec![GlyphId([8; 32])]),
+            Request::Glyphs(GlyphKind::Data, vec![GlyphId([8; 32])]),
+            Request::Glyphs(GlyphKind::Node, vec![]),
         ]
     }
 
@@ -437,7 +428,7 @@ mod tests {
             Answer::Hello(hello()),
             Answer::Joined(members.clone()),
             Answer::Members(members),
-            Answer::Stream,
+            Answer::Head(Bytes::from_static(b"a record")),
             Answer::Unchanged,
             Answer::Groups(vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")]),
             Answer::Refused { why: Refusal::NotMember, text: "no".into() },
@@ -469,7 +460,7 @@ mod tests {
         let bytes = [requests, answers].concat();
         assert_eq!(
             blake3::hash(&bytes).to_hex().as_str(),
-            "45f00804eeb4684c211512a74e47e7aeb1f545694afa6e6009cdac87aeac7bd1"
+            "52aee28df59ea8e81fb9200b6590eec21cccda6f0d61a9b2ba7c39140c79dd4d"
         );
     }
 
@@ -486,10 +477,10 @@ mod tests {
             let huge = [&[tag][..], &[0xff, 0xff, 0xff, 0xff, 0x0f]].concat();
             assert_eq!(Answer::decode(&huge), Err(DecodeError::Truncated));
         }
-        let mut many = vec![4, 0];
-        many.put_varint(KNOWN_MAX as u64 + 1);
-        many.resize(many.len() + (KNOWN_MAX + 2) * 32, 1);
-        assert_eq!(Request::decode(&many), Err(DecodeError::NotCanonical("a list of heads")));
+        let mut many = vec![6, GlyphKind::Node.tag()];
+        many.put_varint(GLYPHS_MAX as u64 + 1);
+        many.resize(many.len() + (GLYPHS_MAX + 2) * 32, 1);
+        assert_eq!(Request::decode(&many), Err(DecodeError::NotCanonical("a list of glyphs")));
     }
 
     #[test]

@@ -9,8 +9,8 @@
 //! | `Join` | `Joined` | a node that is no member yet becomes one, by the secret of an invitation |
 //! | `Members` | `Members` | who takes part |
 //! | `Follow` | `Groups`, `Members`, `Settings`, `Behind`, `Hurry`, as long as the link lasts | what the asker does not know, as soon as there is something; meanwhile it sends notes of how far it has come |
-//! | `Catch` | `Stream`, then a head up to the end of the stream; `Unchanged` | the state, for who is behind |
-//! | `Glyphs` | a `Glyph` for each | the bytes of files |
+//! | `Catch` | `Head`, or `Unchanged` | the state, for who is behind |
+//! | `Glyphs` | a `Glyph` for each | the nodes of states, and the bytes of files |
 //!
 //! Any of them may be answered with `Refused`.
 //!
@@ -26,8 +26,8 @@ mod token;
 mod word;
 
 pub use message::{
-    Answer, Catch, FRAME_BYTES_MAX, GLYPHS_MAX, Hello, Join, MEMBERS_MAX, MemberEntries, Note, REQUEST_BYTES_MAX,
-    Refusal, Request, SettingEntries, hash_of, hash_of_settings,
+    Answer, FRAME_BYTES_MAX, GLYPHS_MAX, Hello, Join, MEMBERS_MAX, MemberEntries, Note, REQUEST_BYTES_MAX, Refusal,
+    Request, SettingEntries, hash_of, hash_of_settings,
 };
 pub use moment::Moment;
 pub use receipt::Receipt;

@@ -86,14 +86,14 @@ pub(super) struct Record<'a> {
 }
 
 impl GlyphKind {
-    pub(super) fn tag(self) -> u8 {
+    pub fn tag(self) -> u8 {
         match self {
             Self::Data => 1,
             Self::Node => 2,
         }
     }
 
-    pub(super) fn from_tag(tag: u8) -> Option<Self> {
+    pub fn from_tag(tag: u8) -> Option<Self> {
         match tag {
             1 => Some(Self::Data),
             2 => Some(Self::Node),

@@ -10,11 +10,13 @@ use bytes::Bytes;
 use phifs_core::causal::VersionVector;
 use phifs_core::id::GlyphId;
 use phifs_core::identity::NodeKey;
-use phifs_core::ssep::{Answer, Catch, Follower, Next, Note, Receipt, Request, Teller, Unbelievable, note_of};
-use phifs_core::volume::local::PeerError;
+use phifs_core::snapshot::pull::PullError;
+use phifs_core::ssep::{Answer, Follower, Next, Note, Receipt, Request, Teller, Unbelievable, note_of};
+use phifs_core::store::GlyphKind;
+use phifs_core::volume::local::{Merged, PeerError};
 
 use crate::mutants::Mutant;
-use crate::node::{GO_ON, Outcome, Trouble};
+use crate::node::{GO_ON, Node, Outcome, Trouble};
 use crate::oracle::Oracle;
 use crate::world::{Event, World};
 
@@ -77,7 +79,7 @@ enum Doing {
 pub enum Reply {
     Glyphs(Vec<(GlyphId, Option<Bytes>)>),
     Unchanged,
-    Head(Vec<u8>),
+    Head(Bytes),
 }
 
 impl Open {
@@ -412,11 +414,10 @@ impl World {
                     self.say_within(ends, 0);
                 }
                 Answer::Behind => {
-                    let known = node.volume().learned_from(&self.nodes[t].key);
-                    let catch = Catch { context: node.volume().context(), known };
+                    let catch = Request::Catch(node.volume().context());
                     open.doing = Doing::Catching;
                     self.trace(|| format!("{f} asks {t} for its state"));
-                    self.ask(ends, t, &Request::Catch(catch));
+                    self.ask(ends, t, &catch);
                 }
                 Answer::Hurry => self.say(ends, true)?,
                 other => return Err(Trouble::Bug(format!("a teller says {other:?}"))),
@@ -454,7 +455,7 @@ impl World {
         }
         if !progress.missing.is_empty() {
             self.open(ends).doing = Doing::Fetching { asked: BTreeSet::from([t]) };
-            self.ask(ends, t, &Request::Glyphs(progress.missing));
+            self.ask(ends, t, &Request::Glyphs(GlyphKind::Data, progress.missing));
         } else if let Some(later) = progress.later {
             self.open(ends).doing = Doing::Waiting;
             let epoch = self.epoch(ends);
@@ -475,30 +476,25 @@ impl World {
     /// A request arrives at whom it was sent to.
     pub fn answer_request(&mut self, ends: Ends, whom: usize, request: &[u8]) -> Outcome {
         let request = Request::decode(request).map_err(|e| Trouble::Bug(format!("a request: {e}")))?;
-        let (node, asker) = (&self.nodes[whom], self.nodes[ends.0].key);
+        let node = &self.nodes[whom];
         let volume = node.volume();
         let reply = match request {
-            Request::Glyphs(ids) => {
-                let glyph = |id: GlyphId| Ok((id, volume.glyph_to_send(&id).map_err(|e| node.trouble(e))?));
+            Request::Glyphs(kind, ids) => {
+                let glyph = |id: GlyphId| Ok((id, volume.glyph_to_send(kind, &id).map_err(|e| node.trouble(e))?));
                 Reply::Glyphs(ids.into_iter().map(glyph).collect::<Outcome<_>>()?)
             }
-            Request::Catch(Catch { context, known }) => {
+            Request::Catch(context) => {
                 self.harvest(whom)?;
                 let node = &self.nodes[whom];
                 let volume = node.volume();
-                let sent = self.sent.get(&(whom, ends.0)).filter(|head| known.contains(&head.id())).cloned();
-                if let Some(head) = sent {
-                    volume.was_given(&asker, &head).map_err(|e| node.trouble(e))?;
-                    self.sent.remove(&(whom, ends.0));
-                }
                 if context.covers(&volume.context()) {
                     Reply::Unchanged
                 } else {
-                    let (head, mut out) = (volume.head().map_err(|e| node.trouble(e))?, Vec::new());
-                    volume.give(&asker, &head, &known, &mut out, &GO_ON).map_err(|e| node.trouble(e))?;
+                    let head = volume.head().map_err(|e| node.trouble(e))?;
+                    let bytes = head.to_bytes();
                     self.sent.insert((whom, ends.0), head);
                     self.changed(whom);
-                    Reply::Head(out)
+                    Reply::Head(bytes)
                 }
             }
             other => return Err(Trouble::Bug(format!("nobody asks {other:?}"))),
@@ -508,18 +504,39 @@ impl World {
         Ok(())
     }
 
+    /// Takes in the head of the other end, and asks whoever is reachable for what is below it, so many times at most.
+    fn learn(&self, (f, t): Ends, head: &[u8], times_max: usize) -> Outcome<Merged> {
+        let node = &self.nodes[f];
+        let reachable = |n: &usize| *n != f && self.is_through(f, *n) && self.is_through(*n, f);
+        let givers: Vec<&Node> =
+            (0..self.nodes.len()).filter(|n| self.nodes[*n].is_up() && reachable(n)).map(|n| &self.nodes[n]).collect();
+        let mut times = 0;
+        let mut ask = |kind, ids: &[GlyphId]| {
+            times += 1;
+            if times > times_max {
+                return Err(std::io::Error::other("it breaks off"));
+            }
+            let found = |id: &GlyphId| givers.iter().find_map(|n| n.volume().glyph_to_send(kind, id).ok().flatten());
+            Ok(ids.iter().filter_map(|id| Some((*id, found(id)?))).collect())
+        };
+        node.volume().learn(&self.nodes[t].key, head, &mut ask, &GO_ON).map_err(|error| match error {
+            PeerError::ClockAhead(_) | PeerError::Pull(PullError::Ask(_) | PullError::Lacking { .. }) => {
+                Trouble::Peer(error.to_string())
+            }
+            error => node.trouble(error),
+        })
+    }
+
     /// The answer to a request arrives at the follower.
     pub fn reply_arrives(&mut self, ends: Ends, reply: Reply) -> Outcome {
         let (f, t) = ends;
-        let (node, peer) = (&self.nodes[f], self.nodes[t].key);
+        let node = &self.nodes[f];
         let volume = node.volume();
         match reply {
             Reply::Unchanged => {}
-            Reply::Head(stream) => {
-                let merged = volume.learn(&peer, &stream[..], &GO_ON).map_err(|error| match error {
-                    PeerError::ClockAhead(_) => Trouble::Peer(error.to_string()),
-                    error => node.trouble(error),
-                })?;
+            Reply::Head(head) => {
+                let breaks_off_after = if self.rng.percent(30) { self.rng.below(4) } else { usize::MAX };
+                let merged = self.learn(ends, &head, breaks_off_after)?;
                 self.trace(|| format!("{f} learns {} of the state of {t}", merged.operations));
                 self.changed(f);
             }
@@ -548,7 +565,7 @@ impl World {
                     if let Doing::Fetching { asked } = &mut self.open(ends).doing {
                         asked.insert(other);
                     }
-                    self.ask(ends, other, &Request::Glyphs(missing));
+                    self.ask(ends, other, &Request::Glyphs(GlyphKind::Data, missing));
                     return Ok(());
                 }
                 return self.go_on(ends);

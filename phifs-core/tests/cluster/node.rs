@@ -7,12 +7,13 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use phifs_core::disk::{Disk, MemDisk};
+use phifs_core::id::GlyphId;
 use phifs_core::identity::{NodeKey, NodePublicKey};
 use phifs_core::registry::Member;
 use phifs_core::ssep::Secret;
-use phifs_core::store::MemIndex;
+use phifs_core::store::{GlyphKind, MemIndex};
 use phifs_core::time::Env as _;
-use phifs_core::volume::local::{Invite, LocalVolume, OpenError, Options, Peer, TransferError};
+use phifs_core::volume::local::{Invite, LocalVolume, OpenError, Options, Peer, PeerError};
 use phifs_core::volume::{Caller, Handle, Ino, OpenHow, Volume, VolumeError};
 
 use crate::clock::Clock;
@@ -118,26 +119,34 @@ impl Node {
         there.invite(&secret, &invite).map_err(|e| host.trouble(e))?;
         there.admit(node.key, &secret, |_, since| member(number, since)).map_err(|e| host.trouble(e))?;
         let members = there.member_entries().map_err(|e| host.trouble(e))?;
-        let (head, mut stream) = (there.head().map_err(|e| host.trouble(e))?, Vec::new());
-        there.give(&node.key, &head, &[], &mut stream, &GO_ON).map_err(|e| host.trouble(e))?;
+        let head = there.head().map_err(|e| host.trouble(e))?.to_bytes();
         let peer = Peer { node: host.key, volume: there.id().map_err(|e| host.trouble(e))? };
         let to = (Arc::new(node.disk.clone()) as Arc<dyn Disk>, Arc::new(MemIndex::default()) as _);
-        let made = LocalVolume::bootstrap(
+        let given = |kind, id: &GlyphId| Some((*id, there.glyph_to_send(kind, id).ok().flatten()?));
+        let made = LocalVolume::bootstrap_from_peer(
             to,
             &*node.clock,
             &node.seed,
             &options(node.memory_bytes),
-            Some(peer),
-            &stream[..],
+            (&peer, &head),
+            &mut |kind, ids: &[GlyphId]| Ok(ids.iter().filter_map(|id| given(kind, id)).collect()),
             &GO_ON,
         );
         made.map_err(|error| match error {
-            TransferError::ClockAhead(_) => Trouble::Peer(error.to_string()),
+            PeerError::ClockAhead(_) => Trouble::Peer(error.to_string()),
             error => Trouble::Bug(format!("a store cannot be made of a head: {error}")),
         })?;
         let image = node.disk.after_power_loss(0);
         node.start(&image).map_err(|e| Trouble::Bug(format!("a new store does not open: {e}")))?;
-        node.volume().take_member_entries(members).map_err(|e| node.trouble(e))?;
+        let volume = node.volume();
+        volume.take_member_entries(members).map_err(|e| node.trouble(e))?;
+        while let missing = volume.look_for_missing().map_err(|e| node.trouble(e))?
+            && !missing.is_empty()
+        {
+            for (id, glyph) in missing.iter().filter_map(|id| given(GlyphKind::Data, id)) {
+                volume.take_glyph(id, &glyph).map_err(|e| node.trouble(e))?;
+            }
+        }
         Ok(node)
     }
 

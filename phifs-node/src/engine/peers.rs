@@ -1,6 +1,5 @@
 //! The volume among those of other machines, as the network sees it.
 
-use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -9,14 +8,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use phifs_core::causal::VersionVector;
-use phifs_core::id::{GlyphId, S8Id};
+use phifs_core::id::GlyphId;
 use phifs_core::identity::NodePublicKey;
 use phifs_core::placement::Layout;
 use phifs_core::registry::Member;
+use phifs_core::snapshot::pull::Ask;
 use phifs_core::ssep::{
     Follower, Join, MemberEntries, Moment, Next, Note, Progress, Receipt, Refusal, Secret, SettingEntries, Teller,
     Token, note_of,
 };
+use phifs_core::store::GlyphKind;
 use phifs_core::time::Env as _;
 use phifs_core::volume::local::{Head, Invite, JoinError, PeerGlyphs};
 
@@ -204,26 +205,14 @@ impl Engine {
         self.volume.context()
     }
 
-    /// The heads of a peer that are here.
-    pub fn learned_from(&self, peer: &NodePublicKey) -> Vec<S8Id> {
-        self.volume.learned_from(peer)
+    /// The state of this node, for others.
+    pub fn head(&self) -> Result<Head, Failure> {
+        self.volume.head().map_err(Failure::plain)
     }
 
-    /// Writes this node's head for a peer that has those in `known`.
-    pub fn give(&self, peer: &NodePublicKey, known: &[S8Id], out: &mut dyn Write) -> Result<Head, Failure> {
-        let head = self.volume.head().map_err(Failure::plain)?;
-        self.volume.give(peer, &head, known, out, &|_| self.go_on()).map_err(Failure::plain)?;
-        Ok(head)
-    }
-
-    /// A peer has told that it has this head.
-    pub fn was_given(&self, peer: &NodePublicKey, head: &Head) -> Result<(), Failure> {
-        self.volume.was_given(peer, head).map_err(Failure::plain)
-    }
-
-    /// Reads a peer's head, and learns what it knows. Says how many operations that were.
-    pub fn learn(&self, peer: &NodePublicKey, input: impl Read) -> Result<u64, Failure> {
-        let merged = self.volume.learn(peer, input, &|_| self.go_on()).map_err(Failure::plain)?;
+    /// Learns what a peer knows, given its head. Says how many operations that were.
+    pub fn learn(&self, peer: &NodePublicKey, head: &[u8], ask: Ask<'_>) -> Result<u64, Failure> {
+        let merged = self.volume.learn(peer, head, ask, &|_| self.go_on()).map_err(Failure::plain)?;
         Ok(merged.operations)
     }
 
@@ -297,8 +286,8 @@ impl Engine {
         self.volume.take_receipt(node, receipt).map_err(Failure::plain)
     }
 
-    pub fn glyphs_to_send(&self, ids: &[GlyphId]) -> Result<Vec<Option<Bytes>>, Failure> {
-        ids.iter().map(|id| self.volume.glyph_to_send(id).map_err(Failure::plain)).collect()
+    pub fn glyphs_to_send(&self, kind: GlyphKind, ids: &[GlyphId]) -> Result<Vec<Option<Bytes>>, Failure> {
+        ids.iter().map(|id| self.volume.glyph_to_send(kind, id).map_err(Failure::plain)).collect()
     }
 
     pub fn take_glyphs(&self, glyphs: Vec<(GlyphId, Bytes)>) -> Result<(), Failure> {

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use phifs_core::disk::Disk;
+use phifs_core::snapshot::pull::Ask;
 use phifs_core::snapshot::stream::StreamError;
 use phifs_core::store::GlyphIndex;
 use phifs_core::time::Env;
@@ -79,25 +80,43 @@ impl Engine {
         LocalVolume::is_there(disk).map_err(explain_open)
     }
 
-    /// Makes a store out of an export, or the head of a peer, to be opened then.
+    /// Makes a store out of an export, to be opened then.
     pub fn bootstrap(
-        (disk, index): (Arc<dyn Disk>, Arc<dyn GlyphIndex>),
+        to: (Arc<dyn Disk>, Arc<dyn GlyphIndex>),
         env: &dyn Env,
         seed: &NodeSeed,
         options: &Options,
-        peer: Option<Peer>,
         from: impl Read,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), Failure> {
         let progress = Mutex::new(progress);
-        let volume_options = VolumeOptions { node_cache_bytes: options.cache_bytes, ..VolumeOptions::default() };
         let tell = |bytes| {
             (progress.lock())(counted("importing", bytes, None, "bytes"));
             ControlFlow::Continue(())
         };
-        let came = LocalVolume::bootstrap((disk, index), env, &seed.0, &volume_options, peer, from, &tell);
-        let came = came.map_err(refused)?;
+        let came = LocalVolume::bootstrap(to, env, &seed.0, &for_new(options), from, &tell).map_err(refused)?;
         tracing::info!(snapshot = came.name, id = %came.id, "the store is made");
+        Ok(())
+    }
+
+    /// The same out of what a peer knows, and has signed.
+    pub fn bootstrap_from_peer(
+        to: (Arc<dyn Disk>, Arc<dyn GlyphIndex>),
+        env: &dyn Env,
+        seed: &NodeSeed,
+        options: &Options,
+        from: (&Peer, &[u8]),
+        ask: Ask<'_>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), Failure> {
+        let progress = Mutex::new(progress);
+        let tell = |bytes| {
+            (progress.lock())(counted("learning what there is", bytes, None, "bytes"));
+            ControlFlow::Continue(())
+        };
+        let made = LocalVolume::bootstrap_from_peer(to, env, &seed.0, &for_new(options), from, ask, &tell);
+        made.map_err(Failure::plain)?;
+        tracing::info!("the store is made");
         Ok(())
     }
 
@@ -123,6 +142,10 @@ impl Engine {
         (progress.lock())(counted(doing, bytes, None, "bytes"));
         if self.closing.load(Ordering::Acquire) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
+}
+
+fn for_new(options: &Options) -> VolumeOptions {
+    VolumeOptions { node_cache_bytes: options.cache_bytes, ..VolumeOptions::default() }
 }
 
 fn report(imported: CameIn) -> Imported {

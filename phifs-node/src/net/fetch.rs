@@ -1,5 +1,6 @@
 //! Getting glyphs from peers.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use bytes::Bytes;
 use phifs_core::id::GlyphId;
 use phifs_core::identity::NodePublicKey;
 use phifs_core::ssep::{Answer, GLYPHS_MAX, Request};
+use phifs_core::store::GlyphKind;
 use phifs_core::volume::local::PeerGlyphs;
 use quinn::Connection;
 use tokio::runtime::Handle;
@@ -18,62 +20,90 @@ use super::Shared;
 use super::wire::{self, ANSWER_TIME_MAX, WireError};
 use crate::failure::Failure;
 
-/// So much is checked and stored at a time.
-const STORED_BYTES: usize = 4 << 20;
+/// So many glyphs are checked and stored at a time.
+const STORED_AT_ONCE: usize = 64;
+/// Fewer than these are not worth asking two.
+const FEW: usize = 8;
 /// A peer that somebody waits for and that has said nothing for so long gets company.
 const HEDGE_AFTER: Duration = Duration::from_millis(250);
+/// Whoever reads right after the start waits so long at most until there is somebody to ask.
+const CONNECTED_AFTER: Duration = Duration::from_secs(3);
+const CONNECTED_LOOK: Duration = Duration::from_millis(50);
 /// How often what is pinned is fetched, and the cache made small enough.
 const CACHE_LOOK: Duration = Duration::from_secs(300);
 /// How long to rest before it is looked again for what is to be here.
 const REST_MIN: Duration = Duration::from_millis(500);
 const REST_MAX: Duration = Duration::from_secs(30);
 
-/// Fetches and stores all of these glyphs: from `first`, if there is one, and what it has not from the others.
+/// Fetches and stores all of these glyphs of contents: from `first`, if there is one, or from all at once; and what one has
+/// not, from the others.
 pub async fn fetch(shared: &Arc<Shared>, first: Option<NodePublicKey>, ids: Vec<GlyphId>) -> Result<(), Failure> {
-    let mut missing = ids;
-    for connection in connections(shared, first) {
-        match fetch_from(shared, &connection, missing.clone()).await {
-            Ok(left) => missing = left,
-            Err(error) => tracing::debug!(at = %connection.remote_address(), %error, "a node does not give glyphs"),
+    let mut missing: Vec<GlyphId> = Vec::new();
+    for ids in ids.chunks(STORED_AT_ONCE) {
+        let mut connections = connections(shared, first);
+        if first.is_some() && ids.len() <= FEW {
+            // The one that tells of it has it.
+            connections.truncate(1);
         }
-        if missing.is_empty() {
-            return Ok(());
+        let mut glyphs = gather(&connections, GlyphKind::Data, ids).await.map_err(Failure::plain)?;
+        if glyphs.len() < ids.len() && first.is_some() {
+            let got: HashSet<GlyphId> = glyphs.iter().map(|(id, _)| *id).collect();
+            let rest: Vec<GlyphId> = ids.iter().copied().filter(|id| !got.contains(id)).collect();
+            glyphs.extend(
+                gather(&self::connections(shared, None), GlyphKind::Data, &rest).await.map_err(Failure::plain)?,
+            );
         }
+        let got: HashSet<GlyphId> = glyphs.iter().map(|(id, _)| *id).collect();
+        missing.extend(ids.iter().filter(|id| !got.contains(id)));
+        shared.blocking(move |engine| engine.take_glyphs(glyphs)).await?;
     }
-    let (many, one) = (missing.len(), missing[0]);
-    Err(Failure::plain(format!("no node that is reachable has the bytes of {many} glyphs, {one} first")))
+    let Some(one) = missing.first() else { return Ok(()) };
+    Err(Failure::plain(format!("no node that is reachable has the bytes of {} glyphs, {one} first", missing.len())))
 }
 
 /// To the peers that there are connections to.
-fn connections(shared: &Shared, first: Option<NodePublicKey>) -> Vec<Connection> {
+pub fn connections(shared: &Shared, first: Option<NodePublicKey>) -> Vec<Connection> {
     let mut peers: Vec<_> = shared.peers.lock().values().cloned().collect();
     peers.sort_by_key(|peer| Some(peer.key) != first);
     peers.iter().filter_map(|peer| peer.connection()).collect()
 }
 
-/// Says which of the glyphs the peer does not have.
-async fn fetch_from(shared: &Arc<Shared>, connection: &Connection, ids: Vec<GlyphId>) -> Result<Vec<GlyphId>, Failure> {
-    let mut missing = Vec::new();
-    for ids in ids.chunks(GLYPHS_MAX) {
-        let mut answers = wire::ask(connection, &Request::Glyphs(ids.to_vec())).await.map_err(Failure::plain)?;
-        let (mut glyphs, mut bytes): (Vec<(GlyphId, Bytes)>, usize) = (Vec::new(), 0);
-        for id in ids {
-            match glyph(&mut answers).await.map_err(Failure::plain)? {
-                Some(glyph) => {
-                    bytes += glyph.len();
-                    glyphs.push((*id, glyph));
-                }
-                None => missing.push(*id),
-            }
-            if bytes >= STORED_BYTES {
-                let glyphs = std::mem::take(&mut glyphs);
-                shared.blocking(move |engine| engine.take_glyphs(glyphs)).await?;
-                bytes = 0;
+/// Gets what these peers have of the glyphs: a part from each of them, all at once; and what one has not, from the next.
+pub async fn gather(connections: &[Connection], kind: GlyphKind, ids: &[GlyphId]) -> io::Result<Vec<(GlyphId, Bytes)>> {
+    if connections.is_empty() {
+        return Err(io::Error::other("no node is reachable"));
+    }
+    let (mut glyphs, mut missing) = (Vec::with_capacity(ids.len()), ids.to_vec());
+    for turn in 0..connections.len() {
+        let share = missing.len().div_ceil(connections.len()).clamp(FEW, GLYPHS_MAX);
+        let mut asked = JoinSet::new();
+        for (n, ids) in missing.chunks(share).enumerate() {
+            let (connection, ids) = (connections[(n + turn) % connections.len()].clone(), ids.to_vec());
+            asked.spawn(async move { (connection.remote_address(), ask(&connection, kind, ids).await) });
+        }
+        while let Some(answered) = asked.join_next().await {
+            match answered.map_err(io::Error::other)? {
+                (_, Ok(given)) => glyphs.extend(given),
+                (at, Err(error)) => tracing::debug!(%at, %error, "a node does not give glyphs"),
             }
         }
-        shared.blocking(move |engine| engine.take_glyphs(glyphs)).await?;
+        let got: HashSet<GlyphId> = glyphs.iter().map(|(id, _)| *id).collect();
+        missing.retain(|id| !got.contains(id));
+        if missing.is_empty() {
+            break;
+        }
     }
-    Ok(missing)
+    Ok(glyphs)
+}
+
+/// Those that a peer has.
+async fn ask(connection: &Connection, kind: GlyphKind, ids: Vec<GlyphId>) -> wire::Result<Vec<(GlyphId, Bytes)>> {
+    let mut answers = wire::ask(connection, &Request::Glyphs(kind, ids.clone())).await?;
+    let mut glyphs = Vec::with_capacity(ids.len());
+    for id in ids {
+        glyphs.extend(glyph(&mut answers).await?.map(|glyph| (id, glyph)));
+    }
+    Ok(glyphs)
 }
 
 async fn glyph(answers: &mut wire::Answers) -> wire::Result<Option<Bytes>> {
@@ -91,7 +121,12 @@ pub struct Reachable {
 
 impl PeerGlyphs for Reachable {
     fn fetch(&self, ids: &[GlyphId], patience: Duration) -> io::Result<Vec<(GlyphId, Bytes)>> {
-        let asking = async { timeout(patience, ask_around(&self.shared, ids)).await };
+        let asking = async {
+            while connections(&self.shared, None).is_empty() && self.shared.started.elapsed() < CONNECTED_AFTER {
+                sleep(CONNECTED_LOOK).await;
+            }
+            timeout(patience, ask_around(&self.shared, ids)).await
+        };
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no node has given it in time");
         self.handle.block_on(asking).map_err(late)?
     }
@@ -104,7 +139,7 @@ async fn ask_around(shared: &Shared, ids: &[GlyphId]) -> io::Result<Vec<(GlyphId
     loop {
         if let Some(connection) = left.next() {
             let ids = ids[..ids.len().min(GLYPHS_MAX)].to_vec();
-            asked.spawn(async move { ask(&connection, ids).await });
+            asked.spawn(async move { ask_first(&connection, ids).await });
         } else if asked.is_empty() {
             return Err(io::Error::other("no node that is reachable has it"));
         }
@@ -118,8 +153,8 @@ async fn ask_around(shared: &Shared, ids: &[GlyphId]) -> io::Result<Vec<(GlyphId
 }
 
 /// The first glyph and what comes along with it; nothing if the peer has not got that one.
-async fn ask(connection: &Connection, ids: Vec<GlyphId>) -> wire::Result<Vec<(GlyphId, Bytes)>> {
-    let mut answers = wire::ask(connection, &Request::Glyphs(ids.clone())).await?;
+async fn ask_first(connection: &Connection, ids: Vec<GlyphId>) -> wire::Result<Vec<(GlyphId, Bytes)>> {
+    let mut answers = wire::ask(connection, &Request::Glyphs(GlyphKind::Data, ids.clone())).await?;
     let mut glyphs = Vec::new();
     for id in ids {
         match glyph(&mut answers).await? {

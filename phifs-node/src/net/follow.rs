@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phifs_core::causal::VersionVector;
+use phifs_core::id::GlyphId;
 use phifs_core::identity::NodePublicKey;
-use phifs_core::ssep::{Answer, Catch, Follower, Request};
+use phifs_core::ssep::{Answer, Follower, Request};
 use quinn::{Connection, SendStream};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::pipe::Incoming;
 use super::socket::dial_any;
 use super::wire::{self, ANSWER_TIME_MAX, WireError};
 use super::{Peer, Shared, fetch, serve};
@@ -248,18 +248,17 @@ impl Link<'_> {
     /// Learns the state of the peer.
     async fn catch_up(&self) -> Result<(), Failure> {
         let key = self.peer.key;
-        let asked = self
-            .shared
-            .blocking(move |engine| Ok(Catch { context: engine.context(), known: engine.learned_from(&key) }));
-        let answers = wire::ask(self.connection, &Request::Catch(asked.await?)).await;
-        let mut answers = answers.map_err(Failure::plain)?;
-        let answer = timeout(ANSWER_TIME_MAX, answers.next()).await.map_err(|_| WireError::Silent);
-        match answer.and_then(|answer| answer).map_err(Failure::plain)? {
+        let context = self.shared.blocking(|engine| Ok(engine.context())).await?;
+        let asked = wire::ask_one(self.connection, &Request::Catch(context), ANSWER_TIME_MAX).await;
+        match asked.map_err(Failure::plain)? {
             Answer::Unchanged => Ok(()),
-            Answer::Stream => {
-                let input = Incoming::new(answers.stream, Handle::current());
-                let operations = self.shared.blocking(move |engine| engine.learn(&key, input)).await?;
-                tracing::debug!(node = %key, operations, "learned the state of a node");
+            Answer::Head(head) => {
+                let (shared, handle) = (self.shared.clone(), Handle::current());
+                let mut ask = move |kind, ids: &[GlyphId]| {
+                    handle.block_on(fetch::gather(&fetch::connections(&shared, Some(key)), kind, ids))
+                };
+                let operations = self.shared.blocking(move |engine| engine.learn(&key, &head, &mut ask)).await?;
+                tracing::info!(node = %key, operations, "learned the state of a node");
                 Ok(())
             }
             _ => Err(Failure::plain(WireError::Unexpected)),

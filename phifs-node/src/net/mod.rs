@@ -5,11 +5,11 @@
 //! | `tls` | keys instead of certificates; who may connect |
 //! | `addresses` | telling others where this node is found |
 //! | `socket` | the port, and where others find it; joining by an invitation |
-//! | `wire`, `pipe` | requests and answers on streams; streams for those who block |
+//! | `wire` | requests and answers on streams |
 //! | `traffic` | counting |
 //! | `serve` | what peers ask for |
 //! | `follow` | hearing from each of them what is new |
-//! | `fetch` | getting the bytes of files |
+//! | `fetch` | getting glyphs: nodes of states, and the bytes of files |
 //! | `leave` | the end of a membership: by the node itself, or by others |
 //!
 //! Each node follows each other member: it asks what that one knows and it does not, waits for the answer, and learns it.
@@ -21,7 +21,6 @@ mod follow;
 #[cfg(test)]
 mod hostile;
 mod leave;
-mod pipe;
 mod serve;
 mod socket;
 mod tls;
@@ -79,6 +78,7 @@ struct Shared {
     /// Counts whenever there are more operations.
     changes: watch::Sender<u64>,
     strangers: Arc<Semaphore>,
+    started: Instant,
     stopping: AtomicBool,
     /// This node is about to be no member any more, and the others are to hear of it.
     leaving: AtomicBool,
@@ -99,7 +99,7 @@ struct PeerState {
     served: Vec<Connection>,
     /// What it knew when it was heard of last, and when that was.
     asked: Option<(VersionVector, Instant)>,
-    /// The state that it was sent last; when it names that, it has it.
+    /// The state that it was told of last, which it may be asking for.
     sent: Option<Head>,
     /// The version of its program, and how far its clock is ahead, in milliseconds.
     program: Option<(String, i64)>,
@@ -127,6 +127,7 @@ impl Net {
             members_changed: Notify::new(),
             changes: watch::Sender::new(0),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            started: Instant::now(),
             stopping: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
         });

@@ -5,15 +5,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use phifs_core::causal::VersionVector;
 use phifs_core::codec::DecodeError;
 use phifs_core::id::GlyphId;
 use phifs_core::identity::NodePublicKey;
-use phifs_core::ssep::{Answer, Catch, Hello, MAJOR, Next, Note, Refusal, Request, Teller};
+use phifs_core::ssep::{Answer, Hello, MAJOR, Next, Note, Refusal, Request, Teller};
+use phifs_core::store::GlyphKind;
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
-use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
-use super::pipe::Outgoing;
 use super::traffic::{self, Refused};
 use super::wire::{self, WireError};
 use super::{Peer, Shared, tls};
@@ -24,6 +24,7 @@ const TOGETHER: Duration = Duration::from_millis(2);
 const MEMBERS_LOOK: Duration = Duration::from_millis(500);
 /// Streams go in this order where the network is what is short: what is new, before the bytes of files.
 const PRIORITY_NEWS: i32 = 2;
+const PRIORITY_STATE: i32 = 1;
 const PRIORITY_BULK: i32 = 0;
 /// So many glyphs are read at a time: a few MiB.
 const GLYPHS_AT_ONCE: usize = 16;
@@ -168,8 +169,8 @@ async fn answer(
             Err(failure) => refusal(Refusal::Failed, &failure.message),
         },
         Request::Follow(note) => return tell(shared, key, note, receive, send).await,
-        Request::Catch(catch) => return send_state(shared, key, catch, send).await,
-        Request::Glyphs(ids) => return send_glyphs(shared, ids, send).await,
+        Request::Catch(context) => return send_head(shared, key, context, send).await,
+        Request::Glyphs(kind, ids) => return send_glyphs(shared, kind, ids, send).await,
     };
     send_all(&mut send, &one).await
 }
@@ -240,53 +241,52 @@ async fn heard(shared: &Arc<Shared>, peer: &Arc<Peer>, note: Note) -> wire::Resu
     Ok(())
 }
 
-/// Sends the state of this node, as a difference to a head that the asker has.
-async fn send_state(shared: &Arc<Shared>, key: NodePublicKey, catch: Catch, mut send: SendStream) -> wire::Result<()> {
-    let Catch { context, known } = catch;
-    let peer = shared.peer(key);
-    let arrived = peer.as_ref().and_then(|peer| {
-        let mut state = peer.state.lock();
-        state.sent.take_if(|sent| known.contains(&sent.id()))
+/// Says what the state of this node is called. It stays until the asker asks again, or its connections are gone.
+async fn send_head(
+    shared: &Arc<Shared>,
+    key: NodePublicKey,
+    context: VersionVector,
+    mut send: SendStream,
+) -> wire::Result<()> {
+    let asked = shared.blocking(move |engine| {
+        let knows_all = !context.is_empty() && context.covers(&engine.context());
+        if knows_all { Ok(None) } else { engine.head().map(Some) }
     });
-    let covered = shared.blocking(move |engine| {
-        if let Some(head) = arrived {
-            engine.was_given(&key, &head)?;
+    let answer = match asked.await {
+        Ok(None) => Answer::Unchanged,
+        Ok(Some(head)) => {
+            let bytes = head.to_bytes();
+            if let Some(peer) = shared.peer(key) {
+                peer.state.lock().sent = Some(head);
+            }
+            Answer::Head(bytes)
         }
-        Ok(!context.is_empty() && context.covers(&engine.context()))
-    });
-    match covered.await {
-        Ok(false) => {}
-        Ok(true) => return send_all(&mut send, &Answer::Unchanged).await,
-        Err(failure) => return refuse(send, refusal(Refusal::Failed, &failure.message)).await,
-    }
-    wire::answer(&mut send, &Answer::Stream).await?;
-    let handle = Handle::current();
-    let told = shared.blocking(move |engine| {
-        let mut out = Outgoing::new(send, handle);
-        let head = engine.give(&key, &known, &mut out)?;
-        Ok((out.into_stream(), head))
-    });
-    // Without an end to the stream the asker knows that it broke off.
-    let (mut send, head) = told.await.map_err(|failure| {
-        tracing::warn!(node = %key, %failure, "a node could not be given the state");
-        wire::lost(&failure)
-    })?;
-    if let Some(peer) = peer {
-        peer.state.lock().sent = Some(head);
-    }
-    send.finish().map_err(wire::lost)
+        Err(failure) => {
+            tracing::warn!(node = %key, %failure, "a node could not be given the state");
+            refusal(Refusal::Failed, &failure.message)
+        }
+    };
+    send_all(&mut send, &answer).await
 }
 
 /// Sends glyphs, in the order in which they were asked for.
-async fn send_glyphs(shared: &Arc<Shared>, ids: Vec<GlyphId>, mut send: SendStream) -> wire::Result<()> {
-    let _ = send.set_priority(PRIORITY_BULK);
+async fn send_glyphs(
+    shared: &Arc<Shared>,
+    kind: GlyphKind,
+    ids: Vec<GlyphId>,
+    mut send: SendStream,
+) -> wire::Result<()> {
+    let _ = send.set_priority(match kind {
+        GlyphKind::Node => PRIORITY_STATE,
+        GlyphKind::Data => PRIORITY_BULK,
+    });
     let mut ids = ids.into_iter();
     loop {
         let some: Vec<GlyphId> = ids.by_ref().take(GLYPHS_AT_ONCE).collect();
         if some.is_empty() {
             return send.finish().map_err(wire::lost);
         }
-        let read = shared.blocking(move |engine| engine.glyphs_to_send(&some)).await;
+        let read = shared.blocking(move |engine| engine.glyphs_to_send(kind, &some)).await;
         let glyphs = match read {
             Ok(glyphs) => glyphs,
             Err(failure) => return refuse(send, refusal(Refusal::Failed, &failure.message)).await,

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phifs_core::identity::NodePublicKey;
+use phifs_core::identity::{NodeKey, NodePublicKey};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::AlwaysResolvesClientRawPublicKeys;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -47,6 +47,7 @@ pub trait Guard: Send + Sync + 'static {
 
 /// This node, to its peers.
 pub struct Identity {
+    pub node: NodePublicKey,
     provider: Arc<CryptoProvider>,
     key: Arc<CertifiedKey>,
 }
@@ -57,7 +58,8 @@ impl Identity {
         let secret = PrivateKeyDer::from(PrivatePkcs8KeyDer::from([&SECRET_PREFIX[..], &seed.0].concat()));
         let key = provider.key_provider.load_private_key(secret)?;
         let public = key.public_key().ok_or_else(|| Error::General("the node key has no public half".into()))?.to_vec();
-        Ok(Self { provider, key: Arc::new(CertifiedKey::new(vec![CertificateDer::from(public)], key)) })
+        let node = NodeKey::from_seed(&seed.0).public();
+        Ok(Self { node, provider, key: Arc::new(CertifiedKey::new(vec![CertificateDer::from(public)], key)) })
     }
 
     /// To take connections.

@@ -19,13 +19,15 @@ use crate::namespace::row::InodeRow;
 use crate::namespace::tables::{Rows as _, TablesMut as _, malformed};
 use crate::namespace::{Table, Tables as _, view};
 use crate::registry::{Entry, Key, check_name};
-use crate::snapshot::Record;
+use crate::snapshot::pull::{self, Ask, Pull};
 use crate::snapshot::stream::{Header, Reader};
-use crate::snapshot::transfer;
+use crate::snapshot::{Record, SealedRecord, transfer};
 use crate::store::{GlyphIndex, GlyphKind, GlyphSink as _, GlyphStore, StoreError, StoreOptions};
 use crate::time::{AHEAD_MS_MAX, Env};
 
-use super::peers::LEARNED;
+use super::merge::MergeError;
+use super::peers::{PeerError, check_origin};
+use super::placed::awaited_key;
 use super::recover::{OpenError, UNFINISHED, find_superblock, new_author, new_store_id};
 use super::snapshots::{SnapshotError, head_key};
 use super::state::{State, local_key, merged_key};
@@ -46,79 +48,143 @@ impl LocalVolume {
         Ok(find_superblock(disk)?.is_some_and(|(_, payload)| payload[..] != UNFINISHED))
     }
 
-    /// Makes a store on an empty disk out of a full export, ready to be opened. Of a `peer` it is the head, and has to be
-    /// signed by it.
+    /// Makes a store on an empty disk out of a full export, ready to be opened.
     pub fn bootstrap(
-        (disk, index): (Arc<dyn Disk>, Arc<dyn GlyphIndex>),
+        to: (Arc<dyn Disk>, Arc<dyn GlyphIndex>),
         env: &dyn Env,
         key_seed: &[u8; 32],
         options: &Options,
-        peer: Option<Peer>,
         input: impl Read,
         progress: Tell<'_>,
     ) -> Result<Imported> {
-        let key = NodeKey::from_seed(key_seed);
-        let found = find_superblock(&*disk)?;
-        if found.as_ref().is_some_and(|(_, payload)| payload[..] != UNFINISHED) {
-            return Err(TransferError::HasVolume);
-        }
+        let making = Making::check(&*to.0)?;
         let (Header { sealed, base }, mut reader) = Reader::open(BufReader::with_capacity(1 << 20, input))?;
         if let Some(base) = base {
             return Err(TransferError::MissingBase(base));
         }
         let record = &sealed.record;
-        if let Some(peer) = &peer {
-            if record.author.node != peer.node {
-                return Err(TransferError::UnknownSigner(record.author.node));
-            }
-            if record.volume != peer.volume {
-                return Err(TransferError::OtherVolume(record.volume));
-            }
-        }
         let name = record.label.clone();
         check_name(&name).map_err(|why| SnapshotError::BadName(name.clone(), why))?;
         let ahead_ms = record.theta.hlc.millis().saturating_sub(env.now().millis());
         if ahead_ms > AHEAD_MS_MAX {
             return Err(TransferError::ClockAhead(ahead_ms / 1000));
         }
-        let mut superblock = match found {
-            Some((superblock, _)) => superblock,
+        let making = making.begin(to, env, key_seed, options, record)?;
+        let progress = &mut |bytes| go_on(progress, bytes);
+        let received = transfer::import(&making.store, record, None, &making.after, &mut reader, progress)?;
+        making.finish(env, record, |state| {
+            state.put(Table::Local, &head_key(None), &sealed.id().0);
+            entries(&name, &sealed)
+        })?;
+        Ok(Imported { name, id: sealed.id(), was_here: false, received })
+    }
+
+    /// Makes a store on an empty disk that knows what a peer knows, given the bytes of its head. The contents of files come
+    /// later: until they are here, this machine vouches for nothing.
+    pub fn bootstrap_from_peer(
+        to: (Arc<dyn Disk>, Arc<dyn GlyphIndex>),
+        env: &dyn Env,
+        key_seed: &[u8; 32],
+        options: &Options,
+        (peer, head): (&Peer, &[u8]),
+        ask: Ask<'_>,
+        progress: Tell<'_>,
+    ) -> std::result::Result<(), PeerError> {
+        let making = Making::check(&*to.0)?;
+        let sealed = SealedRecord::decode(head)?;
+        let record = &sealed.record;
+        check_origin(record, &peer.node, env.now().millis())?;
+        if record.volume != peer.volume {
+            return Err(MergeError::OtherVolume(record.volume).into());
+        }
+        let making = making.begin(to, env, key_seed, options, record)?;
+        let nothing = making.after.clone().without_rows();
+        let progress = &mut |bytes| go_on(progress, bytes);
+        let pulled = Pull::new(&making.store, ask, progress).nodes(&nothing, &record.roots);
+        // The next try goes on from what has come.
+        making.store.sync()?;
+        pulled?;
+        pull::check(&nothing, record, &making.after, &mut |_| Ok(()))?;
+        making.finish(env, record, |state| {
+            let mut elsewhere = Vec::new();
+            record.context.encode(&mut elsewhere);
+            state.put(Table::Local, &merged_key(), &elsewhere);
+            state.put(Table::Local, &awaited_key(), &[]);
+            Vec::new()
+        })?;
+        Ok(())
+    }
+}
+
+/// A store in the making.
+struct Making {
+    found: Option<Superblock>,
+}
+
+struct Begun {
+    superblock: Superblock,
+    store: Arc<GlyphStore>,
+    nodes: Arc<NodeCache>,
+    key: NodeKey,
+    /// The state that it is to have.
+    after: Frozen,
+}
+
+impl Making {
+    fn check(disk: &dyn Disk) -> Result<Self> {
+        match find_superblock(disk)? {
+            Some((_, payload)) if payload[..] != UNFINISHED => Err(TransferError::HasVolume),
+            found => Ok(Self { found: found.map(|(superblock, _)| superblock) }),
+        }
+    }
+
+    fn begin(
+        self,
+        (disk, index): (Arc<dyn Disk>, Arc<dyn GlyphIndex>),
+        env: &dyn Env,
+        key_seed: &[u8; 32],
+        options: &Options,
+        record: &Record,
+    ) -> Result<Begun> {
+        let superblock = match self.found {
+            Some(superblock) => superblock,
             None => Superblock::create(&*disk, new_store_id(env), &UNFINISHED).map_err(OpenError::from)?,
         };
-
         let store_options =
             StoreOptions { reserve_bytes: options.reserve_bytes, ..StoreOptions::new(superblock.store().0) };
         let (store, _) = GlyphStore::open(disk, index, &store_options, &|_| {})?;
         let store = Arc::new(store);
         let nodes = Arc::new(NodeCache::new(store.clone(), options.node_cache_bytes));
         let after = Frozen::new(nodes.clone(), record.roots.clone());
-        let received =
-            transfer::import(&store, record, None, &after, &mut reader, &mut |bytes| go_on(progress, bytes))?;
-        check_derived(&after)?;
+        Ok(Begun { superblock, store, nodes, key: NodeKey::from_seed(key_seed), after })
+    }
+}
 
-        let meta = Meta::open(nodes, &TABLES, record.roots.clone())
+impl Begun {
+    /// All nodes are here. `local` adds what is this machine's own, and gives what else there is to say in the registry.
+    fn finish(
+        mut self,
+        env: &dyn Env,
+        record: &Record,
+        local: impl FnOnce(&mut State) -> Vec<(Key, Option<Vec<u8>>)>,
+    ) -> Result<()> {
+        check_derived(&self.after)?;
+        let meta = Meta::open(self.nodes, &TABLES, record.roots.clone())
             .map_err(|source| StoreError::Malformed { what: "the record of the snapshot".into(), source })?;
-        let author = new_author(env, &key);
+        let author = new_author(env, &self.key);
         let mut state = State::new(meta, record.context.clone(), record.theta.hlc, author);
         settle_in(&mut state, record)?;
         // As if the exporter had said so at that moment: nothing that is said of them later is older.
         let by = record.author.id();
         let mut known =
             vec![(Key::Volume, Some(record.volume.to_vec())), (Key::Node(record.author.node), Some(Vec::new()))];
-        if peer.is_some() {
-            state.put(Table::Local, &local_key(LEARNED, &record.author.node.0), &sealed.encode());
-            let mut elsewhere = Vec::new();
-            record.context.encode(&mut elsewhere);
-            state.put(Table::Local, &merged_key(), &elsewhere);
-        } else {
-            known.extend(entries(&name, &sealed));
-            state.put(Table::Local, &head_key(None), &sealed.id().0);
-        }
+        known.extend(local(&mut state));
         for (key, value) in known {
             let entry = Entry { hlc: record.theta.hlc, author: by, value };
             state.put(Table::Registry, &key.encode(), &entry.encode());
         }
 
+        let store = &self.store;
         let job = state.meta.freeze().expect("there are changes");
         let done =
             job.run(&Roots::default(), &mut |node, _| store.write(GlyphKind::Node, node)).map_err(StoreError::from)?;
@@ -134,9 +200,9 @@ impl LocalVolume {
         };
         // In both copies: one that still said otherwise could be what is found after damage.
         for _ in 0..2 {
-            superblock.write(&checkpoint.encode()).map_err(OpenError::from)?;
+            self.superblock.write(&checkpoint.encode()).map_err(OpenError::from)?;
         }
-        Ok(Imported { name, id: sealed.id(), was_here: false, received })
+        Ok(())
     }
 }
 

@@ -5,14 +5,14 @@
 //!
 //! What always holds: bytes of others are stored only if they are those of the id that was asked for.
 
-use std::collections::{HashMap, HashSet};
-
 use bytes::Bytes;
 
-use crate::content::manifest::{Part, visit_glyphs};
+use crate::content::Content;
+use crate::content::manifest::Part;
 use crate::id::GlyphId;
 use crate::namespace::op::{Effect, Op};
-use crate::store::{GlyphKind, Hold, StoreError, StoredGlyph};
+use crate::snapshot::pull;
+use crate::store::{GlyphKind, Hold, StoreError};
 use crate::volume::Result;
 
 use super::LocalVolume;
@@ -31,25 +31,25 @@ impl LocalVolume {
     /// # Errors
     /// `Malformed` if a list of glyphs is none: then this operation cannot ever be applied.
     pub fn missing_in(&self, op: &Op) -> Result<Vec<GlyphId>> {
-        let (mut missing, mut wanted) = (Vec::new(), HashSet::new());
-        let (mut met, mut pages) = (HashMap::new(), HashSet::new());
-        for effect in &op.effects {
-            let Effect::Inode(effect) = effect else { continue };
-            let Some((version, _)) = &effect.version else { continue };
-            visit_glyphs(&*self.store, &version.content, &mut |part, id| {
-                let is_here = *met.entry(*id).or_insert_with(|| self.store.pin_stored(GlyphKind::Data, id));
-                if !is_here && (part == Part::Page || self.is_placed_here(id)) && wanted.insert(*id) {
-                    missing.push(*id);
-                }
-                part == Part::Page && is_here && pages.insert(*id)
-            })?;
-        }
-        Ok(missing)
+        let contents: Vec<Content> = op
+            .effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Inode(effect) => effect.version.as_ref().map(|(version, _)| version.content),
+                _ => None,
+            })
+            .collect();
+        Ok(pull::missing_of(&self.store, &contents, &|part, id| self.is_wanted_here(part, id))?)
     }
 
-    /// A glyph of contents as it is stored, for another machine; nothing if it is not here, or damaged.
-    pub fn glyph_to_send(&self, id: &GlyphId) -> Result<Option<Bytes>> {
-        match self.store.read_stored(GlyphKind::Data, id) {
+    /// Whether a glyph of contents is to be here, one way or the other.
+    pub(super) fn is_wanted_here(&self, part: Part, id: &GlyphId) -> bool {
+        part == Part::Page || self.is_placed_here(id)
+    }
+
+    /// A glyph as it is stored, for another machine; nothing if it is not here, or damaged.
+    pub fn glyph_to_send(&self, kind: GlyphKind, id: &GlyphId) -> Result<Option<Bytes>> {
+        match self.store.read_stored(kind, id) {
             Ok(glyph) => Ok(Some(glyph.encode())),
             Err(StoreError::Missing(_) | StoreError::Corrupt { .. }) => Ok(None),
             Err(error) => Err(error.into()),
@@ -62,12 +62,7 @@ impl LocalVolume {
     /// # Errors
     /// `Malformed` if these are not the bytes of this glyph. Then nothing is kept of them.
     pub fn take_glyph(&self, id: GlyphId, bytes: &[u8]) -> Result<()> {
-        let malformed = |source| StoreError::Malformed { what: format!("glyph {id}"), source };
-        let glyph = StoredGlyph::decode(id, bytes).map_err(malformed)?;
-        if glyph.kind() != GlyphKind::Data {
-            return Err(malformed(crate::codec::DecodeError::NotCanonical("the kind of a glyph of contents")).into());
-        }
-        self.store.write_stored(&glyph)?;
+        pull::take(&self.store, GlyphKind::Data, id, bytes)?;
         Ok(())
     }
 }

@@ -187,6 +187,9 @@ impl LocalVolume {
             Ok(())
         };
         manifest::survey(&*self.store, content, pages, read, &mut |range, error| {
+            if self.awaits(&error) {
+                return;
+            }
             if let ContentError::Store(error) = &error {
                 lost.blame(error);
             }

@@ -132,7 +132,7 @@ use ballast::Ballast;
 use branches::Branches;
 use cached::CachedVersions;
 use files::{FileCell, OpenFile};
-use peers::Peers;
+use peers::LastHead;
 use receipts::Receipts;
 use remote::Remote;
 use reserved::Reserved;
@@ -244,8 +244,7 @@ pub struct LocalVolume {
     checkpoint: Mutex<Checkpoints>,
     /// States that exports and imports read.
     in_use: InUse,
-    /// Heads of other machines, and of this one for them.
-    peers: Peers,
+    head: LastHead,
     receipts: Receipts,
     divergence: Mutex<Option<Divergence>>,
     /// Held (shared) from the moment when something from elsewhere is in the tables until the kernel has heard of it.

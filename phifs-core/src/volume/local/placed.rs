@@ -4,9 +4,10 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use crate::content::Content;
 use crate::content::manifest::{Part, visit_glyphs};
+use crate::content::{Content, ContentError};
 use crate::id::GlyphId;
 use crate::identity::NodePublicKey;
 use crate::namespace::derive::dot_of;
@@ -25,6 +26,11 @@ fn layout_key() -> Vec<u8> {
     local_key(b'n', b"layout")
 }
 
+/// There as long as not all has come that is to be here.
+pub(super) fn awaited_key() -> Vec<u8> {
+    local_key(b'n', b"awaited")
+}
+
 impl LocalVolume {
     /// Says which members hold what from now on, also after a restart. `None`: this machine holds everything.
     pub fn set_layout(&self, layout: Option<Layout>) -> Result<()> {
@@ -32,11 +38,28 @@ impl LocalVolume {
         let encoded = layout.as_ref().map(Layout::encode);
         let mut state = self.state.write();
         if state.get(Table::Local, &layout_key())?.as_deref() != encoded.as_deref() {
-            state.commit_local(vec![(layout_key(), encoded)], self.env.now(), &self.journal)?;
+            let changes = vec![(layout_key(), encoded), (awaited_key(), Some(Vec::new()))];
+            state.commit_local(changes, self.env.now(), &self.journal)?;
+            self.remote.awaited.store(true, Ordering::Release);
         }
         *self.remote.layout.write() = layout.map(Arc::new);
         drop(state);
         self.commit_journal()
+    }
+
+    /// Whether something that is to be here has still to come from others. Then it is not lost.
+    pub fn is_awaited(&self) -> bool {
+        self.remote.awaited.load(Ordering::Acquire)
+    }
+
+    /// All that was awaited has come; whoever says so has looked after `expected` was the layout.
+    pub(super) fn nothing_is_awaited(&self, expected: Option<&Layout>) -> Result<()> {
+        let mut state = self.state.write();
+        if self.is_awaited() && self.layout().as_deref() == expected {
+            state.commit_local(vec![(awaited_key(), None)], self.env.now(), &self.journal)?;
+            self.remote.awaited.store(false, Ordering::Release);
+        }
+        Ok(())
     }
 
     pub fn layout(&self) -> Option<Arc<Layout>> {
@@ -45,6 +68,8 @@ impl LocalVolume {
 
     /// Finds the layout that was set before the volume was closed.
     pub(super) fn load_layout(&self) -> std::result::Result<(), StoreError> {
+        let is_awaited = self.state.read().get(Table::Local, &awaited_key())?.is_some();
+        self.remote.awaited.store(is_awaited, Ordering::Release);
         if let Some(bytes) = self.state.read().get(Table::Local, &layout_key())? {
             let layout = Layout::decode(&bytes).map_err(|e| malformed("layout", &layout_key(), e))?;
             *self.remote.layout.write() = Some(Arc::new(layout));
@@ -60,7 +85,13 @@ impl LocalVolume {
 
     /// Whether a glyph of contents may lawfully not be here. One that is here and damaged is damaged all the same.
     pub(super) fn is_elsewhere(&self, id: &GlyphId, error: &StoreError) -> bool {
-        matches!(error, StoreError::Missing(missing) if missing == id) && !self.is_placed_here(id)
+        matches!(error, StoreError::Missing(missing) if missing == id)
+            && (self.is_awaited() || !self.is_placed_here(id))
+    }
+
+    /// Whether contents cannot be read for want of something that has still to come.
+    pub(super) fn awaits(&self, error: &ContentError) -> bool {
+        self.is_awaited() && matches!(error, ContentError::Store(StoreError::Missing(_)))
     }
 
     /// The glyphs of contents that are to be here and are not, of the state of now and of the versions kept beside it. As
@@ -68,7 +99,7 @@ impl LocalVolume {
     pub fn missing(&self) -> Result<Vec<GlyphId>> {
         let mut missing = Vec::new();
         self.each_glyph(&mut |part, id| {
-            if (part == Part::Page || self.is_placed_here(id)) && !self.store.contains(GlyphKind::Data, id)? {
+            if self.is_wanted_here(part, id) && !self.store.contains(GlyphKind::Data, id)? {
                 missing.push(*id);
             }
             Ok(())

@@ -43,7 +43,7 @@ use super::branches::Branches;
 use super::files::FileCell;
 use super::groups::RECORD_GROUP;
 use super::join::RECORD_MERGE;
-use super::peers::Peers;
+use super::peers::LastHead;
 use super::receipts::Receipts;
 use super::records::{Base, Delta, Records, Staged, base_inode, delta_number, delta_prefix};
 use super::remote::Remote;
@@ -149,7 +149,6 @@ impl LocalVolume {
         volume.load_settings()?;
         volume.load_layout()?;
         volume.remove_unregistered_branches()?;
-        volume.load_peers()?;
         Ok(volume)
     }
 
@@ -266,7 +265,7 @@ impl LocalVolume {
             sealing: Mutex::new(()),
             sealing_snapshots: Mutex::new(()),
             in_use: InUse::default(),
-            peers: Peers::default(),
+            head: LastHead::default(),
             receipts: Receipts::default(),
             divergence: Mutex::default(),
             showing: RwLock::default(),

@@ -11,6 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,6 +47,8 @@ pub trait PeerGlyphs: Send + Sync {
 pub(super) struct Remote {
     pub peers: RwLock<Option<Arc<dyn PeerGlyphs>>>,
     pub layout: RwLock<Option<Arc<Layout>>>,
+    /// See `LocalVolume::is_awaited`.
+    pub awaited: AtomicBool,
     flights: Mutex<HashMap<GlyphId, Arc<Flight>>>,
     pub uses: Mutex<Uses>,
 }

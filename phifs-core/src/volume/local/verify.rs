@@ -206,7 +206,9 @@ impl Check<'_> {
                     Ok(())
                 };
                 manifest::survey(&**store, content, &mut pages, read, &mut |range, error| {
-                    report(&mut file, range, &error);
+                    if !self.volume.awaits(&error) {
+                        report(&mut file, range, &error);
+                    }
                 });
                 let whole = 0..content.len_bytes();
                 match inline_bytes(tables, id, Some(entry.dot), content) {

@@ -11,6 +11,7 @@ use phifs_core::content::manifest::Part;
 use phifs_core::disk::FileName;
 use phifs_core::id::GlyphId;
 use phifs_core::placement::{Layout, Place};
+use phifs_core::store::GlyphKind;
 use phifs_core::volume::local::{Options, PeerGlyphs};
 use phifs_core::volume::{FileKind, Handle, Seek, VolumeError};
 
@@ -55,9 +56,9 @@ impl Other {
 
 /// All glyphs of contents that one machine has and the other one has not.
 pub(super) fn difference(from: &Site, to: &Site) -> BTreeMap<GlyphId, Bytes> {
-    let lacks = |id: &GlyphId| to.volume.glyph_to_send(id).unwrap().is_none();
+    let lacks = |id: &GlyphId| to.volume.glyph_to_send(GlyphKind::Data, id).unwrap().is_none();
     let ids = glyphs_of(from).into_iter().filter(lacks);
-    ids.map(|id| (id, from.volume.glyph_to_send(&id).unwrap().unwrap())).collect()
+    ids.map(|id| (id, from.volume.glyph_to_send(GlyphKind::Data, &id).unwrap().unwrap())).collect()
 }
 
 /// All glyphs of contents, pages included.
@@ -160,7 +161,7 @@ fn wrong_bytes_are_not_read_and_not_kept() {
     other.glyphs.lock().unwrap().insert(id, wrong.into());
     b.volume.set_peers(Some(other.clone()));
     assert!(read_all(&b, b"single").is_err());
-    assert_eq!(b.volume.glyph_to_send(&id).unwrap(), None);
+    assert_eq!(b.volume.glyph_to_send(GlyphKind::Data, &id).unwrap(), None);
     other.glyphs.lock().unwrap().insert(id, right);
     assert_eq!(read_all(&b, b"single").unwrap(), noise(7, 30_000));
 }
@@ -337,7 +338,7 @@ fn damage_is_healed_from_another_machine() {
     let site = Site::new(0);
     site.write(Ino::ROOT, b"single", &noise(7, 30_000));
     let id = *glyphs_of(&site).first().unwrap();
-    let sent = site.volume.glyph_to_send(&id).unwrap().unwrap();
+    let sent = site.volume.glyph_to_send(GlyphKind::Data, &id).unwrap().unwrap();
     let other = Other { glyphs: Mutex::new([(id, sent)].into()), ..Other::default() };
     site.volume.shut_down().unwrap();
     let bytes = noise(7, 30_000);

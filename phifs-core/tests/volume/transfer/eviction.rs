@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use phifs_core::id::GlyphId;
 use phifs_core::placement::Layout;
+use phifs_core::store::GlyphKind;
 use phifs_core::volume::local::CollectReport;
 
 use super::elsewhere::{Other, apart, difference, glyphs_of, layout_of, open_file, read_all};
@@ -125,7 +126,7 @@ fn what_is_open_or_pinned_stays() {
 }
 
 fn held(site: &Site, ids: &BTreeSet<GlyphId>) -> BTreeSet<GlyphId> {
-    ids.iter().filter(|id| site.volume.glyph_to_send(id).unwrap().is_some()).copied().collect()
+    ids.iter().filter(|id| site.volume.glyph_to_send(GlyphKind::Data, id).unwrap().is_some()).copied().collect()
 }
 
 #[test]
@@ -145,7 +146,7 @@ fn machines_that_share_out_one_copy_never_lose_it() {
     for (site, other) in [(&a, &b), (&b, &a)] {
         let confirmed = |id: &GlyphId| {
             assert!(other.volume.is_placed_here(id));
-            other.volume.glyph_to_send(id).unwrap().is_some()
+            other.volume.glyph_to_send(GlyphKind::Data, id).unwrap().is_some()
         };
         let report = site.volume.collect_cached(&confirmed, 1.0, &|_| {}).unwrap();
         assert!(report.evicted_glyphs > 5, "{report:?}");
@@ -165,16 +166,24 @@ fn machines_that_share_out_one_copy_never_lose_it() {
 }
 
 #[test]
-fn what_is_to_be_here_and_is_not_is_a_problem_until_it_comes() {
+fn what_has_still_to_come_after_a_change_of_the_layout_is_not_lost() {
     let (a, b, other) = apart(|a| _ = a.write(Ino::ROOT, b"file", &noise(7, 300_000)));
-    assert_eq!((b.volume.missing().unwrap(), b.volume.fsck(false, &|_| {}).unwrap().problems.len()), (vec![], 0));
+    let problems = || {
+        let scrubbed = b.volume.scrub(&|_| {}).unwrap().problems.len();
+        b.volume.fsck(false, &|_| {}).unwrap().problems.len() + scrubbed
+    };
+    assert_eq!((b.volume.look_for_missing().unwrap(), problems()), (vec![], 0));
     b.volume.set_layout(Some(layout_of(&[(&a, 1), (&b, 1)]))).unwrap();
-    let missing = b.volume.missing().unwrap();
-    assert!(missing.len() > 1);
-    assert_eq!(b.volume.fsck(false, &|_| {}).unwrap().problems.len(), 1);
-    assert_eq!(b.volume.scrub(&|_| {}).unwrap().problems.len(), 1);
+    let missing = b.volume.look_for_missing().unwrap();
+    assert!(missing.len() > 1 && b.volume.is_awaited());
+    assert_eq!(problems(), 0);
+    assert!(b.crashed().volume.is_awaited());
     for id in missing {
         b.volume.take_glyph(id, &other.glyphs.lock().unwrap()[&id]).unwrap();
     }
-    assert_eq!((b.volume.missing().unwrap(), b.volume.fsck(false, &|_| {}).unwrap().problems.len()), (vec![], 0));
+    assert!(b.volume.is_awaited(), "nobody has looked");
+    assert_eq!((b.volume.look_for_missing().unwrap(), problems()), (vec![], 0));
+    assert!(!b.volume.is_awaited());
+    b.volume.tick().unwrap();
+    assert!(!b.crashed().volume.is_awaited());
 }

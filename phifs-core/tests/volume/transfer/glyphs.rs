@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use phifs_core::id::GlyphId;
 use phifs_core::namespace::op::Op;
+use phifs_core::store::GlyphKind;
 
 use super::*;
 
@@ -35,7 +36,7 @@ fn operation_is_asked_about_until_all_that_it_needs_is_here() {
             break;
         }
         for id in missing {
-            let sent = a.volume.glyph_to_send(&id).unwrap().expect("it is there");
+            let sent = a.volume.glyph_to_send(GlyphKind::Data, &id).unwrap().expect("it is there");
             b.volume.take_glyph(id, &sent).unwrap();
             taken += 1;
         }
@@ -55,7 +56,7 @@ fn glyphs_that_nobody_holds_go_with_the_next_collection() {
     let ops = ops_of(&a);
     let hold = b.volume.hold_glyphs();
     for id in missing(&b, &ops) {
-        b.volume.take_glyph(id, &a.volume.glyph_to_send(&id).unwrap().unwrap()).unwrap();
+        b.volume.take_glyph(id, &a.volume.glyph_to_send(GlyphKind::Data, &id).unwrap().unwrap()).unwrap();
     }
     drop(hold);
     b.volume.collect(1.0, &|_| {}).unwrap();
@@ -82,7 +83,7 @@ fn wrong_bytes_of_a_glyph_are_refused_and_leave_nothing() {
     let (a, b) = (Site::new(0), Site::new(1));
     a.write(Ino::ROOT, b"single", &[b'a'; 30_000]);
     let id = *missing(&b, &ops_of(&a)).first().unwrap();
-    let sent = a.volume.glyph_to_send(&id).unwrap().unwrap();
+    let sent = a.volume.glyph_to_send(GlyphKind::Data, &id).unwrap().unwrap();
     let mut bad: Vec<Vec<u8>> = (0..sent.len()).map(|len| sent[..len].to_vec()).collect();
     for (at, to) in [(0, 0), (0, 2), (0, 9), (1, 0), (1, 2), (1, 9), (2, 0xff), (5, 1), (5, 0xff), (12, 0x55)] {
         let mut bytes = sent.to_vec();
@@ -94,7 +95,7 @@ fn wrong_bytes_of_a_glyph_are_refused_and_leave_nothing() {
         assert!(b.volume.take_glyph(id, bytes).is_err(), "{} bytes", bytes.len());
     }
     assert!(b.volume.take_glyph(GlyphId([1; 32]), &sent).is_err());
-    assert_eq!(b.volume.glyph_to_send(&id).unwrap(), None);
+    assert_eq!(b.volume.glyph_to_send(GlyphKind::Data, &id).unwrap(), None);
     b.volume.take_glyph(id, &sent).unwrap();
-    assert_eq!(b.volume.glyph_to_send(&id).unwrap(), Some(sent));
+    assert_eq!(b.volume.glyph_to_send(GlyphKind::Data, &id).unwrap(), Some(sent));
 }

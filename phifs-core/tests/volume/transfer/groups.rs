@@ -7,6 +7,7 @@ use phifs_core::namespace::events::What;
 use phifs_core::oplog::SealedGroup;
 use phifs_core::registry::Member;
 use phifs_core::ssep::Follower;
+use phifs_core::store::GlyphKind;
 use phifs_core::time::Env as _;
 use phifs_core::volume::local::{GroupRefused, News, Taken};
 use phifs_core::volume::{Ino, Invalidate, OpenHow, RenameMode, Volume, VolumeError, XattrMode};
@@ -67,7 +68,7 @@ pub(super) fn give(from: &Site, to: &Site, groups: Vec<SealedGroup>) -> u64 {
                 break;
             }
             for id in missing {
-                to.volume.take_glyph(id, &from.volume.glyph_to_send(&id).unwrap().unwrap()).unwrap();
+                to.volume.take_glyph(id, &from.volume.glyph_to_send(GlyphKind::Data, &id).unwrap().unwrap()).unwrap();
             }
         }
         match to.volume.take_group(&group).unwrap() {

@@ -41,7 +41,7 @@ fn open(disk: Arc<dyn Disk>, env: &Arc<TestEnv>, key: &[u8; 32]) -> Result<Local
 }
 
 fn bootstrap(disk: Arc<dyn Disk>, env: &TestEnv, key: &[u8; 32], stream: &[u8]) -> Result<Imported, TransferError> {
-    LocalVolume::bootstrap((disk, Arc::new(MemIndex::default())), env, key, &options(), None, stream, &GO_ON)
+    LocalVolume::bootstrap((disk, Arc::new(MemIndex::default())), env, key, &options(), stream, &GO_ON)
 }
 
 impl Site {

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use phifs_core::disk::{Disk, MemDisk};
-use phifs_core::id::AuthorId;
+use phifs_core::id::{AuthorId, GlyphId};
 use phifs_core::identity::{NodeKey, NodePublicKey};
 use phifs_core::registry::{Entry, Member};
+use phifs_core::snapshot::pull::{self, PullError};
 use phifs_core::ssep::Secret;
-use phifs_core::store::{GlyphIndex, MemIndex};
+use phifs_core::store::{GlyphIndex, GlyphKind, MemIndex};
 use phifs_core::time::{Env as _, Hlc, Timestamp};
-use phifs_core::volume::local::{Invite, JoinError, LocalVolume, MergeError, Peer, PeerError, TransferError};
+use phifs_core::volume::local::{Invite, JoinError, LocalVolume, MergeError, Peer, PeerError};
 use phifs_core::volume::{Ino, RenameMode, Volume};
 
 use super::{GO_ON, Site, noise, open, pair};
@@ -19,15 +21,27 @@ pub fn key_of(site: &Site) -> NodePublicKey {
     NodeKey::from_seed(&site.key).public()
 }
 
+/// Gives what these have, and counts the bytes.
+fn giver<'a>(sites: &'a [&'a Site], bytes: &'a mut usize) -> impl FnMut(GlyphKind, &[GlyphId]) -> Given + 'a {
+    move |kind, ids| {
+        let mut given = Vec::new();
+        for id in ids {
+            let found = sites.iter().find_map(|site| site.volume.glyph_to_send(kind, id).unwrap());
+            given.extend(found.map(|glyph| (*id, glyph)));
+        }
+        *bytes += given.iter().map(|(_, glyph)| glyph.len() + 32).sum::<usize>();
+        Ok(given)
+    }
+}
+
+type Given = std::io::Result<Vec<(GlyphId, Bytes)>>;
+
 /// What one machine sends another one, and how many operations the other one learns by it.
 fn try_tell(from: &Site, to: &Site) -> Result<(usize, u64), PeerError> {
-    let head = from.volume.head()?;
-    let known = to.volume.learned_from(&key_of(from));
-    let mut stream = Vec::new();
-    from.volume.give(&key_of(to), &head, &known, &mut stream, &GO_ON)?;
-    let merged = to.volume.learn(&key_of(from), &stream[..], &GO_ON)?;
-    from.volume.was_given(&key_of(to), &head)?;
-    Ok((stream.len(), merged.operations))
+    let head = from.volume.head()?.to_bytes();
+    let mut bytes = head.len();
+    let merged = to.volume.learn(&key_of(from), &head, &mut giver(&[from], &mut bytes), &GO_ON)?;
+    Ok((bytes, merged.operations))
 }
 
 pub fn tell(from: &Site, to: &Site) -> (usize, u64) {
@@ -69,41 +83,103 @@ fn machines_that_told_each_other_all_are_the_same_and_go_on_by_differences() {
     check_same(&a, &b);
 }
 
+fn make(
+    disk: &MemDisk,
+    env: &TestEnv,
+    (peer, head): (&Peer, &[u8]),
+    ask: pull::Ask<'_>,
+) -> Result<LocalVolume, PeerError> {
+    let to = (Arc::new(disk.clone()) as Arc<dyn Disk>, Arc::new(MemIndex::default()) as Arc<dyn GlyphIndex>);
+    LocalVolume::bootstrap_from_peer(to, env, &NEW_KEY, &options(), (peer, head), ask, &GO_ON)?;
+    Ok(open(Arc::new(disk.clone()), &TestEnv::new(7), &NEW_KEY).unwrap())
+}
+
+const NEW_KEY: [u8; 32] = [77; 32];
+
 #[test]
 fn a_store_made_of_a_head_goes_on_from_there() {
     let a = Site::new(0);
     a.write(Ino::ROOT, b"of a", &noise(31, 300_000));
-    let head = a.volume.head().unwrap();
-    let mut stream = Vec::new();
-    let (disk, env, key) = (MemDisk::new(), TestEnv::new(7), [77; 32]);
-    let node = NodeKey::from_seed(&key).public();
-    a.volume.give(&node, &head, &[], &mut stream, &GO_ON).unwrap();
-    let make = |peer: Peer| {
-        let to = (Arc::new(disk.clone()) as Arc<dyn Disk>, Arc::new(MemIndex::default()) as Arc<dyn GlyphIndex>);
-        LocalVolume::bootstrap(to, &*env, &key, &options(), Some(peer), &stream[..], &GO_ON)
-    };
+    let head = a.volume.head().unwrap().to_bytes();
+    let (disk, env) = (MemDisk::new(), TestEnv::new(7));
+    let node = NodeKey::from_seed(&NEW_KEY).public();
+    let make = |peer: &Peer, bytes: &mut usize| make(&disk, &env, (peer, &head), &mut giver(&[&a], bytes));
     let peer = Peer { node: key_of(&a), volume: a.volume.id().unwrap() };
-    let refused = make(Peer { volume: [9; 16], ..peer });
-    assert!(matches!(refused, Err(TransferError::OtherVolume(_))), "{refused:?}");
-    let refused = make(Peer { node, ..peer });
-    assert!(matches!(refused, Err(TransferError::UnknownSigner(_))), "{refused:?}");
+    let refused = make(&Peer { volume: [9; 16], ..peer }, &mut 0).err();
+    assert!(matches!(refused, Some(PeerError::Merge(MergeError::OtherVolume(_)))), "{refused:?}");
+    let refused = make(&Peer { node, ..peer }, &mut 0).err();
+    assert!(matches!(refused, Some(PeerError::OtherSigner)), "{refused:?}");
     assert!(!LocalVolume::is_there(&disk).unwrap());
-    make(peer).unwrap();
+    let mut bytes = 0;
+    let volume = make(&peer, &mut bytes).unwrap();
+    assert!(bytes < 100_000, "{bytes} bytes, and the contents of files come later");
     assert!(LocalVolume::is_there(&disk).unwrap());
 
-    let volume = open(Arc::new(disk.clone()), &env, &key).unwrap();
     assert_eq!(volume.snapshots().unwrap().len(), 0, "nobody took a snapshot");
     assert_eq!(volume.id().unwrap(), peer.volume);
-    a.write(Ino::ROOT, b"more", b"1");
-    a.volume.was_given(&node, &head).unwrap();
-    let (head, known) = (a.volume.head().unwrap(), volume.learned_from(&key_of(&a)));
-    let mut increment = Vec::new();
-    a.volume.give(&node, &head, &known, &mut increment, &GO_ON).unwrap();
-    assert!(increment.len() < 20_000, "{} bytes", increment.len());
-    volume.learn(&key_of(&a), &increment[..], &GO_ON).unwrap();
-    assert_eq!(volume.context(), a.volume.context());
     assert_eq!(volume.tree_root().unwrap(), a.volume.tree_root().unwrap());
+    assert_eq!(volume.fsck(false, &|_| {}).unwrap().problems, [], "what has still to come is not lost");
+    assert!(volume.receipt().unwrap().is_none(), "it vouches for nothing yet");
+    drop(volume);
+    let volume = open(Arc::new(disk.clone()), &env, &NEW_KEY).unwrap();
+    assert!(volume.receipt().unwrap().is_none(), "nor after a restart");
+    while let missing = volume.look_for_missing().unwrap()
+        && !missing.is_empty()
+    {
+        for id in missing {
+            volume.take_glyph(id, &a.volume.glyph_to_send(GlyphKind::Data, &id).unwrap().unwrap()).unwrap();
+        }
+    }
+    assert!(volume.receipt().unwrap().is_some());
+    a.write(Ino::ROOT, b"more", b"1");
+    let (head, mut bytes) = (a.volume.head().unwrap().to_bytes(), 0);
+    volume.learn(&key_of(&a), &head, &mut giver(&[&a], &mut bytes), &GO_ON).unwrap();
+    assert!(bytes < 20_000, "{bytes} bytes");
+    assert_eq!(volume.context(), a.volume.context());
+    assert_eq!(read_tree(&volume).unwrap(), read_tree(&a.volume).unwrap());
     assert_eq!(volume.fsck(false, &|_| {}).unwrap().problems, []);
+}
+
+#[test]
+fn what_broke_off_goes_on_from_anybody_where_it_was() {
+    let (a, b, _) = pair();
+    for n in 0..400 {
+        a.write(Ino::ROOT, format!("file {n:03}").as_bytes(), &noise(n, 3_000));
+    }
+    let c = Site::new(2);
+    let peer = Peer { node: key_of(&a), volume: a.volume.id().unwrap() };
+    let (disk, env) = (MemDisk::new(), TestEnv::new(7));
+    let head = a.volume.head().unwrap().to_bytes();
+    tell(&a, &b);
+    // So many glyphs are given before it breaks off, and by whom.
+    let (mut tries, mut asked) = (0, 0);
+    let volume = loop {
+        let (sites, mut bytes) = ([if tries % 2 == 0 { &a } else { &b }, &c], 0);
+        let mut give = giver(&sites, &mut bytes);
+        let mut left = 3;
+        let mut some = |kind, ids: &[GlyphId]| {
+            if left == 0 {
+                return Err(std::io::Error::other("cut"));
+            }
+            let ids = &ids[..ids.len().min(left)];
+            left -= ids.len();
+            asked += ids.len();
+            give(kind, ids)
+        };
+        match make(&disk, &env, (&peer, &head), &mut some) {
+            Ok(volume) => break volume,
+            Err(PeerError::Pull(_)) => tries += 1,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let mut all = 0;
+    let fresh = make(&MemDisk::new(), &env, (&peer, &head), &mut |kind, ids: &[GlyphId]| {
+        all += ids.len();
+        giver(&[&a], &mut 0)(kind, ids)
+    });
+    assert!(tries > 2 && asked == all, "{tries} tries, {asked} of {all} glyphs: none twice");
+    assert_eq!(volume.tree_root().unwrap(), a.volume.tree_root().unwrap());
+    assert_eq!(fresh.unwrap().tree_root().unwrap(), a.volume.tree_root().unwrap());
 }
 
 fn member(name: &str) -> Member {
@@ -254,36 +330,38 @@ fn both_sides_of_a_cut_are_kept_when_it_heals() {
 }
 
 #[test]
-fn a_head_of_somebody_else_or_a_damaged_one_changes_nothing() {
+fn a_head_of_somebody_else_or_damaged_glyphs_change_nothing() {
     let (a, b, _) = pair();
     a.write(Ino::ROOT, b"of a", &noise(31, 50_000));
     let before = (b.volume.context(), b.volume.tree_root().unwrap());
-    let head = a.volume.head().unwrap();
-    let mut stream = Vec::new();
-    a.volume.give(&key_of(&b), &head, &[], &mut stream, &GO_ON).unwrap();
-    let refused = b.volume.learn(&key_of(&b), &stream[..], &GO_ON);
+    let (head, key) = (a.volume.head().unwrap().to_bytes(), key_of(&a));
+    let learn = |head: &[u8], damage: &dyn Fn(Vec<u8>) -> Vec<u8>| {
+        let mut give = |kind, ids: &[GlyphId]| {
+            let given = giver(&[&a], &mut 0)(kind, ids)?;
+            Ok(given.into_iter().map(|(id, glyph)| (id, damage(glyph.to_vec()).into())).collect())
+        };
+        b.volume.learn(&key, head, &mut give, &GO_ON)
+    };
+    let refused = b.volume.learn(&key_of(&b), &head, &mut giver(&[&a], &mut 0), &GO_ON);
     assert!(matches!(refused, Err(PeerError::OtherSigner)));
-    for at in (0..stream.len()).step_by(997) {
-        let mut damaged = stream.clone();
+    for at in 0..head.len() {
+        let mut damaged = head.to_vec();
         damaged[at] ^= 4;
-        assert!(b.volume.learn(&key_of(&a), &damaged[..], &GO_ON).is_err(), "byte {at}");
+        assert!(learn(&damaged, &|glyph| glyph).is_err(), "byte {at}");
+        assert!(learn(&head[..at], &|glyph| glyph).is_err(), "{at} bytes");
     }
-    assert!(b.volume.learn(&key_of(&a), &stream[..stream.len() - 1], &GO_ON).is_err());
+    let flipped = |mut glyph: Vec<u8>| {
+        let middle = glyph.len() / 2;
+        glyph[middle] ^= 4;
+        glyph
+    };
+    assert!(matches!(learn(&head, &flipped), Err(PeerError::Pull(PullError::Lacking { .. }))));
+    assert!(matches!(learn(&head, &|_| Vec::new()), Err(PeerError::Pull(PullError::Lacking { .. }))));
     let stranger = Site::new(2);
     stranger.write(Ino::ROOT, b"x", b"x");
     let refused = try_tell(&stranger, &b);
     assert!(matches!(refused, Err(PeerError::Merge(MergeError::OtherVolume(_)))));
     assert_eq!((b.volume.context(), b.volume.tree_root().unwrap()), before);
-    // What builds on a head that is not known any more is refused as well, and told in full the next time.
-    b.volume.learn(&key_of(&a), &stream[..], &GO_ON).unwrap();
-    a.volume.was_given(&key_of(&b), &head).unwrap();
-    a.write(Ino::ROOT, b"more", b"1");
-    let next = a.volume.head().unwrap();
-    let mut increment = Vec::new();
-    a.volume.give(&key_of(&b), &next, &[head.id()], &mut increment, &GO_ON).unwrap();
-    let (_, c, _) = pair();
-    assert!(matches!(
-        c.volume.learn(&key_of(&a), &increment[..], &GO_ON),
-        Err(PeerError::Transfer(TransferError::MissingBase(_)) | PeerError::Merge(MergeError::OtherVolume(_)))
-    ));
+    learn(&head, &|glyph| glyph).unwrap();
+    check_same(&a, &b);
 }
