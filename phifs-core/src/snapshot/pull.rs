@@ -29,6 +29,8 @@ use super::transfer::{Progress, SYNC_BYTES};
 /// at most.
 const NODES_AT_ONCE: usize = 1024;
 const DATA_AT_ONCE: usize = 64;
+/// So many contents are looked at together.
+const CONTENTS_AT_ONCE: usize = 4096;
 
 /// Asks others for glyphs. What nobody has is not among the answers.
 pub type Ask<'a> = &'a mut dyn FnMut(GlyphKind, &[GlyphId]) -> io::Result<Vec<(GlyphId, Bytes)>>;
@@ -141,8 +143,36 @@ impl<'a> Pull<'a> {
         }
     }
 
-    /// Brings those glyphs of contents here that are to be here.
-    pub fn contents(&mut self, contents: &[Content], is_to_be_here: &dyn Fn(Part, &GlyphId) -> bool) -> Result<()> {
+    /// Reads the rows that a state has beyond another one, and the nodes that they are in: they must be sound. Brings those
+    /// glyphs of the contents of files here that are to be here.
+    pub fn contents(
+        &mut self,
+        before: &Frozen,
+        record: &Record,
+        after: &Frozen,
+        is_to_be_here: &dyn Fn(Part, &GlyphId) -> bool,
+    ) -> Result<()> {
+        let mut contents: Vec<Content> = Vec::new();
+        for (table, root) in after.roots().iter() {
+            merkle::added(after.source(), &before.roots().get(table), &root, &mut |added| {
+                let Added::Leaf(leaf) = added else { return Ok(()) };
+                for (key, value) in leaf.rows() {
+                    rows::check(table, &key, &value, &record.context)?;
+                    if table == TableId(Table::Inodes as u8) {
+                        let row = InodeRow::decode(dot_of(&key)?, &value).map_err(|e| malformed("inode", &key, e))?;
+                        contents.extend(row.versions.entries().iter().map(|entry| entry.value.content));
+                    }
+                }
+                if contents.len() < CONTENTS_AT_ONCE {
+                    return Ok(());
+                }
+                self.bring(&std::mem::take(&mut contents), is_to_be_here)
+            })?;
+        }
+        self.bring(&contents, is_to_be_here)
+    }
+
+    fn bring(&mut self, contents: &[Content], is_to_be_here: &dyn Fn(Part, &GlyphId) -> bool) -> Result<()> {
         // What lists glyphs comes first, and then what it lists.
         loop {
             let mut missing = missing_of(self.store, contents, is_to_be_here)?;
@@ -174,28 +204,4 @@ pub fn missing_of(
         })?;
     }
     Ok(missing)
-}
-
-/// Reads the rows that a state has beyond another one, and the nodes that they are in: they must be sound. Gives the
-/// contents of files to `each`.
-pub fn check(
-    before: &Frozen,
-    record: &Record,
-    after: &Frozen,
-    each: &mut dyn FnMut(Content) -> Result<()>,
-) -> Result<()> {
-    for (table, root) in after.roots().iter() {
-        merkle::added(after.source(), &before.roots().get(table), &root, &mut |added| {
-            let Added::Leaf(leaf) = added else { return Ok::<(), PullError>(()) };
-            for (key, value) in leaf.rows() {
-                rows::check(table, &key, &value, &record.context)?;
-                if table == TableId(Table::Inodes as u8) {
-                    let row = InodeRow::decode(dot_of(&key)?, &value).map_err(|e| malformed("inode", &key, e))?;
-                    row.versions.entries().iter().try_for_each(|entry| each(entry.value.content))?;
-                }
-            }
-            Ok(())
-        })?;
-    }
-    Ok(())
 }

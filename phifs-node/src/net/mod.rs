@@ -99,8 +99,8 @@ struct PeerState {
     served: Vec<Connection>,
     /// What it knew when it was heard of last, and when that was.
     asked: Option<(VersionVector, Instant)>,
-    /// The state that it was told of last, which it may be asking for.
-    sent: Option<Head>,
+    /// The state that it was told of and may be asking for; no collection takes any of it.
+    head: Option<Head>,
     /// The version of its program, and how far its clock is ahead, in milliseconds.
     program: Option<(String, i64)>,
     /// Why it cannot be followed.
@@ -231,6 +231,15 @@ impl Peer {
     fn connected(&self, connection: &Connection) {
         self.state.lock().connection = Some(connection.clone());
         self.serves(connection);
+    }
+
+    /// A connection has ended. Whoever has no other asks anew.
+    fn served_no_more(&self) {
+        let mut state = self.state.lock();
+        state.served.retain(|connection| connection.close_reason().is_none());
+        if state.served.is_empty() {
+            state.head = None;
+        }
     }
 
     fn serves(&self, connection: &Connection) {

@@ -136,6 +136,9 @@ pub async fn serve(shared: Arc<Shared>, connection: Connection, key: NodePublicK
             }
         });
     }
+    if let Some(peer) = shared.peer(key) {
+        peer.served_no_more();
+    }
 }
 
 async fn answer(
@@ -231,7 +234,11 @@ async fn tell(
 /// Learns from a note how far somebody has come, and what it vouches for.
 async fn heard(shared: &Arc<Shared>, peer: &Arc<Peer>, note: Note) -> wire::Result<()> {
     let (key, Note { context, root, receipt, .. }) = (peer.key, note);
-    peer.state.lock().asked = Some((context.clone(), std::time::Instant::now()));
+    {
+        let mut state = peer.state.lock();
+        state.asked = Some((context.clone(), std::time::Instant::now()));
+        state.head.take_if(|head| context.covers(head.context()));
+    }
     if let Some(receipt) = receipt {
         shared.blocking(move |engine| engine.take_receipt(key, receipt)).await.map_err(wire::lost)?;
     }
@@ -257,7 +264,7 @@ async fn send_head(
         Ok(Some(head)) => {
             let bytes = head.to_bytes();
             if let Some(peer) = shared.peer(key) {
-                peer.state.lock().sent = Some(head);
+                peer.state.lock().head = Some(head);
             }
             Answer::Head(bytes)
         }

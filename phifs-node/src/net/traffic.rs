@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use phifs_core::ssep::Answer;
+use phifs_core::store::GlyphKind;
 
 /// What bytes were for.
 #[derive(Clone, Copy)]
@@ -40,6 +41,9 @@ impl Path {
     pub fn of(answer: &Answer) -> Self {
         match answer {
             Answer::Groups(_) => Self::Push,
+            Answer::Head(_) => Self::State,
+            // A stored glyph begins with its kind.
+            Answer::Glyph(Some(glyph)) if glyph.first() == Some(&GlyphKind::Node.tag()) => Self::State,
             Answer::Glyph(_) => Self::Glyphs,
             _ => Self::Control,
         }

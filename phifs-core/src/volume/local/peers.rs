@@ -13,11 +13,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::causal::VersionVector;
-use crate::content::Content;
 use crate::id::S8Id;
 use crate::identity::NodePublicKey;
 use crate::meta::{Frozen, Roots};
-use crate::snapshot::pull::{self, Ask, Pull, PullError};
+use crate::snapshot::pull::{Ask, Pull, PullError};
 use crate::snapshot::record::RecordError;
 use crate::snapshot::{Record, SealedRecord};
 use crate::store::StoreError;
@@ -29,8 +28,6 @@ use super::transfer::{Tell, TransferError, go_on};
 
 /// The label of the records of heads.
 const LABEL: &str = "head";
-/// So many contents are looked at together.
-const CONTENTS_AT_ONCE: usize = 4096;
 
 /// A state of the main line of some machine, signed by it.
 #[derive(Clone, Debug)]
@@ -148,16 +145,7 @@ impl LocalVolume {
             let progress = &mut |bytes| go_on(tell, bytes);
             let mut pull = Pull::new(&self.store, ask, progress);
             pull.nodes(&before, &record.roots)?;
-            let mut contents: Vec<Content> = Vec::new();
-            let is_wanted = &|part, id: &_| self.is_wanted_here(part, id);
-            pull::check(&before, record, &after, &mut |content| {
-                contents.push(content);
-                if contents.len() >= CONTENTS_AT_ONCE {
-                    pull.contents(&std::mem::take(&mut contents), is_wanted)?;
-                }
-                Ok(())
-            })?;
-            pull.contents(&contents, is_wanted)?;
+            pull.contents(&before, record, &after, &|part, id| self.is_wanted_here(part, id))?;
             self.store.sync()?;
             // It is kept as long as something holds it; what it has is not held any more after this block.
             self.in_use.keep(&record.roots)

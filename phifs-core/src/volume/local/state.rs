@@ -590,8 +590,7 @@ impl TablesMut for State {
 /// is sealed.
 /// `h` -> the last snapshot that was sealed, and with the number of a branch that of the branch; `l` name of a snapshot
 /// -> the number of the branch that it was taken of, until it is sealed; `v` inode, version -> a superseded version that
-/// is kept (see `history`); `w` and `q` node -> the head that it was given, and the one that was learned from it (see
-/// `peers`); `e` -> what joins came across (see `join`);
+/// is kept (see `history`); `e` -> what joins came across (see `join`);
 /// `i` hash of a secret -> the invitation that it belongs to (see `members`); `n` what -> what the node was told once;
 /// `u` directory -> nothing: of a union, the member by whose number the kernel knows it.
 pub fn local_key(about: u8, which: &[u8]) -> Vec<u8> {
