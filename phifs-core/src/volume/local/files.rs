@@ -110,14 +110,15 @@ pub struct Shown {
 }
 
 /// A handle in the making. Given up, it leaves no trace.
-struct Opening {
+struct Opening<'a> {
+    volume: &'a LocalVolume,
     cell: Option<Arc<FileCell>>,
 }
 
-impl Opening {
-    fn new(cell: &Arc<FileCell>) -> Self {
+impl<'a> Opening<'a> {
+    fn new(volume: &'a LocalVolume, cell: &Arc<FileCell>) -> Self {
         cell.handles.fetch_add(1, Ordering::AcqRel);
-        Self { cell: Some(cell.clone()) }
+        Self { volume, cell: Some(cell.clone()) }
     }
 
     /// The cell, in use by the handle from now on.
@@ -128,15 +129,23 @@ impl Opening {
     }
 }
 
-impl Drop for Opening {
+impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        if let Some(cell) = &self.cell {
-            cell.handles.fetch_sub(1, Ordering::AcqRel);
+        // Somebody may have left the work to whoever goes last.
+        if let Some(cell) = &self.cell
+            && cell.count_down()
+        {
+            self.volume.enqueue(cell.id);
         }
     }
 }
 
 impl FileCell {
+    /// A handle less. Says whether it was the last one.
+    fn count_down(&self) -> bool {
+        self.handles.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
     pub fn is_open(&self) -> bool {
         self.handles.load(Ordering::Acquire) > 0
     }
@@ -422,7 +431,7 @@ impl LocalVolume {
             // Before others can see the name and open the file on their own.
             let user = self.enter(id);
             *user.cell.data.lock() = Some(data);
-            let opening = Opening::new(&user.cell);
+            let opening = Opening::new(self, &user.cell);
             entered = Some((user, opening));
             Ok(())
         });
@@ -474,7 +483,7 @@ impl LocalVolume {
             self.fetch_to_merge(id)?;
         }
         let user = self.enter(id);
-        let opening = Opening::new(&user.cell);
+        let opening = Opening::new(self, &user.cell);
         if how.truncate {
             // A program that just ended may still count. Nobody needs to know who wants to write, as the kernel has
             // looked at that by itself.
@@ -630,7 +639,7 @@ impl LocalVolume {
         self.cached_versions.lock().insert(cell.id, data.version)
     }
 
-    fn add_handle(&self, opening: Opening, how: &OpenHow, path: &Path) -> Handle {
+    fn add_handle(&self, opening: Opening<'_>, how: &OpenHow, path: &Path) -> Handle {
         let cell = opening.done();
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
         let kernel = matches!(path, Path::Passthrough { .. }).into();
@@ -962,8 +971,9 @@ impl LocalVolume {
         if open.write && open.kernel.load(Ordering::Acquire) && self.observe_dirty(&cell) {
             self.invalidate_inode(cell.id, false);
         }
-        cell.handles.fetch_sub(1, Ordering::AcqRel);
-        if last_writer || last {
+        // Whoever was the last by the gate need not be the last one here, and only then an unlinked file can go.
+        let none = cell.count_down();
+        if last_writer || last || none {
             self.enqueue(cell.id);
         }
         self.leave(&cell);
