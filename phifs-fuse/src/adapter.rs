@@ -32,6 +32,7 @@ use crate::init::{DataPath, Init};
 use crate::latch::Latch;
 use crate::notify::Announcer;
 use crate::pool::Pool;
+use crate::requests::Begun;
 use crate::state::{State, joined, xattr_answer};
 
 /// The most that one copy_file_range(2) reports: what the kernel itself allows one call, and it fits in the reply.
@@ -56,8 +57,9 @@ impl Adapter {
         reply: R,
         work: impl FnOnce(&State, &R) -> Result<T>,
     ) {
-        self.state.requests.count(op);
+        let begun = self.state.requests.begin(op);
         let outcome = guarded(op, Ino(ino.0), || work(&self.state, &reply));
+        self.state.requests.end(begun);
         reply.answer(outcome);
     }
 
@@ -68,7 +70,7 @@ impl Adapter {
         reply: R,
         work: impl FnOnce(&State, &R) -> Result<T> + Send + 'static,
     ) {
-        self.pool.run(self.job(op, ino, reply, work));
+        self.pool.run(self.job(self.state.requests.begin(op), op, ino, reply, work));
     }
 
     /// Answers with what `now` makes of it. Where that is nothing, the work that `later` prepares goes to the pool.
@@ -83,13 +85,19 @@ impl Adapter {
         R: Answer<T> + Send + 'static,
         W: FnOnce(&State, &R) -> Result<T> + Send + 'static,
     {
+        let begun = self.state.requests.begin(op);
         match guarded(op, Ino(ino.0), || Ok(now(&self.state))).transpose() {
             Some(outcome) => {
-                self.state.requests.count(op);
+                self.state.requests.end(begun);
                 reply.answer(outcome);
             }
-            None => self.in_pool(op, ino, reply, later()),
+            None => self.pool.run(self.job(begun, op, ino, reply, later())),
         }
+    }
+
+    /// A request that is not served at all.
+    fn refused(&self, op: &'static str) {
+        self.state.requests.end(self.state.requests.begin(op));
     }
 
     /// Tells the kernel what was listed of a directory, if it was anything at all.
@@ -103,15 +111,16 @@ impl Adapter {
 
     fn job<T, R: Answer<T> + Send + 'static>(
         &self,
+        begun: Begun,
         op: &'static str,
         ino: INodeNo,
         reply: R,
         work: impl FnOnce(&State, &R) -> Result<T> + Send + 'static,
     ) -> impl FnOnce() + Send + 'static {
-        self.state.requests.count(op);
         let state = Arc::clone(&self.state);
         move || {
             let outcome = guarded(op, Ino(ino.0), || work(&state, &reply));
+            state.requests.end(begun);
             // The inode may be forgotten as soon as the reply is out; nothing of this request may outlive it.
             drop(state);
             reply.answer(outcome);
@@ -149,8 +158,9 @@ impl Filesystem for Adapter {
 
     /// Also serves BATCH_FORGET, one inode at a time.
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
-        self.state.requests.count("forget");
+        let begun = self.state.requests.begin("forget");
         self.state.forget(Ino(ino.0), lookups);
+        self.state.requests.end(begun);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
@@ -255,7 +265,10 @@ impl Filesystem for Adapter {
         let unflushed = self.state.unflushed(&caller(request), from, &name);
         let work = move |state: &State, _: &ReplyEmpty| state.rename(from, &name, to, &new_name, rename_mode(flags)?);
         match unflushed {
-            Some(ino) if self.flusher.is_on() => self.flusher.before(self.job("rename", parent, reply, work), ino),
+            Some(ino) if self.flusher.is_on() => {
+                let begun = self.state.requests.begin("rename");
+                self.flusher.before(self.job(begun, "rename", parent, reply, work), ino);
+            }
             _ => self.at_once("rename", parent, reply, work),
         }
     }
@@ -355,37 +368,39 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let begun = self.state.requests.begin("fsync");
         // A panic is told by the call below.
         let recorded = guarded("fsync", Ino(ino.0), || Ok(self.state.volume.record_now(Ino(ino.0))));
         if recorded == Ok(true) {
-            self.state.requests.count("fsync");
-            return self.commits.answer_when_durable(reply);
+            return self.commits.answer_when_durable(reply, begun);
         }
-        self.in_pool("fsync", ino, reply, move |state, _| {
+        self.pool.run(self.job(begun, "fsync", ino, reply, move |state: &State, _: &ReplyEmpty| {
             state.volume.fsync(Ino(ino.0), Some(Handle(handle.0)), data_only)
-        });
+        }));
     }
 
     /// ENOSYS makes the kernel open directories by itself, and keep what it read of them.
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.state.requests.count("opendir");
+        self.refused("opendir");
         reply.error(Errno::ENOSYS);
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, after: u64, mut reply: ReplyDirectory) {
-        self.state.requests.count("readdir");
+        let begun = self.state.requests.begin("readdir");
         let listed = guarded("readdir", Ino(ino.0), || {
             self.state.readdir(Ino(ino.0), after, &mut |entry| {
                 let name = OsStr::from_bytes(entry.name);
                 !reply.add(INodeNo(entry.ino.0), entry.next, file_type(entry.kind), name)
             })
         });
+        self.state.requests.end(begun);
         self.listed(ino, reply, listed);
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, after: u64, mut reply: ReplyDirectoryPlus) {
-        self.state.requests.count("readdirplus");
+        let begun = self.state.requests.begin("readdirplus");
         let listed = guarded("readdirplus", Ino(ino.0), || self.state.readdirplus(Ino(ino.0), after, &mut reply));
+        self.state.requests.end(begun);
         self.listed(ino, reply, listed);
     }
 
@@ -438,7 +453,7 @@ impl Filesystem for Adapter {
 
     /// The kernel checks permissions itself.
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
-        self.state.requests.count("access");
+        self.refused("access");
         reply.error(Errno::ENOSYS);
     }
 
@@ -453,7 +468,7 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyIoctl,
     ) {
-        self.state.requests.count("ioctl");
+        self.refused("ioctl");
         reply.error(Errno::ENOTTY);
     }
 
@@ -468,7 +483,7 @@ impl Filesystem for Adapter {
         _: PollFlags,
         reply: ReplyPoll,
     ) {
-        self.state.requests.count("poll");
+        self.refused("poll");
         reply.error(Errno::ENOSYS);
     }
 
@@ -493,7 +508,7 @@ impl Filesystem for Adapter {
             // The kernel holds bytes and a length that the volume has not seen, and asking for them is no promise to get
             // all. A hole reported where data is on its way would make cp(1) lose it. Told that there is no such call,
             // the kernel takes everything up to the end for data.
-            self.state.requests.count("lseek");
+            self.refused("lseek");
             return reply.error(Errno::ENOSYS);
         }
         self.at_once("lseek", ino, reply, |state, _| {

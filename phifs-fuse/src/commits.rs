@@ -14,10 +14,11 @@ use phifs_core::volume::{Ino, Volume};
 
 use crate::answer::Answer;
 use crate::guard::guarded;
+use crate::requests::{Begun, Requests};
 
 #[derive(Default)]
 struct Queue {
-    replies: Vec<ReplyEmpty>,
+    replies: Vec<(ReplyEmpty, Begun)>,
     closed: bool,
 }
 
@@ -35,17 +36,18 @@ pub(crate) struct Commits {
 impl Commits {
     /// # Errors
     /// The system's, when the thread cannot be started.
-    pub(crate) fn start(volume: Arc<dyn Volume>) -> io::Result<Self> {
+    pub(crate) fn start(volume: Arc<dyn Volume>, requests: Arc<Requests>) -> io::Result<Self> {
         let shared: Arc<Shared> = Arc::default();
         let running = Arc::clone(&shared);
-        let thread = thread::Builder::new().name("phifs-commit".to_owned()).spawn(move || running.run(&*volume))?;
+        let thread = thread::Builder::new().name("phifs-commit".to_owned());
+        let thread = thread.spawn(move || running.run(&*volume, &requests))?;
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
     /// Answers once everything that is in the volume's journal now is durable.
-    pub(crate) fn answer_when_durable(&self, reply: ReplyEmpty) {
+    pub(crate) fn answer_when_durable(&self, reply: ReplyEmpty, begun: Begun) {
         let mut queue = self.shared.queue.lock();
-        queue.replies.push(reply);
+        queue.replies.push((reply, begun));
         drop(queue);
         self.shared.wake.notify_one();
     }
@@ -68,17 +70,18 @@ impl Drop for Commits {
 }
 
 impl Shared {
-    fn run(&self, volume: &dyn Volume) {
+    fn run(&self, volume: &dyn Volume, requests: &Requests) {
         while let Some(replies) = self.next() {
             let outcome = guarded("fsync", Ino::ROOT, || volume.commit());
-            for reply in replies {
+            for (reply, begun) in replies {
+                requests.end(begun);
                 reply.answer(outcome);
             }
         }
     }
 
     /// Who waits; nobody does for ever.
-    fn next(&self) -> Option<Vec<ReplyEmpty>> {
+    fn next(&self) -> Option<Vec<(ReplyEmpty, Begun)>> {
         let mut queue = self.queue.lock();
         while queue.replies.is_empty() && !queue.closed {
             self.wake.wait(&mut queue);

@@ -30,4 +30,5 @@ mod syncer;
 pub use error::MountError;
 pub use init::{DataMode, DataPath, Features};
 pub use mountpoint::clear_dead_mount;
+pub use requests::Latencies;
 pub use session::{Mount, MountOptions, mount};

@@ -57,6 +57,11 @@ impl Pool {
         self.shared.wake.notify_one();
     }
 
+    /// How many jobs no thread has begun with.
+    pub(crate) fn waiting(&self) -> usize {
+        self.shared.queue.lock().jobs.len()
+    }
+
     /// Returns when all accepted jobs are done. Not to be called from a job.
     pub(crate) fn close(&self) {
         self.shared.queue.lock().closed = true;

@@ -24,6 +24,7 @@ use crate::mountpoint::{self, Mounted};
 use crate::notify::{Announcer, Line};
 use crate::pool::Pool;
 use crate::probe;
+use crate::requests::Latencies;
 use crate::state::State;
 use crate::syncer::Syncer;
 
@@ -70,6 +71,7 @@ pub struct Mount {
     state: Arc<State>,
     features: Features,
     announcer: Arc<Announcer>,
+    pool: Arc<Pool>,
     finished: Arc<Latch>,
 }
 
@@ -108,7 +110,8 @@ fn mount_once(
     let init = Arc::new(Init::new(options.data_mode, refused.is_none()));
     let ended = Arc::new(Latch::default());
     let pool = Arc::new(Pool::new(POOL_THREADS).map_err(MountError::system("starting threads"))?);
-    let commits = Commits::start(Arc::clone(&state.volume)).map_err(MountError::system("starting threads"))?;
+    let commits = Commits::start(Arc::clone(&state.volume), Arc::clone(&state.requests))
+        .map_err(MountError::system("starting threads"))?;
     let flusher = Arc::new(Flusher::default());
     let announcer = Arc::new(Announcer::new(Arc::clone(&state)));
     let adapter = Adapter {
@@ -157,7 +160,7 @@ fn mount_once(
         source: std::io::ErrorKind::NotFound.into(),
     })?;
 
-    if let Err(error) = start_flusher(&flusher, &state, pool, &mounted) {
+    if let Err(error) = start_flusher(&flusher, &state, Arc::clone(&pool), &mounted) {
         tracing::warn!(%error, "what is written to open files arrives late: no thread can ask the kernel for it");
     }
 
@@ -176,7 +179,7 @@ fn mount_once(
         .map_err(MountError::system("starting threads"))
         .map_err(unmounted)?;
     raise_read_ahead(&mounted);
-    Ok(Attempt::Mounted(Box::new(Mount { path, mounted, state, features, announcer, finished })))
+    Ok(Attempt::Mounted(Box::new(Mount { path, mounted, state, features, announcer, pool, finished })))
 }
 
 /// The kernel checks who may enter. fuser's own check would also turn away what the kernel does in its own name,
@@ -293,6 +296,16 @@ impl Mount {
     /// How many requests of each kind the kernel has sent so far, those that came at all.
     pub fn requests(&self) -> Vec<(&'static str, u64)> {
         self.state.requests.counts()
+    }
+
+    /// How long those took that are answered.
+    pub fn latencies(&self) -> Vec<Latencies> {
+        self.state.requests.latencies()
+    }
+
+    /// How many requests wait for a thread.
+    pub fn waiting_requests(&self) -> usize {
+        self.pool.waiting()
     }
 
     /// Where the volume reports changes that did not come through this mount.

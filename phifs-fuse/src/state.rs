@@ -27,7 +27,7 @@ use crate::requests::Requests;
 
 pub(crate) struct State {
     pub(crate) volume: Arc<dyn Volume>,
-    pub(crate) requests: Requests,
+    pub(crate) requests: Arc<Requests>,
     pub(crate) inodes: Inodes,
     pub(crate) listings: Listings,
     pub(crate) backings: Backings<BackingId>,
@@ -44,7 +44,7 @@ impl State {
     pub(crate) fn new(volume: Arc<dyn Volume>) -> Self {
         Self {
             volume,
-            requests: Requests::default(),
+            requests: Arc::default(),
             inodes: Inodes::default(),
             listings: Listings::default(),
             backings: Backings::default(),

@@ -146,7 +146,8 @@ pub fn serve(
     tracing::info!(data_path = %features.data_path, reason = %features.data_path_reason, "how the bytes of files travel");
     tracing::info!(pid, mount = %mount.quoted(), store = %show::path(store.path()), "serving");
     let gone = || Failure::plain("internal error: nobody can stop the daemon");
-    let mut event = match ready(&Ready { pid, mount, store: Name::of_path(store.path()), log: None }) {
+    let standing = daemon.cluster().standing;
+    let mut event = match ready(&Ready { pid, mount, store: Name::of_path(store.path()), log: None, standing }) {
         Ok(()) => arrivals.recv().map_err(|_| gone())?,
         Err(error) => {
             tracing::warn!(%error, "whoever started this has gone");

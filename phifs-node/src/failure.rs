@@ -23,12 +23,14 @@ pub enum Kind {
     NotRunning,
     InUse,
     Damaged,
+    /// The disk is full.
+    NoSpace,
 }
 
 impl Kind {
     pub fn exit_code(self) -> u8 {
         match self {
-            Self::Failed => 1,
+            Self::Failed | Self::NoSpace => 1,
             Self::Usage => 2,
             Self::NotRunning => 3,
             Self::InUse => 4,
@@ -45,6 +47,10 @@ impl Failure {
     /// A failure that nothing more is known about.
     pub fn plain(message: impl fmt::Display) -> Self {
         Self::new(Kind::Failed, message)
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.kind == Kind::NoSpace
     }
 
     #[must_use]
@@ -67,6 +73,12 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+impl From<phifs_core::volume::VolumeError> for Failure {
+    fn from(error: phifs_core::volume::VolumeError) -> Self {
+        Self::new(if error.is_full() { Kind::NoSpace } else { Kind::Failed }, error)
+    }
+}
 
 impl From<crate::config::ConfigError> for Failure {
     fn from(error: crate::config::ConfigError) -> Self {

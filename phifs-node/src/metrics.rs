@@ -112,7 +112,7 @@ pub fn check_address(address: SocketAddr) -> Result<SocketAddr, String> {
 pub struct Page(String);
 
 impl Page {
-    /// Begins a metric; its values have to follow. `kind` is `counter` or `gauge`.
+    /// Begins a metric; its values have to follow. `kind` is `counter`, `gauge` or `histogram`.
     pub fn metric(&mut self, name: &str, kind: &str, help: &str) {
         let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
     }
@@ -124,6 +124,16 @@ impl Page {
             let _ = write!(self.0, "{}{label}=\"{text}\"", if at == 0 { '{' } else { ',' });
         }
         let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
+    }
+
+    /// Times of something, as a histogram: how many took at most so long, how many there were, and how long all took.
+    pub fn times(&mut self, name: &str, labels: &[(&str, &str)], within: &[(Duration, u64)], all: (u64, Duration)) {
+        let bounds = within.iter().map(|(time, count)| (time.as_secs_f64().to_string(), *count));
+        for (bound, count) in bounds.chain([("+Inf".to_owned(), all.0)]) {
+            self.value(&format!("{name}_bucket"), &[labels, &[("le", &bound)]].concat(), count);
+        }
+        self.value(&format!("{name}_sum"), labels, all.1.as_secs_f64());
+        self.value(&format!("{name}_count"), labels, all.0);
     }
 
     /// One that has one value.
@@ -179,6 +189,18 @@ mod tests {
         let mut page = Page::default();
         page.value("a", &[("x", "1"), ("y", "\"}\n\\")], 7);
         assert_eq!(page.finish(), "a{x=\"1\",y=\"\\\"}\\n\\\\\"} 7\n");
+    }
+
+    #[test]
+    fn times_are_a_histogram() {
+        let (mut page, ms) = (Page::default(), Duration::from_millis(1));
+        page.times("a_seconds", &[("kind", "read")], &[(ms / 100, 1), (ms * 100, 3)], (4, ms * 2500));
+        assert_eq!(
+            page.finish(),
+            "a_seconds_bucket{kind=\"read\",le=\"0.00001\"} 1\na_seconds_bucket{kind=\"read\",le=\"0.1\"} 3\n\
+             a_seconds_bucket{kind=\"read\",le=\"+Inf\"} 4\na_seconds_sum{kind=\"read\"} 2.5\n\
+             a_seconds_count{kind=\"read\"} 4\n"
+        );
     }
 
     #[test]

@@ -39,9 +39,27 @@ pub struct Cluster {
     /// Bytes of files in operations that not all members hold durably, as far as they have said.
     #[serde(default)]
     pub under_replicated_bytes: u64,
+    /// Operations that the others know and this node has still to hear of.
+    #[serde(default)]
+    pub missing_operations: u64,
+    /// Contents that are to be here and are being fetched.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub to_come: Option<ToCome>,
+    /// Why nothing new comes from members that there are connections to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub held_up: Option<String>,
     /// What was found that must never be: another state for the same operations.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub divergence: Option<String>,
+}
+
+/// What has still to come, of the contents of files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToCome {
+    /// What a list of glyphs lists is counted when the list is here.
+    pub glyphs: u64,
+    /// The bytes of files that they are needed for.
+    pub bytes: u64,
 }
 
 /// Whether this node is one of those that have the volume.
@@ -76,17 +94,36 @@ pub struct Member {
     pub addresses: Vec<String>,
     pub since_millis: u64,
     pub this_node: bool,
+    #[serde(flatten)]
+    pub standing: MemberStanding,
+}
+
+/// How it stands with a member. What it has never said to this daemon is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStanding {
     pub connected: bool,
-    /// How many operations it did not know that are known here, when it asked last.
+    /// How many operations it did not know that are known here, when it was heard of last. Of this node: that the others
+    /// know.
     pub behind: Option<u64>,
-    /// How long ago that was.
+    /// The bytes of files in operations that it has not said to hold durably.
+    #[serde(default)]
+    pub behind_bytes: Option<u64>,
+    /// The age of the oldest operation that it did not know.
+    #[serde(default)]
+    pub behind_secs: Option<u64>,
+    /// How long ago it was heard of.
     pub heard_secs: Option<u64>,
     /// What it runs, and how far its clock was ahead of the one here when it connected.
     #[serde(default)]
     pub version: Option<String>,
     #[serde(default)]
     pub clock_ahead_millis: Option<i64>,
-    /// Why there is no connection.
+    /// How many of its requests are being answered, and how long a packet takes there and back.
+    #[serde(default)]
+    pub answering: u64,
+    #[serde(default)]
+    pub round_trip_micros: Option<u64>,
+    /// Why there is no connection, or nothing comes over it.
     pub trouble: Option<String>,
 }
 
@@ -161,6 +198,15 @@ pub struct VolumeStatus {
     pub open_files: u64,
     /// Files that are open for writing, or written and not yet published.
     pub unpublished_files: u64,
+    /// Of these, files that are closed and wait for a publisher.
+    #[serde(default)]
+    pub queued_files: u64,
+    /// Operations that are not in the log of operations yet, from which others get them.
+    #[serde(default)]
+    pub unsealed_operations: u64,
+    /// Journal that is not durable yet.
+    #[serde(default)]
+    pub uncommitted_bytes: u64,
     /// Journal behind the last checkpoint: what a start after a crash would replay.
     pub journal_bytes: u64,
     /// Syncs of the journal since the start; one serves all who wait for it.
@@ -540,4 +586,6 @@ pub struct Ready {
     /// Absent in the foreground, where the log goes to standard error.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub log: Option<Name>,
+    #[serde(default)]
+    pub standing: Standing,
 }

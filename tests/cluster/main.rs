@@ -359,6 +359,7 @@ fn metric(address: &str, line: &str) -> Option<f64> {
     for line in body.lines().filter(|line| !line.starts_with("# ")) {
         let (name, value) = line.rsplit_once(' ').expect("a name and a value");
         let bare = name.split('{').next().unwrap();
+        let bare = ["_bucket", "_sum", "_count"].iter().find_map(|end| bare.strip_suffix(end)).unwrap_or(bare);
         assert!(bare.starts_with("phifs_") && value.parse::<f64>().is_ok(), "{line}");
         assert!(body.contains(&format!("# TYPE {bare} ")), "{line}");
     }
@@ -384,6 +385,14 @@ fn metrics_move_with_what_is_done() {
     assert_eq!(metric(&address, "phifs_members"), Some(2.0));
     assert_eq!(metric(&address, "phifs_member_connected{"), Some(1.0));
     assert!(metric(&address, "phifs_fuse_requests_total{kind=\"create\"}").unwrap() >= 1.0);
+    assert!(metric(&address, "phifs_fuse_request_seconds_count{kind=\"create\"}").unwrap() >= 1.0);
+    assert!(wait_until(SOON, || metric(&address, "phifs_member_behind_bytes{") == Some(0.0)));
+    assert_eq!(metric(&address, "phifs_member_behind_seconds{"), Some(0.0));
+    // The link, on which it is told what is new.
+    assert!(metric(&address, "phifs_member_requests_under_way{").unwrap() >= 1.0);
+    for idle in ["phifs_fuse_requests_waiting", "phifs_missing_operations", "phifs_missing_glyphs", "phifs_held_up"] {
+        assert_eq!(metric(&address, idle), Some(0.0), "{idle}");
+    }
     // A word that is no invitation of this one is counted.
     let refused = || metric(&address, "phifs_net_refused_total{what=\"invitation\"}").unwrap();
     let (token, stranger) = (invitation(&a), Node::new(DataMode::Auto));

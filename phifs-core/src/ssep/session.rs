@@ -17,7 +17,7 @@ use crate::identity::NodePublicKey;
 use crate::oplog::{GroupError, SealedGroup};
 use crate::store::Hold;
 use crate::volume::VolumeError;
-use crate::volume::local::{GroupRefused, LocalVolume, News, Taken};
+use crate::volume::local::{GroupRefused, LocalVolume, MergeError, News, Taken};
 
 use super::{Answer, Note, hash_of, hash_of_settings};
 
@@ -189,6 +189,16 @@ pub enum Unbelievable {
     Stranger(NodePublicKey),
     #[error("what it tells is refused: {0}")]
     Refused(#[from] GroupRefused),
+}
+
+impl Unbelievable {
+    /// Whether this is no fault of the other end: the disk here has no room for what it tells.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Refused(GroupRefused::Merge(MergeError::Volume(error))) => error.is_full(),
+            _ => false,
+        }
+    }
 }
 
 /// How far a follower has come.

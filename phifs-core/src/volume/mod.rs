@@ -301,6 +301,13 @@ pub enum VolumeError {
 
 pub type Result<T> = std::result::Result<T, VolumeError>;
 
+impl VolumeError {
+    /// Whether the disk has no room: the same may work when it has.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::NoSpace(_) | Self::Store(crate::store::StoreError::Full))
+    }
+}
+
 /// Where an implementation reports changes that the kernel may have cached. It must not block or call back.
 pub trait Invalidate: Send + Sync {
     /// Attributes of this inode changed; with `data`, its bytes did too.

@@ -71,11 +71,15 @@ fn describe(member: &Member) -> String {
         ("member since", format!("{} UTC", phifs_core::time::utc(member.since_millis))),
         ("state", super::members::state_of(member)),
     ];
-    rows.extend(member.behind.map(|behind| ("behind", format!("{behind} operations"))));
-    rows.extend(member.heard_secs.map(|secs| ("heard of", format!("{} ago", show::span(secs)))));
-    rows.extend(member.version.clone().map(|version| ("version", version)));
-    if member.clock_ahead_millis.is_some() {
-        rows.push(("clock", super::members::clock_of(member)));
+    let standing = &member.standing;
+    let since = standing.behind_secs.filter(|secs| *secs > 0);
+    let since = since.map(|secs| format!(", for {}", show::span(secs))).unwrap_or_default();
+    rows.extend(standing.behind.map(|behind| ("behind", format!("{behind} operations{since}"))));
+    rows.extend(standing.behind_bytes.map(|bytes| ("not held", show::size(bytes))));
+    rows.extend(standing.heard_secs.map(|secs| ("heard of", format!("{} ago", show::span(secs)))));
+    rows.extend(standing.version.clone().map(|version| ("version", version)));
+    if standing.clock_ahead_millis.is_some() {
+        rows.push(("clock", super::members::clock_of(standing)));
     }
     columns(&rows)
 }

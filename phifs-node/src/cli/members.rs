@@ -4,14 +4,15 @@ use super::Context;
 use super::output::table;
 use crate::control::Request;
 use crate::failure::Failure;
-use crate::report::{Member, Standing, Status};
+use crate::report::{Member, MemberStanding, Standing, Status};
 use crate::show;
 
 /// Show the machines that have the volume
 #[derive(clap::Args)]
 #[command(
-    after_help = "BEHIND counts the operations that are known here and were not known there when that machine asked \
-    last.\n\nExamples:\n  phifs members\n  phifs members --watch\n  phifs members --json"
+    after_help = "BEHIND counts the operations that are known here and were not known there when that machine was heard \
+    of last (of this machine: those that the others know), SINCE is the age of the oldest of them. NOT HELD counts the \
+    bytes of files that it has not said to hold on its disk.\n\nExamples:\n  phifs members\n  phifs members --watch\n  phifs members --json"
 )]
 pub struct Members {
     /// Show them again every second, until interrupted
@@ -36,33 +37,42 @@ impl Members {
 }
 
 pub fn state_of(member: &Member) -> String {
-    match (member.this_node, member.connected, &member.trouble) {
-        (true, ..) => "this machine".to_owned(),
-        (_, true, _) => "connected".to_owned(),
-        (_, _, Some(trouble)) => format!("not connected: {trouble}"),
-        (_, _, None) => "not connected".to_owned(),
-    }
+    let state = match (member.this_node, member.standing.connected) {
+        (true, _) => "this machine",
+        (_, true) => "connected",
+        (_, false) => "not connected",
+    };
+    member.standing.trouble.as_ref().map_or_else(|| state.to_owned(), |trouble| format!("{state}: {trouble}"))
 }
 
 /// How far its clock is ahead, as in `+12 ms`.
-pub fn clock_of(member: &Member) -> String {
-    member.clock_ahead_millis.map_or_else(|| "-".to_owned(), |ahead| format!("{ahead:+} ms"))
+pub fn clock_of(standing: &MemberStanding) -> String {
+    standing.clock_ahead_millis.map_or_else(|| "-".to_owned(), |ahead| format!("{ahead:+} ms"))
 }
 
 fn rows(members: &[Member]) -> String {
     let row = |member: &Member| {
-        let behind = member.behind.map_or_else(|| "?".to_owned(), |behind| behind.to_string());
-        let name = show::quote(member.name.as_bytes());
-        let heard = match (member.this_node, member.heard_secs) {
-            (true, _) => "-".to_owned(),
-            (_, Some(secs)) => format!("{} ago", show::span(secs)),
-            (_, None) => "never".to_owned(),
+        let MemberStanding { behind, behind_bytes, behind_secs, heard_secs, version, .. } = &member.standing;
+        let other = |text: &Option<String>| match text {
+            _ if member.this_node => "-".to_owned(),
+            text => text.clone().unwrap_or_else(|| "?".to_owned()),
         };
-        let version = member.version.clone().unwrap_or_else(|| "-".to_owned());
-        let key = member.key.chars().take(8).collect();
-        [name, key, member.addresses.join(" "), behind, heard, version, clock_of(member), state_of(member)]
+        [
+            show::quote(member.name.as_bytes()),
+            member.key.chars().take(8).collect(),
+            member.addresses.join(" "),
+            behind.map_or_else(|| "?".to_owned(), |behind| behind.to_string()),
+            other(&behind_bytes.map(show::size)),
+            other(&behind_secs.map(show::span)),
+            other(
+                &heard_secs.map_or_else(|| Some("never".to_owned()), |secs| Some(format!("{} ago", show::span(secs)))),
+            ),
+            version.clone().unwrap_or_else(|| "-".to_owned()),
+            clock_of(&member.standing),
+            state_of(member),
+        ]
     };
-    let head = ["NAME", "KEY", "ADDRESS", "BEHIND", "HEARD", "VERSION", "CLOCK", ""].map(str::to_owned);
-    let rows: Vec<[String; 8]> = std::iter::once(head).chain(members.iter().map(row)).collect();
-    table(&rows, &[3])
+    let head = ["NAME", "KEY", "ADDRESS", "BEHIND", "NOT HELD", "SINCE", "HEARD", "VERSION", "CLOCK", ""];
+    let rows: Vec<[String; 10]> = std::iter::once(head.map(str::to_owned)).chain(members.iter().map(row)).collect();
+    table(&rows, &[3, 4, 5])
 }

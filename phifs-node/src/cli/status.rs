@@ -4,7 +4,7 @@ use super::Context;
 use super::output::columns;
 use crate::control::Request;
 use crate::failure::Failure;
-use crate::report;
+use crate::report::{self, ToCome};
 use crate::show::{self, Name};
 
 /// Show how the volume is
@@ -32,8 +32,7 @@ fn describe(status: &report::Status) -> String {
     let mounts: Vec<String> = status.mounts.iter().map(Name::quoted).collect();
     let state =
         volume.read_only.as_ref().map_or_else(|| "reads and writes".to_owned(), |why| format!("read-only: {why}"));
-    let &report::Cluster { standing, members, connected, behind, under_replicated_bytes, ref divergence } =
-        &status.cluster;
+    let report::Cluster { standing, members, connected, behind, .. } = status.cluster;
     let cluster = match standing {
         report::Standing::Member if members > 1 => {
             let others = members - 1;
@@ -59,8 +58,14 @@ fn describe(status: &report::Status) -> String {
         ("journal", show::size(volume.journal_bytes)),
     ]);
     if members > 1 {
-        rows.push(("not everywhere", show::size(under_replicated_bytes)));
+        rows.push(("not everywhere", show::size(status.cluster.under_replicated_bytes)));
     }
-    rows.extend(divergence.iter().map(|what| ("DIVERGENCE", what.clone())));
+    let missing = Some(status.cluster.missing_operations).filter(|missing| *missing > 0);
+    rows.extend(missing.map(|missing| ("catching up", format!("{missing} operations still to come"))));
+    rows.extend(status.cluster.to_come.map(|ToCome { glyphs, bytes }| {
+        ("fetching", format!("{glyphs} glyphs for {} of files still to come", show::size(bytes)))
+    }));
+    rows.extend(status.cluster.held_up.iter().map(|why| ("held up", format!("what is new elsewhere: {why}"))));
+    rows.extend(status.cluster.divergence.iter().map(|what| ("DIVERGENCE", what.clone())));
     columns(&rows)
 }

@@ -16,7 +16,7 @@ use crate::config::{Conflicts, DataMode, LogFormat, LogLevel, Settings};
 use crate::control::{self, Client, Progress, Request};
 use crate::daemon::Origin;
 use crate::failure::{Failure, Kind};
-use crate::report::{Ready, Status};
+use crate::report::{Ready, Standing, Status};
 use crate::show::{self, Name};
 use crate::store_dir::StoreDir;
 use crate::{daemon, telemetry};
@@ -205,7 +205,13 @@ fn already_up(context: &Context, status: &Status, wanted: &Name) -> Result<(), F
         return Err(Failure::new(Kind::InUse, message).hint(hint));
     }
     context.output.note("The volume is up already.");
-    let ready = Ready { pid: status.pid, mount: wanted.clone(), store: status.store.clone(), log: None };
+    let ready = Ready {
+        pid: status.pid,
+        mount: wanted.clone(),
+        store: status.store.clone(),
+        log: None,
+        standing: status.cluster.standing,
+    };
     context.output.result(&ready, describe);
     Ok(())
 }
@@ -262,5 +268,8 @@ fn describe(ready: &Ready) -> String {
     let mut rows = vec![("mounted on", ready.mount.quoted()), ("store", ready.store.quoted())];
     rows.push(("process", ready.pid.to_string()));
     rows.extend(ready.log.as_ref().map(|log| ("log file", log.quoted())));
+    if ready.standing != Standing::Former {
+        rows.push(("others", "to let another machine in: phifs invite".to_owned()));
+    }
     columns(&rows)
 }

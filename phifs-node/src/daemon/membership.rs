@@ -52,21 +52,28 @@ impl Daemon {
             Standing::default()
         });
         let members = self.members().unwrap_or_default();
-        let connected: Vec<&Member> = members.iter().filter(|member| member.connected && !member.this_node).collect();
+        let (own, others): (Vec<&Member>, Vec<&Member>) = members.iter().partition(|member| member.this_node);
+        let connected: Vec<_> = others.iter().map(|member| &member.standing).filter(|other| other.connected).collect();
+        let under_replicated_bytes = if members.len() > 1 {
+            self.engine.under_replicated_bytes().unwrap_or_else(|error| {
+                tracing::error!(%error, "cannot look up what is on one machine only");
+                0
+            })
+        } else {
+            0
+        };
+        let of_own = own.first().map(|own| &own.standing);
+        let full = of_own.and_then(|own| own.trouble.as_ref()).map(|_| "the disk of this machine is full".to_owned());
         Cluster {
             standing,
             members: members.len() as u64,
             connected: connected.len() as u64,
-            under_replicated_bytes: if members.len() > 1 {
-                self.engine.under_replicated_bytes().unwrap_or_else(|error| {
-                    tracing::error!(%error, "cannot look up what is on one machine only");
-                    0
-                })
-            } else {
-                0
-            },
+            under_replicated_bytes,
+            missing_operations: of_own.and_then(|own| own.behind).unwrap_or_default(),
+            to_come: self.net.lock().as_ref().and_then(|net| net.to_come()),
+            held_up: full.or_else(|| connected.iter().find_map(|other| other.trouble.clone())),
             divergence: self.engine.divergence(),
-            behind: connected.iter().filter_map(|member| member.behind).max().unwrap_or_default(),
+            behind: connected.iter().filter_map(|other| other.behind).max().unwrap_or_default(),
         }
     }
 
@@ -83,7 +90,7 @@ impl Daemon {
         if let Some(net) = &*self.net.lock() {
             net.members_changed();
         }
-        member.connected = false;
+        member.standing.connected = false;
         Ok(member)
     }
 

@@ -19,12 +19,27 @@ impl Daemon {
         for (kind, count) in &status.requests {
             page.value("phifs_fuse_requests_total", &[("kind", kind)], count);
         }
+        let latencies = self.mount.latencies();
+        let name = "phifs_fuse_request_seconds";
+        page.metric(name, "histogram", "How long requests of the kernel took until the answer was ready.");
+        for of in &latencies {
+            page.times(name, &[("kind", of.kind)], &of.within, (of.requests, of.total));
+        }
+        let begun: u64 = status.requests.values().sum();
+        let under_way = begun.saturating_sub(latencies.iter().map(|of| of.requests).sum());
+        page.single("phifs_fuse_requests_under_way", GAUGE, "Not answered yet.", under_way);
+        let waiting = self.mount.waiting_requests();
+        page.single("phifs_fuse_requests_waiting", GAUGE, "Of these, that no thread has begun with.", waiting);
         let read_only = u8::from(volume.read_only.is_some());
         page.single("phifs_read_only", GAUGE, "Whether nothing more is accepted.", read_only);
         page.single("phifs_operations_total", COUNTER, "Operations made here.", volume.operations);
         page.single("phifs_inodes", GAUGE, "Files and directories.", volume.inodes);
         page.single("phifs_open_files", GAUGE, "Files that are open.", volume.open_files);
         page.single("phifs_unpublished_files", GAUGE, "Files written and not published.", volume.unpublished_files);
+        page.single("phifs_publisher_queue_files", GAUGE, "Closed, waiting for a publisher.", volume.queued_files);
+        let unsealed = volume.unsealed_operations;
+        page.single("phifs_unsealed_operations", GAUGE, "Not signed yet, so nobody gets them.", unsealed);
+        page.single("phifs_journal_uncommitted_bytes", GAUGE, "Not durable yet.", volume.uncommitted_bytes);
         page.single("phifs_journal_bytes", GAUGE, "Journal behind the last checkpoint.", volume.journal_bytes);
         page.single("phifs_journal_syncs_total", COUNTER, "Syncs of the journal.", volume.journal_syncs);
         if let Ok(usage) = self.engine.usage(&self.store) {
@@ -57,10 +72,33 @@ impl Daemon {
                 }
             }
         };
-        each(page, "phifs_member_connected", "Whether there is a connection.", &|member| Some(member.connected.into()));
-        each(page, "phifs_member_behind_operations", "Known here and not there.", &|member| member.behind);
-        each(page, "phifs_member_heard_seconds", "Since it was heard of.", &|member| member.heard_secs);
+        each(page, "phifs_member_connected", "Whether there is a connection.", &|member| {
+            Some(member.standing.connected.into())
+        });
+        each(page, "phifs_member_behind_operations", "Known here and not there.", &|member| member.standing.behind);
+        each(page, "phifs_member_behind_bytes", "Of files, not vouched for.", &|member| member.standing.behind_bytes);
+        each(page, "phifs_member_behind_seconds", "Age of the oldest operation that it lacks.", &|member| {
+            member.standing.behind_secs
+        });
+        each(page, "phifs_member_heard_seconds", "Since it was heard of.", &|member| member.standing.heard_secs);
+        each(page, "phifs_member_requests_under_way", "Of it, being answered here, the link included.", &|member| {
+            Some(member.standing.answering)
+        });
+        page.metric("phifs_member_round_trip_seconds", GAUGE, "Of a packet, there and back.");
+        for member in &others {
+            if let Some(micros) = member.standing.round_trip_micros {
+                let labels = [("member", &*member.name), ("key", &member.key[..8])];
+                page.value("phifs_member_round_trip_seconds", &labels, micros as f64 / 1e6);
+            }
+        }
         let cluster = self.cluster();
+        let lacks = cluster.missing_operations;
+        page.single("phifs_missing_operations", GAUGE, "That the others know, still to come.", lacks);
+        let to_come = cluster.to_come.unwrap_or_default();
+        page.single("phifs_missing_glyphs", GAUGE, "To be here, being fetched.", to_come.glyphs);
+        page.single("phifs_missing_bytes", GAUGE, "Of files, that these are needed for.", to_come.bytes);
+        let held_up = u8::from(cluster.held_up.is_some());
+        page.single("phifs_held_up", GAUGE, "Whether what is new elsewhere cannot be taken in.", held_up);
         let lacks = cluster.under_replicated_bytes;
         page.single("phifs_under_replicated_bytes", GAUGE, "Not vouched for by all members.", lacks);
         let diverged = u8::from(cluster.divergence.is_some());

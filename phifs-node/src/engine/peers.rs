@@ -19,7 +19,7 @@ use phifs_core::ssep::{
 };
 use phifs_core::store::GlyphKind;
 use phifs_core::time::Env as _;
-use phifs_core::volume::local::{Head, Invite, JoinError, PeerGlyphs};
+use phifs_core::volume::local::{Backlog, Head, Invite, JoinError, PeerGlyphs, SnapshotError};
 
 use super::{Engine, snapshots};
 use crate::env::{self, SystemEnv};
@@ -239,12 +239,19 @@ impl Engine {
 
     /// Takes in what can be taken in of what has come.
     pub fn take_in(&self, follower: &mut Follower) -> Result<Progress, Failure> {
-        follower.go_on(&self.volume).map_err(Failure::plain)
+        follower.go_on(&self.volume).map_err(|error| {
+            let kind = if error.is_full() { Kind::NoSpace } else { Kind::Failed };
+            Failure::new(kind, error)
+        })
     }
 
     /// What this node has, for whomever it follows; with `vouch`, all of it is made durable first.
     pub fn note(&self, vouch: bool) -> Result<Note, Failure> {
-        let receipt = vouch.then(|| self.volume.receipt().map_err(snapshots::explain)).transpose()?.flatten();
+        let failed = |error| match error {
+            SnapshotError::Volume(error) => error.into(),
+            error => snapshots::explain(error),
+        };
+        let receipt = vouch.then(|| self.volume.receipt().map_err(failed)).transpose()?.flatten();
         Ok(Note { receipt, ..note_of(&self.volume).map_err(Failure::plain)? })
     }
 
@@ -264,6 +271,11 @@ impl Engine {
     pub fn divergence(&self) -> Option<String> {
         let found = self.volume.divergence()?;
         Some(format!("node {} knows the same and has another state", hex::encode(&found.node.0[..4])))
+    }
+
+    /// How far a member is behind. `heard`: what it has said to know.
+    pub fn backlog_of(&self, key: NodePublicKey, heard: Option<&VersionVector>) -> Result<Backlog, Failure> {
+        self.volume.backlog_of(key, heard).map_err(Failure::plain)
     }
 
     /// The bytes of files that not all members have vouched for.
@@ -291,7 +303,7 @@ impl Engine {
     }
 
     pub fn take_glyphs(&self, glyphs: Vec<(GlyphId, Bytes)>) -> Result<(), Failure> {
-        glyphs.iter().try_for_each(|(id, bytes)| self.volume.take_glyph(*id, bytes).map_err(Failure::plain))
+        Ok(glyphs.iter().try_for_each(|(id, bytes)| self.volume.take_glyph(*id, bytes))?)
     }
 
     /// Says where glyphs are to be, by who the members are. One alone holds everything.
@@ -309,8 +321,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// The glyphs that are to be here and are not.
-    pub fn look_for_missing(&self) -> Result<Vec<GlyphId>, Failure> {
+    /// The glyphs that are to be here and are not, with the bytes of files that they are needed for.
+    pub fn look_for_missing(&self) -> Result<Vec<(GlyphId, u64)>, Failure> {
         self.volume.look_for_missing().map_err(Failure::plain)
     }
 

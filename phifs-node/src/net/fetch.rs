@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Shared;
 use super::wire::{self, ANSWER_TIME_MAX, WireError};
 use crate::failure::Failure;
+use crate::report::ToCome;
 
 /// So many glyphs are checked and stored at a time.
 const STORED_AT_ONCE: usize = 64;
@@ -166,6 +167,24 @@ async fn ask_first(connection: &Connection, ids: Vec<GlyphId>) -> wire::Result<V
     Ok(glyphs)
 }
 
+/// Fetches what can be had of these, and shows how much is still to come.
+async fn fetch_missing(shared: &Arc<Shared>, missing: &[(GlyphId, u64)]) -> Result<(), Failure> {
+    let mut left = ToCome { glyphs: missing.len() as u64, bytes: missing.iter().map(|(_, bytes)| bytes).sum() };
+    let mut outcome = Ok(());
+    for some in missing.chunks(GLYPHS_MAX) {
+        *shared.to_come.lock() = Some(left);
+        match fetch(shared, None, some.iter().map(|(id, _)| *id).collect()).await {
+            Ok(()) => {
+                left.glyphs -= some.len() as u64;
+                left.bytes -= some.iter().map(|(_, bytes)| bytes).sum::<u64>();
+            }
+            Err(failure) if failure.is_full() => return Err(failure),
+            Err(failure) => outcome = Err(failure),
+        }
+    }
+    outcome
+}
+
 /// Keeps everything here that is to be here, as members come and go.
 pub async fn keep_complete(shared: Arc<Shared>) {
     let mut rest = REST_MIN;
@@ -189,10 +208,13 @@ pub async fn keep_complete(shared: Arc<Shared>) {
                     return Ok(true);
                 }
                 tracing::info!(glyphs = missing.len(), "fetching what is to be here by now");
-                fetch(&shared, None, missing).await.map(|()| false)
+                fetch_missing(&shared, &missing).await.map(|()| false)
             };
             match looked.await {
-                Ok(done) => (is_complete, rest) = (done, REST_MIN),
+                Ok(done) => {
+                    *shared.to_come.lock() = None;
+                    (is_complete, rest) = (done, REST_MIN);
+                }
                 Err(error) => {
                     tracing::debug!(%error, "not all is here that is to be here");
                     rest = (rest * 2).min(REST_MAX);

@@ -8,9 +8,10 @@ use std::time::Duration;
 use phifs_core::causal::VersionVector;
 use phifs_core::id::GlyphId;
 use phifs_core::identity::NodePublicKey;
-use phifs_core::ssep::{Answer, Follower, Request};
+use phifs_core::ssep::{Answer, Follower, Progress, Request};
 use quinn::{Connection, SendStream};
 use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -24,11 +25,15 @@ use crate::failure::Failure;
 const MEMBERS_LOOK: Duration = Duration::from_secs(5);
 /// How long to rest after a failure: at first, and at most.
 const REST_MIN: Duration = Duration::from_millis(200);
-const REST_MAX: Duration = Duration::from_secs(10);
+const REST_MAX: Duration = Duration::from_secs(5);
+/// When there is hope for many at once, they are not all tried in the same moment.
+const HOPE_JITTER: Duration = Duration::from_millis(200);
 /// How often the peers hear that what came is durable, unless somebody waits for it.
 const VOUCH_EVERY: Duration = Duration::from_secs(1);
 /// How often they compare their states.
 const AUDIT_EVERY: Duration = Duration::from_secs(60);
+/// How often it is tried to take in what the disk had no room for.
+const FULL_REST: Duration = Duration::from_secs(1);
 /// They hear of many changes together.
 const NOTE_REST: Duration = Duration::from_millis(10);
 
@@ -77,8 +82,10 @@ pub async fn follow_members(shared: Arc<Shared>) {
 /// Follows one of them.
 async fn follow(shared: Arc<Shared>, peer: Arc<Peer>) {
     let mut rest = REST_MIN;
+    let mut hope = shared.hope.subscribe();
     loop {
-        let trouble = match connection(&shared, &peer).await {
+        hope.borrow_and_update();
+        let (trouble, is_reached) = match connection(&shared, &peer).await {
             Ok(connection) => {
                 tracing::info!(node = %peer.key, at = %connection.remote_address(), "connected");
                 peer.state.lock().trouble = None;
@@ -91,21 +98,42 @@ async fn follow(shared: Arc<Shared>, peer: Arc<Peer>) {
                 if !shared.is_stopping() {
                     tracing::warn!(node = %peer.key, %error, "cannot learn from a node; it is tried again");
                 }
-                error.message
+                (error.message, true)
             }
             Err(error) => {
                 tracing::debug!(node = %peer.key, %error, "cannot reach a node");
-                error.to_string()
+                (error.to_string(), false)
             }
         };
         if shared.is_stopping() {
             return;
         }
         peer.state.lock().trouble = Some(trouble);
-        // So that nodes that lost each other at the same time do not all come back at the same time.
-        let _ = timeout(jittered(rest), peer.arrived.notified()).await;
-        rest = (rest * 2).min(REST_MAX);
+        // Whoever was reached has another reason, and coming back would give hope to the others each time.
+        let hope = (!is_reached).then_some(&mut hope);
+        rest = rest_after(rest, &peer.arrived, hope).await;
     }
+}
+
+/// Rests until it is time to try again, or there is reason to. Says how long to rest after the next failure.
+async fn rest_after(rest: Duration, arrived: &Notify, hope: Option<&mut watch::Receiver<u64>>) -> Duration {
+    let hoped = async {
+        match hope {
+            Some(hope) => drop(hope.changed().await),
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = arrived.notified() => {}
+        () = hoped => {
+            sleep(HOPE_JITTER.mul_f64(f64::from(env::random()[0]) / 256.0)).await;
+            return REST_MIN;
+        }
+        // So that nodes that lost each other at the same time do not all come back at the same time.
+        () = sleep(jittered(rest)) => {}
+    }
+    (rest * 2).min(REST_MAX)
 }
 
 /// Between half and all of it.
@@ -124,7 +152,7 @@ async fn connection(shared: &Arc<Shared>, peer: &Arc<Peer>) -> wire::Result<Conn
     tokio::select! {
         dialled = dial_any(&shared.endpoint, &config, &addresses) => {
             let connection = dialled.map_err(unreachable)?;
-            peer.connected(&connection);
+            shared.connected(peer, &connection);
             tokio::spawn(serve::serve(shared.clone(), connection.clone(), key));
             Ok(connection)
         }
@@ -225,24 +253,50 @@ impl Link<'_> {
         }
     }
 
-    /// Takes in all that has come, and fetches what it needs.
+    /// Takes in all that has come, and fetches what it needs. As long as the disk is full, all of it waits.
     async fn take_in(&mut self) -> Result<(), Failure> {
         loop {
             let mut follower = std::mem::take(&mut self.follower);
             let went_on = self.shared.blocking(move |engine| {
-                let progress = engine.take_in(&mut follower)?;
+                let progress = engine.take_in(&mut follower);
                 Ok((follower, progress))
             });
             let progress;
             (self.follower, progress) = went_on.await?;
-            if !progress.missing.is_empty() {
-                fetch::fetch(self.shared, Some(self.peer.key), progress.missing).await?;
-            } else if let Some(later) = progress.later {
-                sleep(later).await;
-            } else {
-                return Ok(());
+            let done = match progress {
+                Ok(progress) if !progress.missing.is_empty() => {
+                    fetch::fetch(self.shared, Some(self.peer.key), progress.missing).await
+                }
+                Ok(Progress { later: Some(later), .. }) => {
+                    sleep(later).await;
+                    Ok(())
+                }
+                Ok(_) => return Ok(()),
+                Err(failure) => Err(failure),
+            };
+            if let Err(failure) = done {
+                self.has_room(Some(failure))?;
+                sleep(FULL_REST).await;
+                if let Some(reason) = self.connection.close_reason() {
+                    return Err(Failure::plain(wire::lost(reason)));
+                }
             }
         }
+    }
+
+    /// Notes whether there was room for what has come. Any other failure than that ends the link.
+    fn has_room(&self, failure: Option<Failure>) -> Result<(), Failure> {
+        let is_full = match failure {
+            Some(failure) if !failure.is_full() => return Err(failure),
+            other => other.is_some(),
+        };
+        let was_full = std::mem::replace(&mut self.peer.state.lock().finds_no_room, is_full);
+        match (was_full, is_full) {
+            (false, true) => tracing::error!(node = %self.peer.key, "the disk is full: what is new elsewhere waits"),
+            (true, false) => tracing::info!(node = %self.peer.key, "the disk has room again for what is new elsewhere"),
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Learns the state of the peer.
@@ -274,8 +328,20 @@ impl Link<'_> {
     /// Tells the peer how far this node has come; with `vouch` also what is durable, unless it has been told.
     async fn say(&mut self, vouch: bool) -> Result<(), Failure> {
         let vouched = self.vouched.clone();
-        let note = self.shared.blocking(move |engine| engine.note(vouch && !vouched.covers(&engine.context())));
-        let note = note.await?;
+        let noted = self.shared.blocking(move |engine| engine.note(vouch && !vouched.covers(&engine.context()))).await;
+        let note = match noted {
+            Err(failure) if vouch => {
+                self.has_room(Some(failure))?;
+                self.shared.blocking(|engine| engine.note(false)).await?
+            }
+            noted => {
+                let note = noted?;
+                if vouch {
+                    self.has_room(None)?;
+                }
+                note
+            }
+        };
         if let Some(receipt) = &note.receipt {
             self.vouched = receipt.context.clone();
         }
@@ -298,5 +364,43 @@ async fn greet(shared: &Arc<Shared>, peer: &Peer, connection: &Connection) -> wi
             Err(WireError::NoMember)
         }
         _ => Err(WireError::Unexpected),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn hope_cuts_a_rest_short_and_the_next_one_is_the_shortest() {
+        let (arrived, hope) = (Notify::new(), watch::Sender::new(0));
+        let mut hopes = hope.subscribe();
+        let began = Instant::now();
+        assert_eq!(rest_after(REST_MAX, &arrived, Some(&mut hopes)).await, REST_MAX);
+        assert!(began.elapsed() >= REST_MAX / 2, "there was none");
+
+        hope.send_modify(|n| *n += 1);
+        let began = Instant::now();
+        assert_eq!(rest_after(REST_MAX, &arrived, Some(&mut hopes)).await, REST_MIN);
+        assert!(began.elapsed() <= HOPE_JITTER, "it came while the node was being tried");
+
+        let began = Instant::now();
+        let (next, ()) = tokio::join!(rest_after(REST_MAX, &arrived, Some(&mut hopes)), async {
+            sleep(REST_MIN).await;
+            hope.send_modify(|n| *n += 1);
+        });
+        assert_eq!(next, REST_MIN);
+        assert!(began.elapsed() <= REST_MIN + HOPE_JITTER, "it came during the rest");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rests_grow_while_there_is_no_hope() {
+        let (arrived, mut rest) = (Notify::new(), REST_MIN);
+        let began = Instant::now();
+        for _ in 0..3 {
+            rest = rest_after(rest, &arrived, None).await;
+        }
+        assert_eq!(rest, REST_MIN * 8);
+        assert!(began.elapsed() >= REST_MIN * 7 / 2);
     }
 }

@@ -23,8 +23,21 @@ use crate::node_key::NodeSeed;
 /// What takes longer does not happen.
 const NEVER: Duration = Duration::from_millis(500);
 
-fn loopback() -> SocketAddr {
+pub(super) fn loopback() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
+}
+
+pub(super) fn options() -> Options {
+    Options {
+        cache_bytes: 8 << 20,
+        staging_cache_bytes: 8 << 20,
+        publish_interval: Duration::from_secs(1),
+        snapshot_every: None,
+        snapshot_keep: KeepRules::default(),
+        siblings: false,
+        repair: false,
+        rebuild_index: false,
+    }
 }
 
 /// A node, and a member of its volume of which nothing is known but its key.
@@ -39,18 +52,8 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let seed = NodeSeed([1; 32]);
-        let options = Options {
-            cache_bytes: 8 << 20,
-            staging_cache_bytes: 8 << 20,
-            publish_interval: Duration::from_secs(1),
-            snapshot_every: None,
-            snapshot_keep: KeepRules::default(),
-            siblings: false,
-            repair: false,
-            rebuild_index: false,
-        };
         let (disk, index) = (Arc::new(MemDisk::new()), Arc::new(MemIndex::default()));
-        let engine = Engine::open(disk, index, Arc::new(SystemEnv), &seed, &options, &mut |_| {}).unwrap();
+        let engine = Engine::open(disk, index, Arc::new(SystemEnv), &seed, &options(), &mut |_| {}).unwrap();
         let engine = Arc::new(engine);
         let net = Net::start(Socket::bind(loopback(), &seed).unwrap(), engine.clone()).unwrap();
         let invited = engine.invite(String::new(), String::new(), Duration::from_secs(60), net.addresses()).unwrap();

@@ -21,6 +21,8 @@ mod follow;
 #[cfg(test)]
 mod hostile;
 mod leave;
+#[cfg(test)]
+mod pair;
 mod serve;
 mod socket;
 mod tls;
@@ -30,7 +32,7 @@ mod wire;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -47,7 +49,7 @@ use tokio::task::AbortHandle;
 use crate::engine::Engine;
 use crate::env::SystemEnv;
 use crate::failure::Failure;
-use crate::report::Member;
+use crate::report::{Member, MemberStanding, ToCome};
 
 use socket::machine_name;
 pub use socket::{DEFAULT_LISTEN, Socket};
@@ -77,6 +79,10 @@ struct Shared {
     members_changed: Notify,
     /// Counts whenever there are more operations.
     changes: watch::Sender<u64>,
+    /// Counts whenever there is reason to hope that a peer can be reached that could not be: the network has changed.
+    hope: watch::Sender<u64>,
+    /// What is to be here and is being fetched.
+    to_come: Mutex<Option<ToCome>>,
     strangers: Arc<Semaphore>,
     started: Instant,
     stopping: AtomicBool,
@@ -90,6 +96,17 @@ struct Peer {
     state: Mutex<PeerState>,
     /// It has connected to us.
     arrived: Notify,
+    /// How many of its requests are being answered.
+    answering: AtomicU64,
+}
+
+/// One of them.
+struct Answering(Arc<Peer>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.answering.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Default)]
@@ -105,6 +122,8 @@ struct PeerState {
     program: Option<(String, i64)>,
     /// Why it cannot be followed.
     trouble: Option<String>,
+    /// What it tells waits, as the disk here is full.
+    finds_no_room: bool,
 }
 
 impl Net {
@@ -126,6 +145,8 @@ impl Net {
             peers: Mutex::default(),
             members_changed: Notify::new(),
             changes: watch::Sender::new(0),
+            hope: watch::Sender::new(0),
+            to_come: Mutex::default(),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
             started: Instant::now(),
             stopping: AtomicBool::new(false),
@@ -151,14 +172,9 @@ impl Net {
     /// All members, and how it stands with them.
     pub fn members(&self) -> Result<Vec<Member>, Failure> {
         let (engine, own) = (&self.shared.engine, self.shared.engine.node());
-        let (context, mut members) = (engine.context(), Vec::new());
+        let mut members = Vec::new();
         for (key, member) in engine.members()? {
-            let peer = self.shared.peers.lock().get(&key).cloned();
-            let state = peer.as_ref().map(|peer| peer.state.lock());
-            let state = state.as_deref();
-            let asked = state.and_then(|state| state.asked.as_ref());
-            let behind = |(theirs, _): &(VersionVector, Instant)| context.count_missing_from(theirs);
-            let connected = state.is_some_and(PeerState::is_connected);
+            let standing = if key == own { self.own_standing() } else { self.standing_of(key)? };
             members.push(Member {
                 name: member.name,
                 key: crate::hex::encode(&key.0),
@@ -167,15 +183,52 @@ impl Net {
                 addresses: member.addresses.iter().map(ToString::to_string).collect(),
                 since_millis: member.since.millis(),
                 this_node: key == own,
-                connected: connected || key == own,
-                behind: if key == own { Some(0) } else { asked.map(behind) },
-                heard_secs: asked.map(|(_, at)| at.elapsed().as_secs()),
-                version: state.and_then(|state| state.program.as_ref()).map(|(version, _)| version.clone()),
-                clock_ahead_millis: state.and_then(|state| state.program.as_ref()).map(|(_, ahead)| *ahead),
-                trouble: state.and_then(|state| state.trouble.clone()).filter(|_| !connected),
+                standing,
             });
         }
         Ok(members)
+    }
+
+    /// How it stands with this node itself, as far as it has heard from the others.
+    fn own_standing(&self) -> MemberStanding {
+        let (context, mut known) = (self.shared.engine.context(), VersionVector::new());
+        let mut is_full = false;
+        for peer in self.shared.peers.lock().values() {
+            let state = peer.state.lock();
+            is_full |= state.finds_no_room;
+            known = state.asked.iter().fold(known, |mut known, (theirs, _)| {
+                known.join(theirs);
+                known
+            });
+        }
+        MemberStanding {
+            connected: true,
+            behind: Some(known.count_missing_from(&context)),
+            version: Some(self.shared.hello().program),
+            trouble: is_full.then(|| "its disk is full".to_owned()),
+            ..MemberStanding::default()
+        }
+    }
+
+    fn standing_of(&self, key: NodePublicKey) -> Result<MemberStanding, Failure> {
+        let engine = &self.shared.engine;
+        let peer = self.shared.peers.lock().get(&key).cloned();
+        let (mut standing, heard) = peer.as_ref().map(|peer| peer.state.lock().standing()).unwrap_or_default();
+        standing.answering = peer.map_or(0, |peer| peer.answering.load(Ordering::Relaxed));
+        let backlog = engine.backlog_of(key, heard.as_ref())?;
+        standing.behind_bytes = Some(backlog.bytes);
+        let Some(heard) = heard else { return Ok(standing) };
+        let behind = engine.context().count_missing_from(&heard);
+        standing.behind = Some(behind);
+        let now = SystemEnv.now().millis();
+        let age = backlog.oldest.map(|oldest| now.saturating_sub(oldest.millis()) / 1000);
+        standing.behind_secs = if behind == 0 { Some(0) } else { age };
+        Ok(standing)
+    }
+
+    /// What is to be here and has still to come.
+    pub fn to_come(&self) -> Option<ToCome> {
+        *self.shared.to_come.lock()
     }
 
     /// Ends all conversations. What is being learned is learned as a whole or not at all.
@@ -211,6 +264,23 @@ impl Drop for AbortOnDrop {
 }
 
 impl PeerState {
+    /// What is known of a peer at once, and what it knew when it was heard of last.
+    fn standing(&self) -> (MemberStanding, Option<VersionVector>) {
+        let (program, connection) = (self.program.as_ref(), self.connection.as_ref().filter(|_| self.is_connected()));
+        let full =
+            self.finds_no_room.then(|| "nothing is taken from it, as the disk of this machine is full".to_owned());
+        let standing = MemberStanding {
+            connected: self.is_connected(),
+            heard_secs: self.asked.as_ref().map(|(_, at)| at.elapsed().as_secs()),
+            round_trip_micros: connection.map(|connection| connection.rtt().as_micros() as u64),
+            version: program.map(|(version, _)| version.clone()),
+            clock_ahead_millis: program.map(|(_, ahead)| *ahead),
+            trouble: full.or_else(|| self.trouble.clone()),
+            ..MemberStanding::default()
+        };
+        (standing, self.asked.as_ref().map(|(context, _)| context.clone()))
+    }
+
     fn is_connected(&self) -> bool {
         self.connection.as_ref().is_some_and(|connection| connection.close_reason().is_none())
     }
@@ -218,7 +288,12 @@ impl PeerState {
 
 impl Peer {
     fn new(key: NodePublicKey) -> Self {
-        Self { key, state: Mutex::default(), arrived: Notify::new() }
+        Self { key, state: Mutex::default(), arrived: Notify::new(), answering: AtomicU64::new(0) }
+    }
+
+    fn answering(self: &Arc<Self>) -> Answering {
+        self.answering.fetch_add(1, Ordering::Relaxed);
+        Answering(self.clone())
     }
 
     /// The connection that there is.
@@ -254,6 +329,17 @@ impl Shared {
     fn hello(&self) -> Hello {
         let (program, clock_ms) = (env!("CARGO_PKG_VERSION").to_owned(), SystemEnv.now().millis());
         Hello { major: MAJOR, minor: MINOR, volume: self.volume, program, clock_ms }
+    }
+
+    /// A peer can be reached, so perhaps others can be as well.
+    fn connected(&self, peer: &Peer, connection: &Connection) {
+        peer.connected(connection);
+        self.raise_hope();
+    }
+
+    /// Those who rest because a peer could not be reached try again.
+    fn raise_hope(&self) {
+        self.hope.send_modify(|n| *n += 1);
     }
 
     fn is_stopping(&self) -> bool {

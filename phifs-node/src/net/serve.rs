@@ -51,7 +51,7 @@ async fn welcome(shared: Arc<Shared>, incoming: Incoming) {
     match shared.blocking(move |engine| engine.is_member(key)).await {
         Ok(true) => {
             if let Some(peer) = shared.peer(key) {
-                peer.connected(&connection);
+                shared.connected(&peer, &connection);
                 peer.arrived.notify_one();
             }
             // Whoever was removed before it was noted as connected is not found by those who close connections.
@@ -123,6 +123,7 @@ pub async fn serve(shared: Arc<Shared>, connection: Connection, key: NodePublicK
     while let Ok((send, mut receive)) = connection.accept_bi().await {
         let shared = shared.clone();
         tokio::spawn(async move {
+            let _answering = shared.peer(key).map(|peer| peer.answering());
             let outcome = match wire::request(&mut receive).await {
                 Ok(request) => answer(&shared, key, request, receive, send).await,
                 Err(error) => {

@@ -173,10 +173,19 @@ pub fn visit_glyphs(
     content: &Content,
     each: &mut dyn FnMut(Part, &GlyphId) -> bool,
 ) -> Result<()> {
+    visit_sized_glyphs(source, content, &mut |part, id, _| each(part, id))
+}
+
+/// The same. `each` also hears for how many bytes of the file a glyph is needed: with a page, for all that it lists.
+pub fn visit_sized_glyphs(
+    source: &dyn GlyphSource,
+    content: &Content,
+    each: &mut dyn FnMut(Part, &GlyphId, u64) -> bool,
+) -> Result<()> {
     match *content {
         Content::Empty | Content::Inline { .. } | Content::Hole { .. } => Ok(()),
-        Content::Single { glyph, .. } => {
-            each(Part::Data, &glyph);
+        Content::Single { glyph, len_bytes } => {
+            each(Part::Data, &glyph, len_bytes);
             Ok(())
         }
         Content::Manifest { len_bytes, allocated_bytes, root, depth } => {
@@ -189,16 +198,16 @@ fn visit_page(
     source: &dyn GlyphSource,
     level: u8,
     child: Child,
-    each: &mut dyn FnMut(Part, &GlyphId) -> bool,
+    each: &mut dyn FnMut(Part, &GlyphId, u64) -> bool,
 ) -> Result<()> {
-    if !each(Part::Page, &child.id) {
+    if !each(Part::Page, &child.id, child.len_bytes) {
         return Ok(());
     }
     // Offsets do not matter here, so every page may start at zero.
     for entry in Page::load(source, 0, level, child)?.entries {
         match entry {
-            Entry::Extent(Extent { what: What::Glyph(id), .. }) => {
-                each(Part::Data, &id);
+            Entry::Extent(Extent { what: What::Glyph(id), len_bytes }) => {
+                each(Part::Data, &id, len_bytes);
             }
             Entry::Extent(Extent { what: What::Hole, .. }) => {}
             Entry::Page(child) => visit_page(source, level - 1, child, each)?,

@@ -19,7 +19,7 @@ use crate::namespace::{Effect, Op};
 use crate::oplog::{OplogError, SealedGroup};
 use crate::registry::Key;
 use crate::store::StoreError;
-use crate::time::{AHEAD_MS_MAX, Timestamp};
+use crate::time::{AHEAD_MS_MAX, Hlc, Timestamp};
 use crate::volume::VolumeError;
 
 use super::LocalVolume;
@@ -117,16 +117,17 @@ fn operations(group: &SealedGroup, from: u64) -> codec::Result<Vec<Op>> {
     new.map(|(n, bytes)| Op::decode(Dot { author, n }, &bytes)).collect()
 }
 
-/// How long the versions are that it makes from operation `from` on.
-pub(super) fn content_bytes(group: &SealedGroup, from: u64) -> codec::Result<u64> {
+/// How long the versions are that it makes from operation `from` on, and when the first of these was made.
+pub(super) fn weigh(group: &SealedGroup, from: u64) -> codec::Result<(u64, Option<Hlc>)> {
+    let ops = operations(group, from)?;
     let mut bytes = 0;
-    for op in operations(group, from)? {
+    for op in &ops {
         for effect in &op.effects {
             let Effect::Inode(effect) = effect else { continue };
             bytes += effect.version.as_ref().map_or(0, |(version, _)| version.content.len_bytes());
         }
     }
-    Ok(bytes)
+    Ok((bytes, ops.iter().map(|op| op.hlc).min()))
 }
 
 impl State {
@@ -186,6 +187,8 @@ impl LocalVolume {
         if !self.has_met(author.node)? {
             return Err(GroupRefused::Stranger(author.node));
         }
+        // While the journal cannot be written, only so much is taken in.
+        self.check_writable()?;
         let ahead_ms = group.hlc().1.millis().saturating_sub(self.env.now().millis());
         if ahead_ms > AHEAD_MS_MAX {
             return Ok(Taken::Future(ahead_ms));

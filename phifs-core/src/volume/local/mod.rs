@@ -24,7 +24,7 @@
 //! | `peers` | what other machines get of the main line, and what it learns of them |
 //! | `groups` | operations on their way between machines |
 //! | `audit` | whether machines that know the same have the same |
-//! | `receipts` | what other machines hold durably |
+//! | `receipts`, `backlog` | what other machines hold durably; what they lack |
 //! | `members` | who has the volume, and who is invited |
 //! | `transfer` | snapshots that go out and come in as a stream |
 //! | `bootstrap` | a new store out of such a stream |
@@ -67,6 +67,7 @@ use crate::volume::{
 mod acl;
 mod attrs;
 mod audit;
+mod backlog;
 mod ballast;
 mod bootstrap;
 mod branches;
@@ -106,6 +107,7 @@ mod upkeep;
 mod verify;
 
 pub use audit::Divergence;
+pub use backlog::Backlog;
 pub use bootstrap::Peer;
 pub use branches::BranchError;
 pub use check::{CheckReport, Problem};
@@ -128,6 +130,7 @@ pub use transfer::{Exported, ImportOptions, Imported, OutFile, Sink, Tell, Trans
 pub use upkeep::{RecentOp, Status};
 pub use verify::Verification;
 
+use backlog::Backlogs;
 use ballast::Ballast;
 use branches::Branches;
 use cached::CachedVersions;
@@ -246,6 +249,7 @@ pub struct LocalVolume {
     in_use: InUse,
     head: LastHead,
     receipts: Receipts,
+    backlogs: Backlogs,
     divergence: Mutex<Option<Divergence>>,
     /// Held (shared) from the moment when something from elsewhere is in the tables until the kernel has heard of it.
     showing: RwLock<()>,

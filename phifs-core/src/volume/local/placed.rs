@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::content::manifest::{Part, visit_glyphs};
+use crate::content::manifest::{Part, visit_sized_glyphs};
 use crate::content::{Content, ContentError};
 use crate::id::GlyphId;
 use crate::identity::NodePublicKey;
@@ -95,12 +95,13 @@ impl LocalVolume {
     }
 
     /// The glyphs of contents that are to be here and are not, of the state of now and of the versions kept beside it. As
-    /// with `missing_in`, what a list that is missing lists is told when it is here.
-    pub fn missing(&self) -> Result<Vec<GlyphId>> {
+    /// with `missing_in`, what a list that is missing lists is told when it is here. Each comes with the bytes of a file that
+    /// it is needed for.
+    pub fn missing(&self) -> Result<Vec<(GlyphId, u64)>> {
         let mut missing = Vec::new();
-        self.each_glyph(&mut |part, id| {
+        self.each_glyph(&mut |part, id, bytes| {
             if self.is_wanted_here(part, id) && !self.store.contains(GlyphKind::Data, id)? {
-                missing.push(*id);
+                missing.push((*id, bytes));
             }
             Ok(())
         })?;
@@ -108,14 +109,14 @@ impl LocalVolume {
     }
 
     /// Visits the glyphs of contents that are to be held somewhere, each once: those of the state of now, and of the
-    /// versions kept beside it.
-    pub fn each_glyph(&self, each: &mut dyn FnMut(Part, &GlyphId) -> Result<()>) -> Result<()> {
+    /// versions kept beside it. With the bytes of a file that it is needed for.
+    pub fn each_glyph(&self, each: &mut dyn FnMut(Part, &GlyphId, u64) -> Result<()>) -> Result<()> {
         let (mut met, mut pages) = (HashSet::new(), HashSet::new());
         let mut visit = |content: &Content| -> Result<()> {
             let mut outcome = Ok(());
-            let visited = visit_glyphs(&*self.store, content, &mut |part, id| {
+            let visited = visit_sized_glyphs(&*self.store, content, &mut |part, id, bytes| {
                 if outcome.is_ok() && met.insert(*id) {
-                    outcome = each(part, id);
+                    outcome = each(part, id, bytes);
                 }
                 let is_here = || self.store.contains(GlyphKind::Data, id).unwrap_or(false);
                 part == Part::Page && outcome.is_ok() && pages.insert(*id) && is_here()

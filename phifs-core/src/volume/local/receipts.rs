@@ -14,9 +14,8 @@ use crate::content::manifest::visit_glyphs;
 use crate::durability::{Degraded, Durability};
 use crate::id::{DirId, Dot, GlyphId, InodeId};
 use crate::identity::{BadSignature, NodePublicKey};
-use crate::namespace::apply::GENESIS_DOT;
 use crate::namespace::row::Closure;
-use crate::namespace::tables::{Rows as _, malformed};
+use crate::namespace::tables::Rows as _;
 use crate::namespace::view::{self, Stat};
 use crate::placement::Layout;
 use crate::registry::Member;
@@ -26,7 +25,6 @@ use crate::volume::{FileKind, Result, VolumeError};
 use super::LocalVolume;
 use super::attrs::said_above;
 use super::collect::CollectReport;
-use super::groups::content_bytes;
 use super::publication::Publication;
 use super::snapshots::SnapshotError;
 
@@ -59,8 +57,9 @@ impl LocalVolume {
         Ok(Some(Receipt::sign(&self.key, &self.id()?, context, hash)))
     }
 
-    /// The glyphs that are to be here and are not. When there are none, this node vouches for what it has from then on.
-    pub fn look_for_missing(&self) -> Result<Vec<GlyphId>> {
+    /// The glyphs that are to be here and are not, as `missing` tells them. When there are none, this node vouches for what it
+    /// has from then on.
+    pub fn look_for_missing(&self) -> Result<Vec<(GlyphId, u64)>> {
         let layout = self.layout();
         let missing = self.missing()?;
         if missing.is_empty() {
@@ -189,28 +188,6 @@ impl LocalVolume {
             })?;
         }
         Ok(least.min(usize::from(copies).max(1)))
-    }
-
-    /// The bytes of files in operations that not all members have vouched for.
-    pub fn under_replicated_bytes(&self) -> Result<u64> {
-        self.seal()?;
-        let members = self.members()?;
-        let others: Vec<_> = members.iter().filter(|(key, _)| *key != self.key.public()).collect();
-        let context = self.context();
-        let mut floor = context.clone();
-        for (key, _) in others {
-            let held = self.held_by(*key);
-            floor =
-                floor.iter().fold(VersionVector::new(), |all, (author, n)| all.with(author, n.min(held.get(author))));
-        }
-        let lacks: Vec<_> = context.missing_from(&floor).filter(|(author, _)| *author != GENESIS_DOT.author).collect();
-        let Ok(Some(groups)) = self.oplog.ranges(&lacks) else { return Ok(self.store.usage().data_plain_bytes) };
-        let mut bytes = 0;
-        for group in groups {
-            let from = floor.get(group.author_id()) + 1;
-            bytes += content_bytes(&group, from).map_err(|e| malformed("group", &group.author_id().0, e))?;
-        }
-        Ok(bytes)
     }
 
     /// Up to where somebody waits for the receipts of others.

@@ -267,6 +267,7 @@ impl LocalVolume {
             in_use: InUse::default(),
             head: LastHead::default(),
             receipts: Receipts::default(),
+            backlogs: super::backlog::Backlogs::default(),
             divergence: Mutex::default(),
             showing: RwLock::default(),
             followers: AtomicUsize::new(0),

@@ -168,10 +168,14 @@ pub struct Status {
     pub dirty_files: u64,
     /// Files that are written to, or whose bytes are not published yet.
     pub unpublished_files: u64,
+    /// Files that wait to be published.
+    pub queued_files: u64,
     pub unsealed_operations: u64,
     pub published_versions: u64,
     pub checkpoints: u64,
     pub journal_bytes: u64,
+    /// What is in the journal and not durable yet.
+    pub uncommitted_bytes: u64,
     pub journal_syncs: u64,
     /// A checkpoint is due or being made.
     pub checkpoint_pending: bool,
@@ -620,10 +624,12 @@ impl LocalVolume {
             open_handles: self.handles.read().len() as u64,
             dirty_files: cells.len() as u64,
             unpublished_files: unpublished as u64,
+            queued_files: queued.len() as u64,
             unsealed_operations: state.unsealed.len() as u64,
             published_versions: self.counters.published.load(Ordering::Relaxed),
             checkpoints: self.counters.checkpoints.load(Ordering::Relaxed),
             journal_bytes: self.journal.bytes_since(lsn),
+            uncommitted_bytes: self.journal.bytes_since(self.journal.committed()),
             journal_syncs: journal.syncs,
             checkpoint_pending,
             oplog_bytes: self.oplog.size_bytes(),

@@ -64,7 +64,7 @@ pub(super) fn difference(from: &Site, to: &Site) -> BTreeMap<GlyphId, Bytes> {
 /// All glyphs of contents, pages included.
 pub(super) fn glyphs_of(site: &Site) -> BTreeSet<GlyphId> {
     let mut ids = BTreeSet::new();
-    let mut each = |_: Part, id: &GlyphId| {
+    let mut each = |_: Part, id: &GlyphId, _: u64| {
         ids.insert(*id);
         Ok(())
     };

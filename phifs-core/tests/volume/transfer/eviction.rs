@@ -176,9 +176,10 @@ fn what_has_still_to_come_after_a_change_of_the_layout_is_not_lost() {
     b.volume.set_layout(Some(layout_of(&[(&a, 1), (&b, 1)]))).unwrap();
     let missing = b.volume.look_for_missing().unwrap();
     assert!(missing.len() > 1 && b.volume.is_awaited());
+    assert_eq!(missing.iter().map(|(_, bytes)| bytes).sum::<u64>(), 300_000, "{missing:?}");
     assert_eq!(problems(), 0);
     assert!(b.crashed().volume.is_awaited());
-    for id in missing {
+    for (id, _) in missing {
         b.volume.take_glyph(id, &other.glyphs.lock().unwrap()[&id]).unwrap();
     }
     assert!(b.volume.is_awaited(), "nobody has looked");

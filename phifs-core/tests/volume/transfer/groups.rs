@@ -9,7 +9,7 @@ use phifs_core::registry::Member;
 use phifs_core::ssep::Follower;
 use phifs_core::store::GlyphKind;
 use phifs_core::time::Env as _;
-use phifs_core::volume::local::{GroupRefused, News, Taken};
+use phifs_core::volume::local::{Backlog, GroupRefused, News, Taken};
 use phifs_core::volume::{Ino, Invalidate, OpenHow, RenameMode, Volume, VolumeError, XattrMode};
 
 use super::peers::{check_same, key_of};
@@ -243,6 +243,33 @@ fn a_sync_says_no_more_than_what_others_have_vouched_for() {
     a.volume.change_setting("fsync_degraded", Some("block 30ms")).unwrap();
     assert!(a.volume.fsync(deep, None, false).is_err() && a.volume.fsync(inner, None, false).is_err());
     a.volume.fsync(ino, None, false).unwrap();
+}
+
+#[test]
+fn a_backlog_is_what_was_not_vouched_for_and_as_old_as_what_was_not_heard_of() {
+    let (a, b) = members();
+    let key = key_of(&b);
+    a.volume.take_receipt(key, b.volume.receipt().unwrap().unwrap()).unwrap();
+    let backlog = || a.volume.backlog_of(key, Some(&b.volume.context())).unwrap();
+    assert_eq!(backlog(), Backlog::default());
+    let before = a.env.now();
+    a.write(Ino::ROOT, b"first", &noise(1, 100_000));
+    let between = a.env.move_by(5_000);
+    let first = backlog();
+    assert_eq!(first.bytes, 100_000);
+    let oldest = first.oldest.unwrap().millis();
+    assert!((before.millis()..between.millis()).contains(&oldest), "{oldest}");
+    // It grows by what is new.
+    a.write(Ino::ROOT, b"second", &noise(2, 50_000));
+    assert_eq!(backlog(), Backlog { bytes: 150_000, ..first });
+    assert_eq!(a.volume.under_replicated_bytes().unwrap(), 150_000);
+    assert_eq!(a.volume.backlog_of(key, None).unwrap(), Backlog { bytes: 150_000, oldest: None });
+    // What was heard of is not yet held.
+    push(&a, &b);
+    assert_eq!(backlog(), Backlog { bytes: 150_000, oldest: None });
+    a.volume.take_receipt(key, b.volume.receipt().unwrap().unwrap()).unwrap();
+    assert_eq!(backlog(), Backlog::default());
+    assert_eq!(a.volume.under_replicated_bytes().unwrap(), 0);
 }
 
 #[test]
