@@ -35,6 +35,12 @@ fn up_goes_to_the_background_once_mounted_and_down_waits() {
     let up = run_ok(node.command(["up"]).arg("--mount").arg(node.dir()), LIMIT);
     let said = up.stdout_text() + &up.stderr_text();
     assert!(said.contains(node.dir().to_str().unwrap()), "it does not say where it is mounted: {up}");
+    assert_eq!(said.matches("phifs invite").count(), 1, "{up}");
+    let again = run_ok(node.command(["up", "--json"]).arg("--mount").arg(node.dir()), LIMIT);
+    assert!(
+        again.stdout_text().contains(r#""standing":"alone""#) && !again.stdout_text().contains("invite"),
+        "{again}"
+    );
     fs::write(node.dir().join("f"), b"here").unwrap();
     let pid: i32 = fs::read_to_string(node.store().join("phifs.pid")).unwrap().trim().parse().unwrap();
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap();

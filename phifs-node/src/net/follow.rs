@@ -91,6 +91,8 @@ async fn follow(shared: Arc<Shared>, peer: Arc<Peer>) {
                 peer.state.lock().trouble = None;
                 let began = Instant::now();
                 let outcome = listen(&shared, &peer, &connection).await;
+                // What waited for room is told anew.
+                peer.state.lock().finds_no_room = false;
                 if outcome.is_ok() || began.elapsed() > REST_MAX {
                     rest = REST_MIN;
                 }
