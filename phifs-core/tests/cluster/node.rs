@@ -143,7 +143,7 @@ impl Node {
         while let missing = volume.look_for_missing().map_err(|e| node.trouble(e))?
             && !missing.is_empty()
         {
-            for (id, glyph) in missing.iter().filter_map(|id| given(GlyphKind::Data, id)) {
+            for (id, glyph) in missing.iter().filter_map(|(id, _)| given(GlyphKind::Data, id)) {
                 volume.take_glyph(id, &glyph).map_err(|e| node.trouble(e))?;
             }
         }

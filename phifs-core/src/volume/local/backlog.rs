@@ -30,9 +30,9 @@ pub struct Backlog {
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
-    NotEverywhere,
-    NotHeld(NodePublicKey),
-    NotHeard(NodePublicKey),
+    UnderReplicated,
+    Unconfirmed(NodePublicKey),
+    Unheard(NodePublicKey),
 }
 
 /// All between two states of knowledge.
@@ -52,9 +52,9 @@ pub(super) struct Backlogs(Mutex<BTreeMap<What, Counted>>);
 impl LocalVolume {
     /// How far a member is behind. `heard`: what it has said to know.
     pub fn backlog_of(&self, node: NodePublicKey, heard: Option<&VersionVector>) -> Result<Backlog> {
-        let not_heard = heard.map(|heard| self.count(What::NotHeard(node), heard)).transpose()?.flatten();
+        let not_heard = heard.map(|heard| self.count(What::Unheard(node), heard)).transpose()?.flatten();
         Ok(Backlog {
-            bytes: self.bytes_beyond(What::NotHeld(node), &self.held_by(node))?,
+            bytes: self.bytes_beyond(What::Unconfirmed(node), &self.held_by(node))?,
             oldest: not_heard.and_then(|counted| counted.oldest),
         })
     }
@@ -67,7 +67,7 @@ impl LocalVolume {
             floor =
                 floor.iter().fold(VersionVector::new(), |all, (author, n)| all.with(author, n.min(held.get(author))));
         }
-        self.bytes_beyond(What::NotEverywhere, &floor)
+        self.bytes_beyond(What::UnderReplicated, &floor)
     }
 
     /// All that there is, if the log does not tell.

@@ -126,7 +126,7 @@ fn a_store_made_of_a_head_goes_on_from_there() {
     while let missing = volume.look_for_missing().unwrap()
         && !missing.is_empty()
     {
-        for id in missing {
+        for (id, _) in missing {
             volume.take_glyph(id, &a.volume.glyph_to_send(GlyphKind::Data, &id).unwrap().unwrap()).unwrap();
         }
     }
