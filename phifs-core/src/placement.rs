@@ -82,11 +82,22 @@ impl Layout {
 
     /// Whether this member is to hold a glyph.
     pub fn is_holder(&self, key: &NodePublicKey, id: &GlyphId, copies: u8) -> bool {
-        let candidates = self.places.iter().filter(|place| place.weight > 0).count();
-        if candidates <= copies.into() {
-            return self.places.iter().any(|place| place.key == *key && place.weight > 0);
+        match self.all_alike(key, copies) {
+            Some(is_holder) => is_holder,
+            None => self.ranked(id).into_iter().take(copies.into()).any(|(_, _, holder)| holder == key),
         }
-        self.ranked(id).into_iter().take(copies.into()).any(|(_, _, holder)| holder == key)
+    }
+
+    /// Whether this member is to hold every glyph.
+    pub fn holds_all(&self, key: &NodePublicKey, copies: u8) -> bool {
+        self.all_alike(key, copies) == Some(true)
+    }
+
+    /// Whether this member is to hold a glyph, if that is the same for all glyphs.
+    fn all_alike(&self, key: &NodePublicKey, copies: u8) -> Option<bool> {
+        let is_candidate = self.places.iter().any(|place| place.key == *key && place.weight > 0);
+        let candidates = self.places.iter().filter(|place| place.weight > 0).count();
+        (!is_candidate || candidates <= copies.into()).then_some(is_candidate)
     }
 
     /// All who may hold it, best first: rank in the zone, draw, key.

@@ -145,7 +145,9 @@ impl LocalVolume {
         }
         let (evicted_glyphs, evicted_bytes) = cached.map_or((0, 0), |cached| marking.evict(cached));
         let live_glyphs = marking.live;
-        let sweep = self.store.sweep(marking.mark, min_live_ratio)?;
+        let sweep = self.store.sweep(marking.mark, min_live_ratio);
+        self.remote.whole.lock().clear();
+        let sweep = sweep?;
         Ok(CollectReport { live_glyphs, evicted_glyphs, evicted_bytes, sweep })
     }
 

@@ -460,7 +460,7 @@ pub(super) fn is_told(name: &[u8], kind: FileKind) -> bool {
 
 impl LocalVolume {
     /// The value of such an attribute: of a file how many choices it has, if more than one; of a directory how many names
-    /// below it are disputed; the shown choice, its score and its author; whether it can be read, or why not.
+    /// below it are disputed; the shown choice, its score and its author; whether it can be read, or why not, or why an older version is.
     pub(super) fn told(&self, state: &State, id: InodeId, name: &[u8]) -> Result<Vec<u8>> {
         let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
         if row.kind() == FileKind::Directory {
@@ -471,7 +471,9 @@ impl LocalVolume {
             };
         }
         if name == STATUS {
-            return Ok(self.why_unreadable(id).map_or("ok".into(), |why| format!("unreadable: {why}")).into_bytes());
+            let lacks = self.why_older(id).map(|why| format!("older: {why}"));
+            let lacks = lacks.or_else(|| self.why_unreadable(id).map(|why| format!("unreadable: {why}")));
+            return Ok(lacks.map_or("ok".into(), String::into_bytes));
         }
         if name == REPLICAS || name == DURABILITY {
             let version = Stat::in_tables(state, &row).version;

@@ -31,6 +31,7 @@ use super::publication::Publication;
 use super::records::Base;
 use super::remote::{Ahead, is_lacking};
 use super::staged::{Change, MEMORY_BYTES_MAX, Staging};
+use super::standin::Lack;
 use super::state::{Draft, State};
 use super::{LocalVolume, names, records};
 
@@ -83,6 +84,8 @@ pub(super) struct Data {
     /// A merge has brought another version, or taken this one away. Until the last of its users closes the file, these
     /// bytes stay, and stat(2) shows this.
     pub(super) outdated: Option<Shown>,
+    /// These are the bytes of an older version, as those of the shown one cannot be had.
+    pub(super) stands_in: Option<Lack>,
     pub(super) inline: Bytes,
     pub(super) reader: ContentReader,
     pub(super) staging: Option<Staging>,
@@ -97,7 +100,16 @@ pub struct OpenFile {
     execute: bool,
     /// The kernel appends where it takes the end to be, and does not know the length. What comes goes to the end.
     appends: bool,
+    /// It began with an older version, as the shown one could not be had.
+    older: bool,
     kernel: std::sync::atomic::AtomicBool,
+}
+
+impl OpenFile {
+    /// The file whose shown version is read. That an older one can be read says nothing of it.
+    fn about(&self) -> Option<InodeId> {
+        (!self.older).then_some(self.cell.id)
+    }
 }
 
 /// What the unpublished bytes of a file make of its attributes.
@@ -164,6 +176,7 @@ impl FileCell {
             // Nobody knows what was there when they were written.
             merges: u64::MAX,
             outdated: None,
+            stands_in: None,
             inline,
             reader,
             staging: Some(staging),
@@ -333,7 +346,17 @@ impl LocalVolume {
             let reader = ContentReader::new(content, inline.clone())?;
             let seen = row.versions.dots().collect();
             let merges = state.merges();
-            *data = Some(Data { version, seen, merges, outdated: None, inline, reader, staging: None, failed: false });
+            *data = Some(Data {
+                version,
+                seen,
+                merges,
+                outdated: None,
+                stands_in: None,
+                inline,
+                reader,
+                staging: None,
+                failed: false,
+            });
         }
         Ok(data)
     }
@@ -420,6 +443,7 @@ impl LocalVolume {
             seen: Vec::new(),
             merges: 0,
             outdated: None,
+            stands_in: None,
             inline: Bytes::new(),
             reader,
             staging: Some(staging),
@@ -482,8 +506,12 @@ impl LocalVolume {
         if self.layout().is_some() {
             self.fetch_to_merge(id)?;
         }
+        let stand_in = if how.write || how.truncate { None } else { self.stand_in(id)? };
         let user = self.enter(id);
         let opening = Opening::new(self, &user.cell);
+        if let Some(stand_in) = stand_in {
+            self.show_older(&user.cell, stand_in)?;
+        }
         if how.truncate {
             // A program that just ended may still count. Nobody needs to know who wants to write, as the kernel has
             // looked at that by itself.
@@ -528,10 +556,10 @@ impl LocalVolume {
         if may_fetch && row.versions.entries().len() > 1 {
             return true;
         }
-        if !how.write && !how.truncate {
-            return false;
-        }
         let version = Stat::in_tables(&*state, &row).version;
+        if !how.write && !how.truncate {
+            return version.is_some_and(|(_, version)| self.is_in_doubt(&version));
+        }
         if version.is_some_and(|(_, version)| version.content.len_bytes() > SHORT_BYTES_MAX) {
             return true;
         }
@@ -554,6 +582,9 @@ impl LocalVolume {
         let (len, whole, is_ours, is_unsynced) = {
             let mut data = self.data(&state, cell)?;
             let data = data.as_mut().expect("just loaded");
+            if how.write {
+                data.check_is_latest()?;
+            }
             let is_dirty = data.staging.as_ref().is_some_and(|staging| staging.dirty);
             if how.write && gate.cached + gate.kernel == 0 && !is_dirty {
                 data.merges = state.merges();
@@ -644,7 +675,8 @@ impl LocalVolume {
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
         let kernel = matches!(path, Path::Passthrough { .. }).into();
         let appends = how.append && matches!(path, Path::Direct) && self.is_misjudged(cell.id);
-        let open = OpenFile { cell, write: how.write, execute: how.execute, appends, kernel };
+        let older = cell.data.lock().as_ref().is_some_and(|data| data.stands_in.is_some());
+        let open = OpenFile { cell, write: how.write, execute: how.execute, appends, older, kernel };
         self.handles.write().insert(number, Arc::new(open));
         Handle(number)
     }
@@ -670,7 +702,7 @@ impl LocalVolume {
         let open = self.handle(handle)?;
         let mut buf = vec![0; len as usize];
         let got = self.having(
-            Some(open.cell.id),
+            open.about(),
             || open.cell.base_from(offset),
             |glyphs| {
                 let mut data = open.cell.data.lock();
@@ -830,6 +862,7 @@ impl LocalVolume {
             let gate = cell.gate.lock();
             {
                 let state = self.state.read();
+                self.make_latest(cell, len)?;
                 let short = self.data(&state, cell)?.as_ref().map_or(0, |data| data.reader.content().len_bytes());
                 let short = len == 0 || short <= SHORT_BYTES_MAX && len <= MEMORY_BYTES_MAX;
                 self.stage(&state, cell, short)?;
@@ -900,7 +933,7 @@ impl LocalVolume {
     pub(super) fn seek_file(&self, handle: Handle, offset: u64, seek: Seek) -> Result<u64> {
         let open = self.handle(handle)?;
         let found = self.having(
-            Some(open.cell.id),
+            open.about(),
             || None,
             |glyphs| {
                 let mut data = open.cell.data.lock();

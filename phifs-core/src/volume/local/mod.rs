@@ -101,6 +101,7 @@ mod scope;
 mod settings;
 mod snapshots;
 mod staged;
+mod standin;
 mod state;
 mod transfer;
 mod upkeep;

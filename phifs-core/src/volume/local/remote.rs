@@ -8,7 +8,7 @@
 //!   gives up, fetches it, and begins anew (`having`).
 //! - Who wants what is under way already waits for that, and shares its fate.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -27,11 +27,11 @@ use crate::volume::{Result, VolumeError};
 use super::LocalVolume;
 
 /// How long a reader waits for others.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// A source that does not keep to its patience is waited for so much longer.
 const INDULGENCE: Duration = Duration::from_secs(5);
 /// How much is fetched along with what is missing, of what follows in the file.
-const AHEAD_BYTES: u64 = 4 << 20;
+pub(super) const AHEAD_BYTES: u64 = 4 << 20;
 /// Of so many files the reason is remembered why they cannot be read.
 const UNREADABLE_MAX: usize = 4096;
 
@@ -51,6 +51,8 @@ pub(super) struct Remote {
     pub awaited: AtomicBool,
     flights: Mutex<HashMap<GlyphId, Arc<Flight>>>,
     pub uses: Mutex<Uses>,
+    /// What was found to be all here since glyphs were removed last.
+    pub whole: Mutex<BTreeSet<Content>>,
 }
 
 /// When glyphs were read last that are not to be here, in an order of its own. It is forgotten at a restart.
@@ -112,6 +114,8 @@ impl Drop for Landing<'_> {
 pub(super) struct Here<'a> {
     volume: &'a LocalVolume,
     unstored: Vec<Unstored>,
+    /// How long its reader waits for others.
+    patience: Duration,
 }
 
 impl GlyphSource for Here<'_> {
@@ -132,6 +136,14 @@ pub(super) struct Fetching<'a> {
     volume: &'a LocalVolume,
     about: Option<InodeId>,
     ahead: Ahead,
+    patience: Duration,
+}
+
+impl Fetching<'_> {
+    /// For somebody who has waited already.
+    pub fn within(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
 }
 
 /// Which content is read, and where: what follows there is fetched along.
@@ -139,7 +151,7 @@ pub(super) type Ahead = Option<(Content, u64)>;
 
 impl GlyphSource for Fetching<'_> {
     fn read(&self, kind: GlyphKind, id: &GlyphId) -> std::result::Result<Bytes, StoreError> {
-        let here = self.volume.here();
+        let here = Here { patience: self.patience, ..self.volume.here() };
         let missing = match here.read(kind, id) {
             Err(error) if kind == GlyphKind::Data && lacking(&error).is_some() => error,
             read => return read,
@@ -152,7 +164,7 @@ impl GlyphSource for Fetching<'_> {
 }
 
 /// The glyph that others may have, if it is for lack of one that something failed.
-fn lacking(error: &StoreError) -> Option<GlyphId> {
+pub(super) fn lacking(error: &StoreError) -> Option<GlyphId> {
     match error {
         StoreError::Missing(id) | StoreError::Corrupt { id, .. } => Some(*id),
         _ => None,
@@ -201,7 +213,7 @@ impl LocalVolume {
     }
 
     fn here(&self) -> Here<'_> {
-        Here { volume: self, unstored: Vec::new() }
+        Here { volume: self, unstored: Vec::new(), patience: PATIENCE }
     }
 
     /// Where there is a limit to what is kept of others, what was read lately stays longest.
@@ -214,7 +226,7 @@ impl LocalVolume {
 
     /// What is here, for somebody who may wait.
     pub(super) fn fetching(&self, about: Option<InodeId>, ahead: Ahead) -> Fetching<'_> {
-        Fetching { volume: self, about, ahead }
+        Fetching { volume: self, about, ahead, patience: PATIENCE }
     }
 
     /// A glyph of contents as it is stored, wherever it is.
@@ -265,7 +277,7 @@ impl LocalVolume {
         }
     }
 
-    fn is_readable(&self, about: Option<InodeId>) {
+    pub(super) fn is_readable(&self, about: Option<InodeId>) {
         if let Some(about) = about {
             let mut unreadable = self.unreadable.lock();
             if !unreadable.is_empty() {
@@ -303,18 +315,23 @@ impl LocalVolume {
             }
         };
         if let Some(landing) = landing {
-            landing.with(self.bring(&*peers, &landing.ids));
+            landing.with(self.bring(&*peers, &landing.ids, here.patience));
         }
         let mut landed = flight.landed.lock();
         if landed.is_none() {
-            flight.landing.wait_for(&mut landed, PATIENCE + INDULGENCE);
+            flight.landing.wait_for(&mut landed, here.patience + INDULGENCE);
         }
         landed.clone().unwrap_or(Err("it does not come".into()))
     }
 
     /// Asks others, and stores what they send.
-    fn bring(&self, peers: &dyn PeerGlyphs, ids: &[GlyphId]) -> std::result::Result<Unstored, Arc<str>> {
-        let sent = peers.fetch(ids, PATIENCE).map_err(|error| error.to_string())?;
+    fn bring(
+        &self,
+        peers: &dyn PeerGlyphs,
+        ids: &[GlyphId],
+        patience: Duration,
+    ) -> std::result::Result<Unstored, Arc<str>> {
+        let sent = peers.fetch(ids, patience).map_err(|error| error.to_string())?;
         let mut wanted: HashSet<&GlyphId> = ids.iter().collect();
         let mut unstored = HashMap::new();
         for (id, bytes) in sent {

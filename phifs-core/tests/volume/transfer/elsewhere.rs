@@ -117,7 +117,7 @@ pub(super) fn read_all(site: &Site, name: &[u8]) -> Result<Vec<u8>, VolumeError>
     Ok(bytes)
 }
 
-fn status(site: &Site, name: &[u8]) -> String {
+pub(super) fn status(site: &Site, name: &[u8]) -> String {
     let ino = site.volume.lookup(&CALLER, Ino::ROOT, name).unwrap().ino;
     String::from_utf8(site.volume.getxattr(ino, b"user.phi.status").unwrap()).unwrap()
 }

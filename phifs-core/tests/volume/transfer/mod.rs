@@ -9,6 +9,7 @@ mod golden;
 mod groups;
 mod hostile;
 mod interrupted;
+mod older;
 mod peers;
 mod ways;
 
