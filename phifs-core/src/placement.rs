@@ -286,14 +286,6 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_decode_to_their_only_encoding_or_fail(bytes: Vec<u8>) {
-            let bytes = [&[LAYOUT_VERSION][..], &bytes].concat();
-            if let Ok(layout) = Layout::decode(&bytes) {
-                prop_assert_eq!(layout.encode(), bytes);
-            }
-        }
-
-        #[test]
         fn there_are_as_many_holders_as_can_be_and_each_once(layout in any_layout(), n: u32, copies in 1..=COPIES_MAX) {
             let holders = layout.holders(&glyph(n), copies);
             let candidates = layout.places.iter().filter(|place| place.weight > 0).count();
