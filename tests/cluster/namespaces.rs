@@ -17,6 +17,8 @@ use super::{assert_same_root, invitation, json, members, noise};
 
 /// Programs, and all that the machines do about each other, within this; much less when this machine is quiet.
 const LIMIT: Duration = Duration::from_secs(60);
+/// Until news goes on after a machine was given another address; sooner than a connection is given up.
+const MOVE_MAX: Duration = Duration::from_secs(8);
 /// No call of a program may take longer, whoever can be reached.
 const CALL_MAX: Duration = Duration::from_secs(5);
 
@@ -468,11 +470,7 @@ fn a_machine_with_another_address_is_found_again() {
     cluster.assert_reaches(1, 0, "from the new address");
     cluster.assert_reaches(2, 1, "to the new address");
     assert!(wait_until(LIMIT, || cluster.all_are_connected()), "{}", cluster.shown());
-    let knows = || {
-        let members = members(&cluster.nodes[2]);
-        let told: String = members.iter().map(|member| member["addresses"].to_string()).collect();
-        told.contains("10.7.7.99:") && !told.contains(&format!("{old}:"))
-    };
+    let knows = || knows(&cluster.nodes[2], "10.7.7.99:", &format!("{old}:"));
     assert!(wait_until(LIMIT, knows), "{}", cluster.shown());
     // Others remember it.
     cluster.nodes[2].down();
@@ -480,6 +478,66 @@ fn a_machine_with_another_address_is_found_again() {
     cluster.assert_reaches(1, 2, "after a restart");
     cluster.become_same("another address");
     cluster.end();
+}
+
+#[test]
+fn a_connection_outlives_the_address_of_the_machine_that_made_it() {
+    let mut cluster = cluster!(2);
+    let (host, mut address) = (cluster.network.host(1).clone(), cluster.network.address(1));
+    let mut move_to = |next: &str| {
+        host.ip(&format!("address del {address}/24 dev eth0\naddress add {next}/24 dev eth0\n")).unwrap();
+        address = next.to_owned();
+    };
+    // Where nobody looks for it, so that it is the one who calls.
+    cluster.nodes[1].down();
+    move_to("10.7.7.50");
+    cluster.nodes[1].start();
+    cluster.assert_reaches(0, 1, "before");
+    cluster.assert_reaches(1, 0, "before, the other way");
+    let connections = |cluster: &Cluster| cluster.nodes.iter().map(made).sum::<usize>();
+    let before = connections(&cluster);
+    assert!(before >= 2, "each hears from the other");
+
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (dir, stop) = (cluster.dir(1), &stop);
+        scope.spawn(move || {
+            for n in (0..).take_while(|_| !stop.load(Ordering::Relaxed)) {
+                fs::write(dir.join(format!("while it moves {n}")), noise(n, 20_000)).unwrap();
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        for at in 60..63 {
+            thread::sleep(Duration::from_millis(300));
+            move_to(&format!("10.7.7.{at}"));
+            let began = Instant::now();
+            cluster.assert_reaches(1, 0, &format!("from address {at}"));
+            cluster.assert_reaches(0, 1, &format!("to address {at}"));
+            assert!(began.elapsed() < MOVE_MAX, "{:?}", began.elapsed());
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(connections(&cluster), before, "{}", cluster.nodes[1].log());
+    // Whoever was called calls back.
+    assert!(wait_until(LIMIT, || knows(&cluster.nodes[0], "10.7.7.62:", "10.7.7.50:")), "{}", cluster.shown());
+    let other = cluster.network.host(0).clone();
+    let old = cluster.network.address(0);
+    other.ip(&format!("address del {old}/24 dev eth0\naddress add 10.7.7.70/24 dev eth0\n")).unwrap();
+    cluster.assert_reaches(0, 1, "from the one who was called");
+    cluster.assert_reaches(1, 0, "to the one who was called");
+    cluster.become_same("moved");
+    cluster.end();
+}
+
+/// Whether somebody is to be found at one address and nobody at another, as far as a machine has heard.
+fn knows(node: &Node, new: &str, old: &str) -> bool {
+    let told: String = members(node).iter().map(|member| member["addresses"].to_string()).collect();
+    told.contains(new) && !told.contains(old)
+}
+
+/// How often a machine has begun to hear from another one, on a connection that either of them made.
+fn made(node: &Node) -> usize {
+    node.log().lines().filter(|line| line.contains(" connected node=")).count()
 }
 
 #[track_caller]

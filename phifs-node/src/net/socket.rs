@@ -238,11 +238,7 @@ pub fn reachable_at(address: SocketAddr) -> Vec<SocketAddr> {
     if !address.ip().is_unspecified() {
         return vec![address];
     }
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_else(|error| {
-        tracing::warn!(%error, "cannot list the addresses of this machine");
-        Vec::new()
-    });
-    let mut found: Vec<IpAddr> = interfaces.iter().map(if_addrs::Interface::ip).collect();
+    let mut found = machine_addresses();
     // Bound to all addresses of IPv4 it does not hear IPv6. Those of a link alone mean nothing elsewhere.
     let is_link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     found.retain(|ip| (ip.is_ipv4() || address.is_ipv6()) && !is_link_local(ip));
@@ -251,6 +247,15 @@ pub fn reachable_at(address: SocketAddr) -> Vec<SocketAddr> {
     }
     found.truncate(ADDRESSES_MAX);
     found.into_iter().map(|ip| SocketAddr::new(ip, address.port())).collect()
+}
+
+/// All addresses of this machine; nothing if they cannot be told.
+pub fn machine_addresses() -> Vec<IpAddr> {
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot list the addresses of this machine");
+        Vec::new()
+    });
+    interfaces.iter().map(if_addrs::Interface::ip).collect()
 }
 
 /// What this machine is called, as far as it can be shown.
