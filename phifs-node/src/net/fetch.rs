@@ -21,8 +21,8 @@ use super::wire::{self, ANSWER_TIME_MAX, WireError};
 use crate::failure::Failure;
 use crate::report::ToCome;
 
-/// So many glyphs are checked and stored at a time.
-const STORED_AT_ONCE: usize = 64;
+/// So much is checked and stored at a time.
+const STORED_BYTES: usize = 4 << 20;
 /// Fewer than these are not worth asking two.
 const FEW: usize = 8;
 /// A peer that somebody waits for and that has said nothing for so long gets company.
@@ -36,30 +36,47 @@ const CACHE_LOOK: Duration = Duration::from_secs(300);
 const REST_MIN: Duration = Duration::from_millis(500);
 const REST_MAX: Duration = Duration::from_secs(30);
 
-/// Fetches and stores all of these glyphs of contents: from `first`, if there is one, or from all at once; and what one has
-/// not, from the others.
+/// Fetches and stores all of these glyphs of contents: from `first`, if there is one, and what it has not from the others.
 pub async fn fetch(shared: &Arc<Shared>, first: Option<NodePublicKey>, ids: Vec<GlyphId>) -> Result<(), Failure> {
-    let mut missing: Vec<GlyphId> = Vec::new();
-    for ids in ids.chunks(STORED_AT_ONCE) {
-        let mut connections = connections(shared, first);
-        if first.is_some() && ids.len() <= FEW {
-            // The one that tells of it has it.
-            connections.truncate(1);
+    let mut missing = ids;
+    for connection in connections(shared, first) {
+        match fetch_from(shared, &connection, missing.clone()).await {
+            Ok(left) => missing = left,
+            Err(failure) if failure.is_full() => return Err(failure),
+            Err(error) => tracing::debug!(at = %connection.remote_address(), %error, "a node does not give glyphs"),
         }
-        let mut glyphs = gather(&connections, GlyphKind::Data, ids).await.map_err(Failure::plain)?;
-        if glyphs.len() < ids.len() && first.is_some() {
-            let got: HashSet<GlyphId> = glyphs.iter().map(|(id, _)| *id).collect();
-            let rest: Vec<GlyphId> = ids.iter().copied().filter(|id| !got.contains(id)).collect();
-            glyphs.extend(
-                gather(&self::connections(shared, None), GlyphKind::Data, &rest).await.map_err(Failure::plain)?,
-            );
+        if missing.is_empty() {
+            return Ok(());
         }
-        let got: HashSet<GlyphId> = glyphs.iter().map(|(id, _)| *id).collect();
-        missing.extend(ids.iter().filter(|id| !got.contains(id)));
+    }
+    let (many, one) = (missing.len(), missing[0]);
+    Err(Failure::plain(format!("no node that is reachable has the bytes of {many} glyphs, {one} first")))
+}
+
+/// Says which of the glyphs the peer does not have. What has come is stored while more is on its way.
+async fn fetch_from(shared: &Arc<Shared>, connection: &Connection, ids: Vec<GlyphId>) -> Result<Vec<GlyphId>, Failure> {
+    let mut missing = Vec::new();
+    for ids in ids.chunks(GLYPHS_MAX) {
+        let request = Request::Glyphs(GlyphKind::Data, ids.to_vec());
+        let mut answers = wire::ask(connection, &request).await.map_err(Failure::plain)?;
+        let (mut glyphs, mut bytes): (Vec<(GlyphId, Bytes)>, usize) = (Vec::new(), 0);
+        for id in ids {
+            match glyph(&mut answers).await.map_err(Failure::plain)? {
+                Some(glyph) => {
+                    bytes += glyph.len();
+                    glyphs.push((*id, glyph));
+                }
+                None => missing.push(*id),
+            }
+            if bytes >= STORED_BYTES {
+                let glyphs = std::mem::take(&mut glyphs);
+                shared.blocking(move |engine| engine.take_glyphs(glyphs)).await?;
+                bytes = 0;
+            }
+        }
         shared.blocking(move |engine| engine.take_glyphs(glyphs)).await?;
     }
-    let Some(one) = missing.first() else { return Ok(()) };
-    Err(Failure::plain(format!("no node that is reachable has the bytes of {} glyphs, {one} first", missing.len())))
+    Ok(missing)
 }
 
 /// To the peers that there are connections to.
