@@ -30,6 +30,7 @@ use phifs_core::time::Timestamp;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
+use crate::direct::Direct;
 use crate::lease;
 use crate::write_behind::Writer as WriteBehind;
 
@@ -136,7 +137,7 @@ impl FileDisk {
         let fd = retry_on_intr(|| rustix::fs::openat(&folder.fd, place(name).1, flags, mode))
             .map_err(|error| self.explain(folder, error))?;
         let writer = shared.then(|| Mutex::new(Writer::NotYetOpen));
-        let file = Arc::new(RealFile { file: fs::File::from(fd), writer });
+        let file = Arc::new(RealFile { file: fs::File::from(fd), writer, direct: Direct::default() });
         if shared { Ok(Arc::new(self.writer.file(file))) } else { Ok(file) }
     }
 }
@@ -284,6 +285,7 @@ struct RealFile {
     /// file again for itself: it then has no writers but those whom the kernel serves, and `has_writers` can tell
     /// whether there are any.
     writer: Option<Mutex<Writer>>,
+    direct: Direct,
 }
 
 /// How a staging file is changed.
@@ -337,6 +339,14 @@ impl File for RealFile {
         self.change(|file| file.write_all_at(buf, offset_bytes))
     }
 
+    fn write_past_cache(&self, buf: &[u8], offset_bytes: u64) -> io::Result<()> {
+        if self.writer.is_some() || !self.direct.write_at(&self.file, buf, offset_bytes)? {
+            self.write_at(buf, offset_bytes)?;
+            self.begin_writeback(offset_bytes, buf.len() as u64);
+        }
+        Ok(())
+    }
+
     fn sync(&self) -> io::Result<()> {
         // fdatasync leaves out only what is not needed to read the bytes back (times); a new length is needed.
         Ok(retry_on_intr(|| rustix::fs::fdatasync(&self.file))?)
@@ -349,6 +359,7 @@ impl File for RealFile {
     }
 
     fn forget(&self, offset_bytes: u64, len_bytes: u64) {
+        self.direct.close();
         let len = NonZeroU64::new(len_bytes);
         let _ = rustix::fs::fadvise(&self.file, offset_bytes, len, rustix::fs::Advice::DontNeed);
     }
@@ -473,6 +484,32 @@ mod tests {
         FileName::Branch(1, BranchFile::Oplog(4)),
         FileName::Branch(1_000_000, BranchFile::Staging(5)),
     ];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        #[test]
+        fn writes_past_the_cache_are_read_like_others(
+            writes in prop::collection::vec((0..200_000_usize, 1..100_000_usize, any::<bool>()), 1..8),
+        ) {
+            let (_dir, disk) = disk();
+            let file = disk.create(FileName::Pack(1)).unwrap();
+            let mut model = Vec::new();
+            for (n, (at, len, past_cache)) in writes.into_iter().enumerate() {
+                let bytes = vec![n as u8 + 1; len];
+                if past_cache {
+                    file.write_past_cache(&bytes, at as u64).unwrap();
+                } else {
+                    file.write_at(&bytes, at as u64).unwrap();
+                }
+                model.resize(model.len().max(at + len), 0);
+                model[at..at + len].copy_from_slice(&bytes);
+                let mut read = vec![0; model.len() + 1];
+                prop_assert_eq!(file.read_at(&mut read, 0).unwrap(), model.len());
+                prop_assert!(read[..model.len()] == model[..]);
+            }
+        }
+    }
 
     #[test]
     fn every_kind_of_file_is_made_once_listed_in_order_and_removed() {
@@ -614,7 +651,7 @@ mod tests {
         fn file_behaves_as_a_vector_of_bytes(acts in proptest::collection::vec(act(), 0..12)) {
             let dir = tempfile::tempdir().unwrap();
             let options = fs::OpenOptions::new().read(true).write(true).create_new(true).open(dir.path().join("f"));
-            let file = RealFile { file: options.unwrap(), writer: None };
+            let file = RealFile { file: options.unwrap(), writer: None, direct: Direct::default() };
             let mut model = Vec::new();
             for act in acts {
                 match act {

@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
+mod direct;
 pub mod engine;
 pub mod env;
 pub mod failure;

@@ -79,6 +79,12 @@ pub trait File: Send + Sync {
     /// Writes all of `buf`, making the file longer where needed. After an error any part may have been written. A write
     /// may also be made later, in order: then every later call on this object, a sync above all, fails if it cannot be.
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> io::Result<()>;
+    /// The same for many bytes that nobody will read soon: they need not come to stay in memory on their way.
+    fn write_past_cache(&self, buf: &[u8], offset_bytes: u64) -> io::Result<()> {
+        self.write_at(buf, offset_bytes)?;
+        self.begin_writeback(offset_bytes, buf.len() as u64);
+        Ok(())
+    }
     /// Makes everything written so far durable, the length included.
     fn sync(&self) -> io::Result<()>;
     /// A hint: the bytes of this range will not be changed soon, and may be brought to the disk.

@@ -55,7 +55,7 @@ pub type Result<T> = std::result::Result<T, PullError>;
 ///
 /// # Errors
 /// `Malformed` if these are not the bytes of this glyph. Then nothing is kept of them.
-pub fn take(store: &GlyphStore, kind: GlyphKind, id: GlyphId, bytes: &[u8]) -> std::result::Result<bool, StoreError> {
+pub fn take(store: &GlyphStore, kind: GlyphKind, id: GlyphId, bytes: &Bytes) -> std::result::Result<bool, StoreError> {
     let malformed = |source| StoreError::Malformed { what: format!("glyph {id}"), source };
     let glyph = StoredGlyph::decode(id, bytes).map_err(malformed)?;
     if glyph.kind() != kind {

@@ -216,7 +216,14 @@ impl Request {
 
 impl Answer {
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::new();
+        let (mut out, glyph) = self.parts();
+        out.put_bytes(&glyph);
+        out
+    }
+
+    /// What `encode` makes of it, in two parts that follow each other: so nobody has to copy a glyph.
+    pub fn parts(&self) -> (Vec<u8>, Bytes) {
+        let (mut out, mut rest) = (Vec::new(), Bytes::new());
         match self {
             Self::Hello(hello) => {
                 out.put_u8(1);
@@ -248,17 +255,17 @@ impl Answer {
             Self::Hurry => out.put_u8(9),
             Self::Glyph(glyph) => {
                 out.put_u8(10);
-                out.put_bytes(glyph.as_deref().unwrap_or_default());
+                rest = glyph.clone().unwrap_or_default();
             }
             Self::Settings(settings) => {
                 out.put_u8(11);
                 encode_settings(settings, &mut out);
             }
         }
-        out
+        (out, rest)
     }
 
-    pub fn decode(bytes: &[u8]) -> codec::Result<Self> {
+    pub fn decode(bytes: &Bytes) -> codec::Result<Self> {
         let mut reader = Reader::new(bytes);
         let answer = match reader.u8()? {
             1 => Self::Hello(Hello::decode(&mut reader)?),
@@ -276,9 +283,10 @@ impl Answer {
             8 => Self::Behind,
             9 => Self::Hurry,
             10 => {
-                let bytes = reader.bytes(reader.remaining())?;
+                let glyph = bytes.slice(bytes.len() - reader.remaining()..);
+                reader.bytes(reader.remaining())?;
                 // A stored glyph is never empty.
-                Self::Glyph((!bytes.is_empty()).then(|| Bytes::copy_from_slice(bytes)))
+                Self::Glyph((!glyph.is_empty()).then_some(glyph))
             }
             11 => {
                 let count = bounded(reader.count()?, SETTINGS_MAX, "a list of settings")?;
@@ -447,8 +455,10 @@ mod tests {
         }
         for answer in answers() {
             let bytes = answer.encode();
+            let bytes = Bytes::from(bytes);
             assert_eq!(Answer::decode(&bytes), Ok(answer.clone()));
-            (0..bytes.len()).for_each(|len| assert!(Answer::decode(&bytes[..len]).is_err(), "{answer:?} at {len}"));
+            (0..bytes.len())
+                .for_each(|len| assert!(Answer::decode(&bytes.slice(..len)).is_err(), "{answer:?} at {len}"));
         }
     }
 
@@ -466,15 +476,18 @@ mod tests {
     #[test]
     fn what_a_newer_peer_says_is_told_from_what_makes_no_sense() {
         assert_eq!(Request::decode(&[200, 1, 2]), Err(unknown("a request", 200)));
-        assert_eq!(Answer::decode(&[200, 1, 2]), Err(unknown("an answer", 200)));
-        assert_eq!(Answer::decode(&[7, 99, 0]), Ok(Answer::Refused { why: Refusal::Failed, text: String::new() }));
+        assert_eq!(Answer::decode(&Bytes::from_static(&[200, 1, 2])), Err(unknown("an answer", 200)));
+        assert_eq!(
+            Answer::decode(&Bytes::from_static(&[7, 99, 0])),
+            Ok(Answer::Refused { why: Refusal::Failed, text: String::new() })
+        );
     }
 
     #[test]
     fn counts_that_nothing_stands_behind_are_refused_before_anything_is_reserved() {
         for tag in [2, 3] {
             let huge = [&[tag][..], &[0xff, 0xff, 0xff, 0xff, 0x0f]].concat();
-            assert_eq!(Answer::decode(&huge), Err(DecodeError::Truncated));
+            assert_eq!(Answer::decode(&huge.into()), Err(DecodeError::Truncated));
         }
         let mut many = vec![6, GlyphKind::Node.tag()];
         many.put_varint(GLYPHS_MAX as u64 + 1);
@@ -485,7 +498,7 @@ mod tests {
     #[test]
     fn a_refusal_cannot_write_on_a_terminal() {
         let answer = Answer::Refused { why: Refusal::Failed, text: "\x1b[2Jgone".into() };
-        let read = Answer::decode(&answer.encode()).unwrap();
+        let read = Answer::decode(&answer.encode().into()).unwrap();
         assert_eq!(read, Answer::Refused { why: Refusal::Failed, text: "[2Jgone".into() });
     }
 }

@@ -304,7 +304,7 @@ impl GlyphStore {
             for location in [in_use, Some(here)].into_iter().flatten() {
                 match self.stored(pack, location, id) {
                     Ok((header, stored)) => {
-                        let record = Record { header, stored: stored.into() };
+                        let record = Record { header, stored: stored[..].into() };
                         lane.append(&self.shared, &record, Purpose::Upkeep, lane.place(id))?;
                         report.glyphs_copied += 1;
                         report.bytes_copied += u64::from(footprint(entry));

@@ -421,15 +421,10 @@ impl GlyphStore {
     }
 
     /// The header and the stored bytes of a record, intact.
-    pub(super) fn stored(
-        &self,
-        pack: &Pack,
-        location: Location,
-        id: &GlyphId,
-    ) -> Result<(Header, Vec<u8>), Unreadable> {
+    pub(super) fn stored(&self, pack: &Pack, location: Location, id: &GlyphId) -> Result<(Header, Bytes), Unreadable> {
         let len = HEADER_BYTES + location.stored_bytes as usize;
-        let (header, mut bytes) = self.record(pack, location, id, len)?;
-        bytes.drain(..HEADER_BYTES);
+        let (header, bytes) = self.record(pack, location, id, len)?;
+        let bytes = Bytes::from(bytes).slice(HEADER_BYTES..);
         if header.stored_is_intact(&bytes) { Ok((header, bytes)) } else { Err(Unreadable::Bad) }
     }
 

@@ -329,11 +329,11 @@ impl Lane {
                 io.allocated.1 = until;
             }
         }
-        file.write_at(block, at.into())?;
         if block.len() >= BLOCK_BYTES {
-            file.begin_writeback(at.into(), block.len() as u64);
+            file.write_past_cache(block, at.into())
+        } else {
+            file.write_at(block, at.into())
         }
-        Ok(())
     }
 }
 

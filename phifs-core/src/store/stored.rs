@@ -61,12 +61,12 @@ impl StoredGlyph {
     }
 
     /// What `encode` made of this glyph, or what somebody says it made of it: see `new`.
-    pub fn decode(id: GlyphId, bytes: &[u8]) -> codec::Result<Self> {
+    pub fn decode(id: GlyphId, bytes: &Bytes) -> codec::Result<Self> {
         let mut reader = Reader::new(bytes);
         let (kind, codec, plain_bytes) = (reader.u8()?, reader.u8()?, reader.u32()?);
-        let stored = reader.bytes(reader.remaining())?;
+        let stored = bytes.slice(bytes.len() - reader.remaining()..);
         Self::check_lengths(plain_bytes, stored.len() as u64)?;
-        Self::new((kind, codec), id, plain_bytes, Bytes::copy_from_slice(stored))
+        Self::new((kind, codec), id, plain_bytes, stored)
     }
 
     pub fn kind(&self) -> GlyphKind {
@@ -103,7 +103,7 @@ impl GlyphStore {
             && let Some((location, pack)) = self.locate(kind, id)
             && let Ok((header, bytes)) = self.stored(&pack, location, id)
         {
-            let glyph = StoredGlyph { header, bytes: bytes.into() };
+            let glyph = StoredGlyph { header, bytes };
             if glyph.plain().is_some() {
                 return Ok(glyph);
             }

@@ -367,7 +367,7 @@ impl World {
     pub fn answer_arrives(&mut self, ends: Ends) -> Outcome {
         let open = self.open(ends);
         let bytes = open.answers.messages.pop_front().expect("one message for each arrival");
-        let answer = Answer::decode(&bytes).map_err(|e| Trouble::Bug(format!("an answer: {e}")))?;
+        let answer = Answer::decode(&bytes.into()).map_err(|e| Trouble::Bug(format!("an answer: {e}")))?;
         if let Answer::Groups(groups) = &answer {
             self.oracle.heard(groups);
         }

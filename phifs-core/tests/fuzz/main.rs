@@ -83,7 +83,7 @@ fn answer() {
         let bytes = hostile.made_of(&seeds);
         // Groups are packed; how long they say they are is reserved at once.
         let more = if bytes.first() == Some(&6) { 2 * GROUP_BYTES_MAX } else { 0 };
-        let answer = bounded(&bytes, more, Answer::decode);
+        let answer = bounded(&bytes, more, |bytes| Answer::decode(&Bytes::copy_from_slice(bytes)));
         // There is more than one way to pack, and what a refusal says is cleaned.
         if let Ok(answer) = answer
             && !matches!(answer, Answer::Groups(_) | Answer::Refused { .. })
@@ -229,9 +229,15 @@ fn stored_glyph() {
     let seeds: Vec<Vec<u8>> = glyphs.iter().map(|glyph| glyph.encode().to_vec()).collect();
     check!().with_type().for_each(|hostile: &Hostile| {
         let bytes = hostile.made_of(&seeds);
-        canonical(&bytes, |bytes| StoredGlyph::decode(GlyphId([0; 32]), bytes), |glyph| glyph.encode().to_vec());
+        canonical(
+            &bytes,
+            |bytes| StoredGlyph::decode(GlyphId([0; 32]), &Bytes::copy_from_slice(bytes)),
+            |glyph| glyph.encode().to_vec(),
+        );
         // It says how long it will be.
-        let plain = |bytes: &[u8]| StoredGlyph::decode(GlyphId([0; 32]), bytes).ok().and_then(|glyph| glyph.plain());
+        let plain = |bytes: &[u8]| {
+            StoredGlyph::decode(GlyphId([0; 32]), &Bytes::copy_from_slice(bytes)).ok().and_then(|glyph| glyph.plain())
+        };
         bounded(&bytes, 2 * GLYPH_BYTES_MAX, plain);
     });
 }

@@ -55,7 +55,7 @@ pub async fn fetch(shared: &Arc<Shared>, first: Option<NodePublicKey>, ids: Vec<
 
 /// Says which of the glyphs the peer does not have. What has come is stored while more is on its way.
 async fn fetch_from(shared: &Arc<Shared>, connection: &Connection, ids: Vec<GlyphId>) -> Result<Vec<GlyphId>, Failure> {
-    let mut missing = Vec::new();
+    let (mut missing, mut storing) = (Vec::new(), JoinSet::new());
     for ids in ids.chunks(GLYPHS_MAX) {
         let request = Request::Glyphs(GlyphKind::Data, ids.to_vec());
         let mut answers = wire::ask(connection, &request).await.map_err(Failure::plain)?;
@@ -69,14 +69,23 @@ async fn fetch_from(shared: &Arc<Shared>, connection: &Connection, ids: Vec<Glyp
                 None => missing.push(*id),
             }
             if bytes >= STORED_BYTES {
-                let glyphs = std::mem::take(&mut glyphs);
-                shared.blocking(move |engine| engine.take_glyphs(glyphs)).await?;
+                stored(&mut storing).await?;
+                let (shared, glyphs) = (shared.clone(), std::mem::take(&mut glyphs));
+                storing.spawn(async move { shared.blocking(move |engine| engine.take_glyphs(glyphs)).await });
                 bytes = 0;
             }
         }
+        stored(&mut storing).await?;
         shared.blocking(move |engine| engine.take_glyphs(glyphs)).await?;
     }
     Ok(missing)
+}
+
+async fn stored(storing: &mut JoinSet<Result<(), Failure>>) -> Result<(), Failure> {
+    while let Some(done) = storing.join_next().await {
+        done.map_err(Failure::plain)??;
+    }
+    Ok(())
 }
 
 /// To the peers that there are connections to.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use phifs_core::codec::DecodeError;
 use phifs_core::ssep::{Answer, FRAME_BYTES_MAX, Note, REQUEST_BYTES_MAX, Refusal, Request};
 use quinn::{Connection, ReadExactError, RecvStream, SendStream};
@@ -13,6 +14,7 @@ use super::traffic::{self, Path};
 /// How long a peer that is there may take for anything but what it is to wait for.
 pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(20);
+const TOO_LITTLE: &str = "it says less than it announced";
 
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
@@ -89,7 +91,7 @@ impl Answers {
     }
 }
 
-fn decode_answer(bytes: &[u8]) -> Result<Answer> {
+fn decode_answer(bytes: &Bytes) -> Result<Answer> {
     let answer = Answer::decode(bytes)?;
     traffic::received(Path::of(&answer), bytes.len());
     match answer {
@@ -106,7 +108,7 @@ pub type Ahead<T> = mpsc::Receiver<Result<T>>;
 fn read_ahead<T: Send + 'static>(
     mut stream: RecvStream,
     bytes_max: usize,
-    decode: fn(&[u8]) -> Result<T>,
+    decode: fn(&Bytes) -> Result<T>,
 ) -> (Ahead<T>, AbortOnDrop) {
     let (out, received) = mpsc::channel(4);
     let reading = tokio::spawn(async move {
@@ -128,9 +130,11 @@ pub async fn request(stream: &mut RecvStream) -> Result<Request> {
 }
 
 pub async fn answer(stream: &mut SendStream, answer: &Answer) -> Result<()> {
-    let bytes = answer.encode();
-    traffic::sent(Path::of(answer), bytes.len());
-    write(stream, &bytes).await
+    let (head, rest) = answer.parts();
+    let len = head.len() + rest.len();
+    traffic::sent(Path::of(answer), len);
+    let mut frame = [Bytes::copy_from_slice(&frame_len(len)), head.into(), rest];
+    stream.write_all_chunks(&mut frame).await.map_err(lost)
 }
 
 /// The notes of somebody who follows.
@@ -144,26 +148,29 @@ pub async fn note(stream: &mut SendStream, note: &Note) -> Result<()> {
 
 /// Messages are frames: a length, then so many bytes.
 async fn write(stream: &mut SendStream, bytes: &[u8]) -> Result<()> {
-    let len = u32::try_from(bytes.len()).expect("messages are limited").to_le_bytes();
-    stream.write_all(&len).await.map_err(lost)?;
+    stream.write_all(&frame_len(bytes.len())).await.map_err(lost)?;
     stream.write_all(bytes).await.map_err(lost)
 }
 
-async fn read(stream: &mut RecvStream, bytes_max: usize) -> Result<Vec<u8>> {
+fn frame_len(len: usize) -> [u8; 4] {
+    u32::try_from(len).expect("messages are limited").to_le_bytes()
+}
+
+async fn read(stream: &mut RecvStream, bytes_max: usize) -> Result<Bytes> {
     let mut len = [0; 4];
-    read_exact(stream, &mut len).await?;
+    let early = |error| match error {
+        ReadExactError::FinishedEarly(_) => lost(TOO_LITTLE),
+        ReadExactError::ReadError(error) => lost(error),
+    };
+    stream.read_exact(&mut len).await.map_err(early)?;
     let len = u32::from_le_bytes(len) as usize;
     if len > bytes_max {
         return Err(WireError::TooLong(len));
     }
-    let mut bytes = vec![0; len];
-    read_exact(stream, &mut bytes).await?;
-    Ok(bytes)
-}
-
-async fn read_exact(stream: &mut RecvStream, bytes: &mut [u8]) -> Result<()> {
-    stream.read_exact(bytes).await.map_err(|error| match error {
-        ReadExactError::FinishedEarly(_) => lost("it says less than it announced"),
-        ReadExactError::ReadError(error) => lost(error),
-    })
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let chunk = stream.read_chunk(len - bytes.len(), true).await.map_err(lost)?;
+        bytes.extend_from_slice(&chunk.ok_or_else(|| lost(TOO_LITTLE))?.bytes);
+    }
+    Ok(bytes.into())
 }

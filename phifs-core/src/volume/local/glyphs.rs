@@ -61,7 +61,7 @@ impl LocalVolume {
     ///
     /// # Errors
     /// `Malformed` if these are not the bytes of this glyph. Then nothing is kept of them.
-    pub fn take_glyph(&self, id: GlyphId, bytes: &[u8]) -> Result<()> {
+    pub fn take_glyph(&self, id: GlyphId, bytes: &Bytes) -> Result<()> {
         pull::take(&self.store, GlyphKind::Data, id, bytes)?;
         Ok(())
     }

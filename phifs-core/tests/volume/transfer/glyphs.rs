@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use phifs_core::id::GlyphId;
 use phifs_core::namespace::op::Op;
 use phifs_core::store::GlyphKind;
@@ -84,13 +85,13 @@ fn wrong_bytes_of_a_glyph_are_refused_and_leave_nothing() {
     a.write(Ino::ROOT, b"single", &[b'a'; 30_000]);
     let id = *missing(&b, &ops_of(&a)).first().unwrap();
     let sent = a.volume.glyph_to_send(GlyphKind::Data, &id).unwrap().unwrap();
-    let mut bad: Vec<Vec<u8>> = (0..sent.len()).map(|len| sent[..len].to_vec()).collect();
+    let mut bad: Vec<Bytes> = (0..sent.len()).map(|len| sent.slice(..len)).collect();
     for (at, to) in [(0, 0), (0, 2), (0, 9), (1, 0), (1, 2), (1, 9), (2, 0xff), (5, 1), (5, 0xff), (12, 0x55)] {
         let mut bytes = sent.to_vec();
         bytes[at] = to;
-        bad.push(bytes);
+        bad.push(bytes.into());
     }
-    bad.push([&sent[..], b"x"].concat());
+    bad.push([&sent[..], b"x"].concat().into());
     for bytes in &bad {
         assert!(b.volume.take_glyph(id, bytes).is_err(), "{} bytes", bytes.len());
     }
