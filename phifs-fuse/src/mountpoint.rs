@@ -98,6 +98,7 @@ fn mount_directly(path: &Path, options: &MountOptions) -> Result<Option<OwnedFd>
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
     flags.set(MountFlags::NOSUID, !options.suid);
     flags.set(MountFlags::NODEV, !options.dev);
+    flags.set(MountFlags::RDONLY, options.read_only);
     match rustix::mount::mount(&options.source, path, "fuse.phifs", flags, Some(data.as_c_str())) {
         Ok(()) => Ok(Some(device)),
         Err(Errno::PERM) => Ok(None),
@@ -110,7 +111,8 @@ fn mount_directly(path: &Path, options: &MountOptions) -> Result<Option<OwnedFd>
 fn mount_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
     let mut list = format!("fsname={},subtype=phifs,default_permissions,noatime", options.source);
     // It mounts nosuid and nodev unless root tells it otherwise.
-    for (name, wanted) in [(",allow_other", options.allow_other), (",suid", options.suid), (",dev", options.dev)] {
+    let (ro, suid, dev) = (options.read_only, options.suid, options.dev);
+    for (name, wanted) in [(",allow_other", options.allow_other), (",suid", suid), (",dev", dev), (",ro", ro)] {
         list.push_str(if wanted { name } else { "" });
     }
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)

@@ -46,6 +46,8 @@ pub struct MountOptions {
     pub suid: bool,
     /// Whether device nodes can be opened. Only root may ask for it.
     pub dev: bool,
+    /// Whether the kernel refuses every change by itself.
+    pub read_only: bool,
     /// A file beside those in which the volume keeps its bytes. The kernel is asked at the start whether it takes such
     /// ones for passthrough.
     pub sample: Option<Arc<File>>,
@@ -59,6 +61,7 @@ impl Default for MountOptions {
             allow_other: rustix::process::geteuid().is_root(),
             suid: false,
             dev: false,
+            read_only: false,
             sample: None,
         }
     }

@@ -7,11 +7,14 @@
 //! - However this ends, the /dev/fuse descriptor closes with the process, so a user of the mount gets ENOTCONN and
 //!   never hangs.
 
+mod arrival;
 mod branches;
+mod invitation;
 mod membership;
 mod metrics;
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -21,22 +24,23 @@ use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use phifs_core::disk::Disk;
-use phifs_core::snapshot::pull::Ask;
+use phifs_core::identity::NodePublicKey;
 use phifs_core::ssep::Token;
 use phifs_core::store::GlyphIndex;
-use phifs_core::volume::local::Peer;
+use phifs_core::volume::Volume;
 use phifs_fuse::{Mount, MountError, MountOptions};
 use rustix::process::Resource;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use arrival::{Arrived, Surroundings, arrive};
 use branches::BranchMounts;
+use invitation::Invitation;
 
 use crate::config::{Config, Conflicts, DataMode};
 use crate::control::{Handed, Handler, Progress, Request, Server, Side};
-use crate::engine::{Engine, Merging, Options};
+use crate::engine::{Engine, Merging, Newcomer, Options};
 use crate::env::SystemEnv;
 use crate::failure::{Failure, Kind};
 use crate::file_disk::FileDisk;
@@ -89,15 +93,30 @@ pub fn serve(
     let store = StoreDir::create(&config.store)?;
     let role = Role { name: "daemon", repair: false, rebuild_index: false };
     let lock = store.lock(role.name)?;
-    let (engine, mut socket) = match origin {
-        Origin::Here => (open_locked(config, &lock, &store, role, None, progress)?, None),
-        Origin::Export(file) => {
-            let from = Source::Export(Handed::new(file.into()));
-            (open_locked(config, &lock, &store, role, Some(from), progress)?, None)
+    lock.clear_leftovers()?;
+    let (events, arrivals) = mpsc::channel();
+    watch_signals(&events)?;
+    let mut ready = Some(ready);
+    let origin = match (origin, Invitation::load(&store)?) {
+        (Origin::Here, Some(remembered)) => Way::Invited(remembered),
+        (Origin::Here, None) => Way::Here,
+        (Origin::Export(file), _) => Way::Export(file),
+        (Origin::Invitation(token), _) => Way::Invited(Invitation::new(*token)),
+    };
+    let (engine, mut socket, early) = match origin {
+        Way::Here => (open_locked(config, &store, role, None, progress)?, None, None),
+        Way::Export(file) => {
+            let from = Handed::new(file.into());
+            (open_locked(config, &store, role, Some(from), progress)?, None, None)
         }
-        Origin::Invitation(token) => {
-            let (engine, socket) = join(config, &lock, &store, role, &token, progress)?;
-            (engine, Some(socket))
+        Way::Invited(invitation) => {
+            let surroundings =
+                Surroundings { config, lock: &lock, store: &store, events: &events, arrivals: &arrivals };
+            let mut tell = |arriving: &Ready| ready.take().map_or(Ok(()), |ready| ready(arriving));
+            match join(surroundings, role, invitation, progress, &mut tell)? {
+                Some(Arrived { engine, socket, server }) => (engine, Some(socket), server),
+                None => return Ok(()),
+            }
         }
     };
     let engine = Arc::new(engine);
@@ -113,14 +132,13 @@ pub fn serve(
     }
     // Before the mount: what is not here can be had then.
     let net = socket.map(|socket| Net::start(socket, engine.clone()).map(Arc::new)).transpose()?;
+    Invitation::forget(&store)?;
     progress(Progress::step(format!("mounting on {}", show::path(&config.mount))));
     // Before the mount: whoever finds it served finds out by whom.
     lock.publish_pid()?;
     let mount = mount(config, Place { dir: &config.mount, choice: "with --mount DIR" }, &engine)?;
     engine.set_invalidate(mount.invalidator());
 
-    let (events, arrivals) = mpsc::channel();
-    watch_signals(&events)?;
     let background = Background::start(&engine)?;
     let branches = BranchMounts::new(config, engine.clone(), events.clone());
     let daemon = Arc::new(Daemon {
@@ -135,9 +153,17 @@ pub fn serve(
         stopped: Mutex::new(false),
     });
     daemon.watch_mount()?;
-    let socket = store.control_socket();
-    let server = Server::start(socket.clone(), daemon.clone())
-        .map_err(|error| Failure::plain(format!("cannot listen at {}: {error}", show::path(&socket))))?;
+    let server = match early {
+        Some((server, stage)) => {
+            stage.leave_to(daemon.clone());
+            server
+        }
+        None => {
+            let socket = store.control_socket();
+            Server::start(socket.clone(), daemon.clone())
+                .map_err(|error| Failure::plain(format!("cannot listen at {}: {error}", show::path(&socket))))?
+        }
+    };
     let metrics = daemon.clone();
     let metrics =
         config.metrics.map(|address| crate::metrics::Server::start(address, move || metrics.metrics())).transpose()?;
@@ -147,7 +173,8 @@ pub fn serve(
     tracing::info!(pid, mount = %mount.quoted(), store = %show::path(store.path()), "serving");
     let gone = || Failure::plain("internal error: nobody can stop the daemon");
     let standing = daemon.cluster().standing;
-    let mut event = match ready(&Ready { pid, mount, store: Name::of_path(store.path()), log: None, standing }) {
+    let is_up = Ready { pid, mount, store: Name::of_path(store.path()), log: None, standing, arriving: None };
+    let mut event = match ready.map_or(Ok(()), |ready| ready(&is_up)) {
         Ok(()) => arrivals.recv().map_err(|_| gone())?,
         Err(error) => {
             tracing::warn!(%error, "whoever started this has gone");
@@ -206,10 +233,11 @@ pub enum Origin {
     Invitation(Box<Token>),
 }
 
-/// What a store is made of.
-enum Source<'a> {
-    Export(Handed),
-    Peer { peer: Peer, head: Bytes, ask: Ask<'a> },
+/// The same, with what is remembered in the store.
+enum Way {
+    Here,
+    Export(File),
+    Invited(Invitation),
 }
 
 /// Locks and opens a store. Drop the engine before the lock.
@@ -220,7 +248,8 @@ pub fn open(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(StoreLock, Engine), Failure> {
     let lock = store.lock(role.name)?;
-    let engine = open_locked(config, &lock, store, role, None, progress)?;
+    lock.clear_leftovers()?;
+    let engine = open_locked(config, store, role, None, progress)?;
     Ok((lock, engine))
 }
 
@@ -228,20 +257,19 @@ fn load_key(store: &StoreDir) -> Result<NodeSeed, Failure> {
     Ok(node_key::load_or_create(store.path(), env::random)?)
 }
 
-/// Becomes a member, and gets the volume unless it is here already.
+/// Becomes a member, and gets the volume unless it is here already. Nothing comes of it if the daemon is told to stop.
 fn join(
-    config: &Config,
-    lock: &StoreLock,
-    store: &StoreDir,
+    surroundings: Surroundings<'_>,
     role: Role,
-    token: &Token,
+    mut invitation: Invitation,
     progress: &mut dyn FnMut(Progress),
-) -> Result<(Engine, Socket), Failure> {
+    ready: &mut dyn FnMut(&Ready) -> std::io::Result<()>,
+) -> Result<Option<Arrived>, Failure> {
+    let Surroundings { config, store, .. } = surroundings;
     let disk = open_disk(store)?;
-    let here =
-        if Engine::is_there(&disk)? { Some(open_locked(config, lock, store, role, None, progress)?) } else { None };
+    let here = if Engine::is_there(&disk)? { Some(open_locked(config, store, role, None, progress)?) } else { None };
     if let Some(engine) = &here
-        && engine.volume_id()? != token.volume
+        && engine.volume_id()? != invitation.token.volume
     {
         let message = format!("the store {} holds another volume", show::path(store.path()));
         return Err(Failure::new(Kind::InUse, message).hint("name an empty directory with --store DIR"));
@@ -252,20 +280,21 @@ fn join(
     };
     let socket = Socket::bind(listen.unwrap_or(net::DEFAULT_LISTEN), &load_key(store)?)?;
     progress(Progress::step("asking to be let in"));
-    let admitted = socket.join(token)?;
-    let engine = match here {
-        Some(engine) => engine,
-        None => {
-            let peer = Peer { node: token.inviter, volume: token.volume };
-            let (head, mut giver) = (admitted.head()?, admitted.giver());
-            let from = Source::Peer { peer, head, ask: &mut giver };
-            open_locked(config, lock, store, role, Some(from), progress)?
-        }
-    };
-    engine.take_member_entries(admitted.members)?;
-    // Not everything is here that its files are made of.
-    engine.place()?;
-    Ok((engine, socket))
+    let known = |(key, addresses): &(NodePublicKey, Vec<SocketAddr>)| socket.rejoin(*key, addresses);
+    let admitted = socket.join(&invitation.token).or_else(|failure| {
+        // Who has let this node in may be gone; the others know of it.
+        invitation.members.iter().find_map(known).ok_or(failure)
+    })?;
+    if let Some(engine) = here {
+        engine.take_member_entries(admitted.members)?;
+        engine.place()?;
+        return Ok(Some(Arrived { engine, socket, server: None }));
+    }
+    invitation.members = net::addresses_of(&admitted).collect();
+    invitation.remember(store)?;
+    ignore_lease_signals()?;
+    let newcomer = Newcomer::begin((Arc::new(disk), open_index(store)?), load_key(store)?, options(config, role))?;
+    arrive(surroundings, newcomer, socket, (&invitation, admitted), progress, ready)
 }
 
 fn open_disk(store: &StoreDir) -> Result<FileDisk, Failure> {
@@ -274,25 +303,23 @@ fn open_disk(store: &StoreDir) -> Result<FileDisk, Failure> {
     })
 }
 
-fn open_locked(
-    config: &Config,
-    lock: &StoreLock,
-    store: &StoreDir,
-    role: Role,
-    from: Option<Source<'_>>,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Engine, Failure> {
-    // Asking whether a staging file has writers may bring one; its default action would end the process.
+/// Asking whether a staging file has writers may bring a signal whose default action would end the process.
+fn ignore_lease_signals() -> Result<(), Failure> {
     signal_hook::flag::register(signal_hook::consts::SIGIO, Arc::new(AtomicBool::new(false)))
-        .map_err(|error| Failure::plain(format!("cannot ignore SIGIO: {error}")))?;
-    lock.clear_leftovers()?;
-    let seed = load_key(store)?;
-    let disk = open_disk(store)?;
+        .map_err(|error| Failure::plain(format!("cannot ignore SIGIO: {error}")))
+        .map(drop)
+}
+
+fn open_index(store: &StoreDir) -> Result<Arc<dyn GlyphIndex>, Failure> {
     let index = SledIndex::open(&store.index()).map_err(|error| {
         let index = show::path(&store.index());
         Failure::plain(format!("cannot open the glyph index {index}: {error}")).hint("delete it; it will be rebuilt")
     })?;
-    let options = Options {
+    Ok(Arc::new(index))
+}
+
+fn options(config: &Config, role: Role) -> Options {
+    Options {
         cache_bytes: u64::from(config.cache_mib) << 20,
         staging_cache_bytes: u64::from(config.staging_cache_mib) << 20,
         publish_interval: config.publish_interval,
@@ -301,15 +328,23 @@ fn open_locked(
         siblings: config.conflicts == Conflicts::Siblings,
         repair: role.repair,
         rebuild_index: role.rebuild_index,
-    };
-    let (disk, index): (Arc<dyn Disk>, Arc<dyn GlyphIndex>) = (Arc::new(disk), Arc::new(index));
-    let to = (disk.clone(), index.clone());
-    match from {
-        None => {}
-        Some(Source::Export(input)) => Engine::bootstrap(to, &SystemEnv, &seed, &options, input, progress)?,
-        Some(Source::Peer { peer, head, ask }) => {
-            Engine::bootstrap_from_peer(to, &SystemEnv, &seed, &options, (&peer, &head), ask, progress)?;
-        }
+    }
+}
+
+/// `export`: what the store is made of first.
+fn open_locked(
+    config: &Config,
+    store: &StoreDir,
+    role: Role,
+    export: Option<Handed>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Engine, Failure> {
+    ignore_lease_signals()?;
+    let seed = load_key(store)?;
+    let disk: Arc<dyn Disk> = Arc::new(open_disk(store)?);
+    let (index, options) = (open_index(store)?, options(config, role));
+    if let Some(export) = export {
+        Engine::bootstrap((disk.clone(), index.clone()), &SystemEnv, &seed, &options, export, progress)?;
     }
     Engine::open(disk, index, Arc::new(SystemEnv), &seed, &options, progress)
 }
@@ -321,7 +356,16 @@ struct Place<'a> {
     choice: &'static str,
 }
 
-fn mount(config: &Config, Place { dir, choice }: Place<'_>, engine: &Engine) -> Result<Mount, Failure> {
+fn mount(config: &Config, place: Place<'_>, engine: &Engine) -> Result<Mount, Failure> {
+    mount_volume(config, place, engine.volume(), &mount_options(config))
+}
+
+fn mount_volume(
+    config: &Config,
+    Place { dir, choice }: Place<'_>,
+    volume: Arc<dyn Volume>,
+    options: &MountOptions,
+) -> Result<Mount, Failure> {
     let at = show::path(dir);
     clear_dead_mounts(config)?;
     if !dir.exists() {
@@ -343,7 +387,11 @@ fn mount(config: &Config, Place { dir, choice }: Place<'_>, engine: &Engine) -> 
     if (config.suid || config.dev) && !rustix::process::geteuid().is_root() {
         return Err(Failure::new(Kind::Usage, "only root can mount with suid or dev").hint("leave these settings out"));
     }
-    let options = MountOptions {
+    phifs_fuse::mount(volume, dir, options).map_err(|error| explain(error, choice))
+}
+
+fn mount_options(config: &Config) -> MountOptions {
+    MountOptions {
         source: source(config),
         data_mode: match config.data_mode {
             DataMode::Auto => phifs_fuse::DataMode::Auto,
@@ -354,10 +402,10 @@ fn mount(config: &Config, Place { dir, choice }: Place<'_>, engine: &Engine) -> 
         allow_other: config.allow_other,
         suid: config.suid,
         dev: config.dev,
+        read_only: false,
         // Any file will do; this one is always there.
         sample: File::open(config.store.join("superblock")).ok().map(Arc::new),
-    };
-    phifs_fuse::mount(engine.volume(), dir, &options).map_err(|error| explain(error, choice))
+    }
 }
 
 /// What mount(8) shows as the device: which store it is, where its path can be written there.
@@ -420,6 +468,8 @@ enum Event {
     BranchUnmounted,
     /// `phifs down` has done all but the end.
     Down,
+    /// What was being fetched is here, or will not be.
+    Arrived,
 }
 
 struct Daemon {
@@ -458,7 +508,7 @@ impl Daemon {
                 }
                 _ => Err(failure),
             }),
-            Event::Unmounted | Event::BranchUnmounted | Event::Down => self.stop(false, &mut log),
+            Event::Unmounted | Event::BranchUnmounted | Event::Down | Event::Arrived => self.stop(false, &mut log),
         }
     }
 
@@ -496,7 +546,6 @@ impl Daemon {
     }
 
     fn status(&self) -> Status {
-        let features = self.mount.features();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -505,17 +554,23 @@ impl Daemon {
             mounts: mounts_of(&self.mount).iter().map(|mount| Name::of_path(&mount.path)).collect(),
             branches: self.branches.report(),
             cluster: self.cluster(),
-            features: Features {
-                data_path: features.data_path.to_string(),
-                data_path_reason: features.data_path_reason,
-                protocol: format!("{}.{}", features.protocol.0, features.protocol.1),
-                write_bytes_max: features.write_bytes_max,
-                read_ahead_bytes: features.read_ahead_bytes,
-                options: features.options.iter().map(|(name, on)| ((*name).to_owned(), *on)).collect(),
-            },
+            arriving: None,
+            features: features_of(&self.mount),
             requests: self.mount.requests().into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect(),
             volume: self.engine.status(),
         }
+    }
+}
+
+fn features_of(mount: &Mount) -> Features {
+    let features = mount.features();
+    Features {
+        data_path: features.data_path.to_string(),
+        data_path_reason: features.data_path_reason,
+        protocol: format!("{}.{}", features.protocol.0, features.protocol.1),
+        write_bytes_max: features.write_bytes_max,
+        read_ahead_bytes: features.read_ahead_bytes,
+        options: features.options.iter().map(|(name, on)| ((*name).to_owned(), *on)).collect(),
     }
 }
 

@@ -19,6 +19,9 @@ pub struct Status {
     pub branches: Vec<BranchMount>,
     #[serde(default)]
     pub cluster: Cluster,
+    /// Present as long as the volume is on its way here, and can only be read.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub arriving: Option<Arriving>,
     pub features: Features,
     /// How many FUSE requests of each kind the kernel has sent since the start.
     #[serde(default)]
@@ -51,6 +54,39 @@ pub struct Cluster {
     /// What was found that must never be: another state for the same operations.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub divergence: Option<String>,
+}
+
+/// How far a volume is on its way here, without the contents of its files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arriving {
+    /// Of the volume.
+    pub inodes: u64,
+    /// Rows of its tables that are here, and all of them.
+    pub rows: u64,
+    pub rows_total: u64,
+    /// How long it will take about until all are here, by how it has gone so far.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub left_secs: Option<u64>,
+    /// Whether all are here, and the volume is being made of them.
+    pub complete: bool,
+    /// Of the machines that have it.
+    pub connected: u64,
+}
+
+impl Arriving {
+    /// For people.
+    pub fn describe(&self) -> String {
+        if self.complete {
+            return format!("the metadata of {} inodes is here and being checked", self.inodes);
+        }
+        let percent = u128::from(self.rows) * 100 / u128::from(self.rows_total.max(1));
+        let left = match self.left_secs {
+            _ if self.connected == 0 => "it goes on when a machine that has it can be reached".to_owned(),
+            Some(secs) => format!("about {} to go", crate::show::span(secs)),
+            None => "it has just begun".to_owned(),
+        };
+        format!("{percent} % of the metadata of {} inodes is here, {left}", self.inodes)
+    }
 }
 
 /// What has still to come, of the contents of files.
@@ -167,7 +203,7 @@ pub struct Branch {
 }
 
 /// What the mount got from the kernel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Features {
     pub data_path: String,
     /// Why no faster one.
@@ -588,4 +624,7 @@ pub struct Ready {
     pub log: Option<Name>,
     #[serde(default)]
     pub standing: Standing,
+    /// Present if the volume can only be read for now.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub arriving: Option<Arriving>,
 }

@@ -5,6 +5,7 @@
 //! STORE/phifs.pid     the process that serves the volume
 //! STORE/control.sock  where it takes requests
 //! STORE/phifs.toml    settings      STORE/phifs.log  what happened      STORE/node.key  who this node is
+//! STORE/joining       from whom the volume comes, as long as it is on its way
 //! STORE/index/        the glyph index, which can be deleted at any time
 //! ```
 //!
@@ -24,7 +25,7 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::show;
 
 /// What may lie in a directory that becomes a store. Anything else in one that is no store yet stops us.
-const OURS: [&str; 16] = [
+const OURS: [&str; 18] = [
     "superblock",
     "journal",
     "packs",
@@ -40,6 +41,8 @@ const OURS: [&str; 16] = [
     "phifs.log.1",
     "node.key",
     "node.key.new",
+    "joining",
+    "joining.new",
     "lost+found",
 ];
 

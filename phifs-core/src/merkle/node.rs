@@ -15,7 +15,7 @@
 use bytes::Bytes;
 
 use super::bits::{bit_len, common_bytes, critical_bit};
-use super::{KEY_BYTES_MAX, MapError, VALUE_BYTES_MAX};
+use super::{KEY_BYTES_MAX, MapError, Root, VALUE_BYTES_MAX};
 use crate::codec::{DecodeError, Encode, Reader};
 use crate::id::GlyphId;
 
@@ -147,11 +147,11 @@ impl Node {
         parse_child(bytes).expect("a child has a fixed length")
     }
 
-    /// The nodes below this one, and the levels on which they are. A leaf has none.
-    pub fn children(&self) -> impl Iterator<Item = (GlyphId, u16)> {
+    /// The nodes right below this one, as roots of what is below them. A leaf has none.
+    pub fn children(&self) -> impl Iterator<Item = Root> {
         (0..if self.is_leaf() { 0 } else { self.count() }).map(|index| {
-            let (id, summary) = self.child(index);
-            (id, summary.level)
+            let (id, Summary { level, rows, .. }) = self.child(index);
+            Root { id: Some(id), level, rows }
         })
     }
 

@@ -5,13 +5,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
 use crate::content::manifest::{Part, visit_glyphs};
 use crate::content::{Content, ContentError};
 use crate::id::GlyphId;
-use crate::merkle::{self, Added, Node};
+use crate::merkle::{self, Added, Node, Root};
 use crate::meta::TableId;
 use crate::meta::{Frozen, Roots};
 use crate::namespace::Table;
@@ -69,6 +70,7 @@ pub struct Pull<'a> {
     store: &'a GlyphStore,
     ask: Ask<'a>,
     progress: Progress<'a>,
+    rows_here: Option<&'a AtomicU64>,
     bytes: u64,
     synced_at: u64,
 }
@@ -76,7 +78,13 @@ pub struct Pull<'a> {
 impl<'a> Pull<'a> {
     /// The caller holds what is put (`GlyphStore::hold`) until something names it.
     pub fn new(store: &'a GlyphStore, ask: Ask<'a>, progress: Progress<'a>) -> Self {
-        Self { store, ask, progress, bytes: 0, synced_at: 0 }
+        Self { store, ask, progress, rows_here: None, bytes: 0, synced_at: 0 }
+    }
+
+    /// Counts the rows that are here, of those that `nodes` is to bring.
+    #[must_use]
+    pub fn counting(self, rows_here: &'a AtomicU64) -> Self {
+        Self { rows_here: Some(rows_here), ..self }
     }
 
     /// Asks for glyphs, as many as are asked for at a time, and stores what comes; gives what did not.
@@ -115,21 +123,20 @@ impl<'a> Pull<'a> {
             merkle::walk(before.source(), &root, &mut |id, _| met.insert(*id)).map_err(StoreError::from)?;
         }
         // A set, as somebody could make nodes that name each other in more ways than there is time for.
-        let mut next: Vec<(GlyphId, u16)> = roots
-            .iter()
-            .filter_map(|(_, root)| Some((root.id?, root.level)))
-            .filter(|(id, _)| met.insert(*id))
-            .collect();
-        let mut wanted: Vec<(GlyphId, u16)> = Vec::new();
+        let mut unmet = |root: &Root| root.id.filter(|id| met.insert(*id)).map(|id| (id, *root));
+        let mut next: Vec<(GlyphId, Root)> = roots.iter().filter_map(|(_, root)| unmet(&root)).collect();
+        let mut wanted: Vec<(GlyphId, Root)> = Vec::new();
         loop {
             while wanted.len() < NODES_AT_ONCE
-                && let Some((id, level)) = next.pop()
+                && let Some((id, root)) = next.pop()
             {
                 if !self.store.pin_stored(GlyphKind::Node, &id) {
-                    wanted.push((id, level));
-                } else if level > 0 {
+                    wanted.push((id, root));
+                } else if root.level > 0 {
                     let node = Node::decode(&id, self.store.read(GlyphKind::Node, &id)?).map_err(StoreError::from)?;
-                    next.extend(node.children().filter(|(id, _)| met.insert(*id)));
+                    next.extend(node.children().filter_map(|child| unmet(&child)));
+                } else if let Some(rows_here) = self.rows_here {
+                    rows_here.fetch_add(root.rows, Ordering::Relaxed);
                 }
             }
             if wanted.is_empty() {

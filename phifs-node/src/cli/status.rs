@@ -42,6 +42,9 @@ fn describe(status: &report::Status) -> String {
         report::Standing::Former => "no member any more; to come back: phifs down, then phifs join".to_owned(),
     };
     let mut rows = vec![("volume", state), ("mounted on", mounts.join(", "))];
+    if let Some(arriving) = &status.arriving {
+        rows.push(("on its way", arriving.describe()));
+    }
     rows.extend(status.branches.iter().map(|branch| {
         let mounts: Vec<String> = branch.mounts.iter().map(Name::quoted).collect();
         ("branch", format!("{} on {}", show::quote(branch.branch.as_bytes()), mounts.join(", ")))

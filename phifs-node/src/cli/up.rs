@@ -211,6 +211,7 @@ fn already_up(context: &Context, status: &Status, wanted: &Name) -> Result<(), F
         store: status.store.clone(),
         log: None,
         standing: status.cluster.standing,
+        arriving: status.arriving.clone(),
     };
     context.output.result(&ready, describe);
     Ok(())
@@ -268,7 +269,10 @@ fn describe(ready: &Ready) -> String {
     let mut rows = vec![("mounted on", ready.mount.quoted()), ("store", ready.store.quoted())];
     rows.push(("process", ready.pid.to_string()));
     rows.extend(ready.log.as_ref().map(|log| ("log file", log.quoted())));
-    if ready.standing != Standing::Former {
+    if let Some(arriving) = &ready.arriving {
+        rows.push(("read-only", format!("for now: {}", arriving.describe())));
+        rows.push(("progress", "phifs status --watch".to_owned()));
+    } else if ready.standing != Standing::Former {
         rows.push(("others", "to let another machine in: phifs invite".to_owned()));
     }
     columns(&rows)

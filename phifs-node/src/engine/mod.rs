@@ -4,6 +4,7 @@
 mod branches;
 mod conflicts;
 mod merge;
+mod newcomer;
 mod peers;
 mod pins;
 mod settings;
@@ -12,6 +13,7 @@ mod transfer;
 mod versions;
 
 pub use merge::Merging;
+pub use newcomer::{Broken, Newcomer};
 pub use snapshots::name_of;
 
 use std::sync::Arc;
@@ -84,23 +86,11 @@ impl Engine {
         if options.rebuild_index {
             index.clear().map_err(|error| Failure::plain(format!("cannot clear the glyph index: {error}")))?;
         }
-        let volume_options = VolumeOptions {
-            node_cache_bytes: options.cache_bytes,
-            staging_cache_bytes: options.staging_cache_bytes,
-            root_owner: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
-            publish_interval: options.publish_interval,
-            snapshot_every: options.snapshot_every,
-            snapshot_keep: options.snapshot_keep.clone(),
-            siblings: options.siblings,
-            repair: options.repair,
-            ..VolumeOptions::default()
-        };
         let progress = Mutex::new(progress);
         let tell = |step: OpenProgress| (progress.lock())(describe(step));
-        let volume =
-            LocalVolume::open(disk.clone(), index, env, &seed.0, volume_options, &tell).map_err(explain_open)?;
-        report_opening(volume.opening());
-        Ok(Self { disk, volume: Arc::new(volume), closing: AtomicBool::new(false) })
+        let volume = LocalVolume::open(disk.clone(), index, env, &seed.0, volume_options(options), &tell)
+            .map_err(explain_open)?;
+        Ok(opened(disk, volume))
     }
 
     pub fn volume(&self) -> Arc<dyn Volume> {
@@ -268,6 +258,25 @@ impl Engine {
         progress(Progress::step("closing the volume"));
         self.volume.shut_down().map_err(Failure::plain)
     }
+}
+
+fn volume_options(options: &Options) -> VolumeOptions {
+    VolumeOptions {
+        node_cache_bytes: options.cache_bytes,
+        staging_cache_bytes: options.staging_cache_bytes,
+        root_owner: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+        publish_interval: options.publish_interval,
+        snapshot_every: options.snapshot_every,
+        snapshot_keep: options.snapshot_keep.clone(),
+        siblings: options.siblings,
+        repair: options.repair,
+        ..VolumeOptions::default()
+    }
+}
+
+fn opened(disk: Arc<dyn Disk>, volume: LocalVolume) -> Engine {
+    report_opening(volume.opening());
+    Engine { disk, volume: Arc::new(volume), closing: AtomicBool::new(false) }
 }
 
 fn counted(doing: &str, done: u64, total: Option<u64>, unit: &str) -> Progress {

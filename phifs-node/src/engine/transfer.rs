@@ -7,12 +7,11 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use phifs_core::disk::Disk;
-use phifs_core::snapshot::pull::Ask;
 use phifs_core::snapshot::stream::StreamError;
 use phifs_core::store::GlyphIndex;
 use phifs_core::time::Env;
 use phifs_core::volume::local::{
-    ImportOptions, Imported as CameIn, LocalVolume, Options as VolumeOptions, Peer, Sink, TransferError,
+    ImportOptions, Imported as CameIn, LocalVolume, Options as VolumeOptions, Sink, TransferError,
 };
 
 use super::snapshots::explain;
@@ -99,27 +98,6 @@ impl Engine {
         Ok(())
     }
 
-    /// The same out of what a peer knows, and has signed.
-    pub fn bootstrap_from_peer(
-        to: (Arc<dyn Disk>, Arc<dyn GlyphIndex>),
-        env: &dyn Env,
-        seed: &NodeSeed,
-        options: &Options,
-        from: (&Peer, &[u8]),
-        ask: Ask<'_>,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<(), Failure> {
-        let progress = Mutex::new(progress);
-        let tell = |bytes| {
-            (progress.lock())(counted("learning what there is", bytes, None, "bytes"));
-            ControlFlow::Continue(())
-        };
-        let made = LocalVolume::bootstrap_from_peer(to, env, &seed.0, &for_new(options), from, ask, &tell);
-        made.map_err(Failure::plain)?;
-        tracing::info!("the store is made");
-        Ok(())
-    }
-
     /// Reads everything that a snapshot names.
     pub fn verify_snapshot(&self, name: &str, progress: &mut dyn FnMut(Progress)) -> Result<Verified, Failure> {
         let progress = Mutex::new(progress);
@@ -144,7 +122,7 @@ impl Engine {
     }
 }
 
-fn for_new(options: &Options) -> VolumeOptions {
+pub(super) fn for_new(options: &Options) -> VolumeOptions {
     VolumeOptions { node_cache_bytes: options.cache_bytes, ..VolumeOptions::default() }
 }
 

@@ -28,8 +28,8 @@ const FEW: usize = 8;
 /// A peer that somebody waits for and that has said nothing for so long gets company.
 const HEDGE_AFTER: Duration = Duration::from_millis(250);
 /// Whoever reads right after the start waits so long at most until there is somebody to ask.
-const CONNECTED_AFTER: Duration = Duration::from_secs(3);
-const CONNECTED_LOOK: Duration = Duration::from_millis(50);
+pub const CONNECTED_AFTER: Duration = Duration::from_secs(3);
+pub const CONNECTED_LOOK: Duration = Duration::from_millis(50);
 /// How often what is pinned is fetched, and the cache made small enough.
 const CACHE_LOOK: Duration = Duration::from_secs(300);
 /// How long to rest before it is looked again for what is to be here.
@@ -152,7 +152,7 @@ impl PeerGlyphs for Reachable {
             while connections(&self.shared, None).is_empty() && self.shared.started.elapsed() < CONNECTED_AFTER {
                 sleep(CONNECTED_LOOK).await;
             }
-            timeout(patience, ask_around(&self.shared, ids)).await
+            timeout(patience, ask_around(connections(&self.shared, None), GlyphKind::Data, ids)).await
         };
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no node has given it in time");
         self.handle.block_on(asking).map_err(late)?
@@ -160,13 +160,17 @@ impl PeerGlyphs for Reachable {
 }
 
 /// Asks one peer after the other, the next one when the last is slow or has not got it; who is first is believed.
-async fn ask_around(shared: &Shared, ids: &[GlyphId]) -> io::Result<Vec<(GlyphId, Bytes)>> {
+pub async fn ask_around(
+    connections: Vec<Connection>,
+    kind: GlyphKind,
+    ids: &[GlyphId],
+) -> io::Result<Vec<(GlyphId, Bytes)>> {
     let mut asked = JoinSet::new();
-    let mut left = connections(shared, None).into_iter();
+    let mut left = connections.into_iter();
     loop {
         if let Some(connection) = left.next() {
             let ids = ids[..ids.len().min(GLYPHS_MAX)].to_vec();
-            asked.spawn(async move { ask_first(&connection, ids).await });
+            asked.spawn(async move { ask_first(&connection, kind, ids).await });
         } else if asked.is_empty() {
             return Err(io::Error::other("no node that is reachable has it"));
         }
@@ -180,8 +184,8 @@ async fn ask_around(shared: &Shared, ids: &[GlyphId]) -> io::Result<Vec<(GlyphId
 }
 
 /// The first glyph and what comes along with it; nothing if the peer has not got that one.
-async fn ask_first(connection: &Connection, ids: Vec<GlyphId>) -> wire::Result<Vec<(GlyphId, Bytes)>> {
-    let mut answers = wire::ask(connection, &Request::Glyphs(GlyphKind::Data, ids.clone())).await?;
+async fn ask_first(connection: &Connection, kind: GlyphKind, ids: Vec<GlyphId>) -> wire::Result<Vec<(GlyphId, Bytes)>> {
+    let mut answers = wire::ask(connection, &Request::Glyphs(kind, ids.clone())).await?;
     let mut glyphs = Vec::new();
     for id in ids {
         match glyph(&mut answers).await? {

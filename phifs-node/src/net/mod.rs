@@ -9,6 +9,7 @@
 //! | `traffic` | counting |
 //! | `serve` | what peers ask for |
 //! | `follow` | hearing from each of them what is new |
+//! | `givers` | those from whom a new node gets what there is |
 //! | `fetch` | getting glyphs: nodes of states, and the bytes of files |
 //! | `leave` | the end of a membership: by the node itself, or by others |
 //!
@@ -18,6 +19,7 @@
 mod addresses;
 mod fetch;
 mod follow;
+mod givers;
 #[cfg(test)]
 mod hostile;
 mod leave;
@@ -51,8 +53,9 @@ use crate::env::SystemEnv;
 use crate::failure::Failure;
 use crate::report::{Member, MemberStanding, ToCome};
 
+pub use givers::{Givers, addresses as addresses_of};
 use socket::machine_name;
-pub use socket::{DEFAULT_LISTEN, Socket};
+pub use socket::{Admitted, DEFAULT_LISTEN, Socket};
 use tls::{Guard, Identity};
 use traffic::Refused;
 

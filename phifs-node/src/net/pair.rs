@@ -1,6 +1,8 @@
 //! Two nodes that follow each other, on disks in memory.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use phifs_core::disk::{Disk, MemDisk};
@@ -10,8 +12,8 @@ use phifs_core::volume::local::Peer;
 use phifs_core::volume::{Caller, Ino, NewKind, NewNode, OpenHow};
 
 use super::hostile::{loopback, options};
-use super::{Net, Socket};
-use crate::engine::Engine;
+use super::{Givers, Net, Socket};
+use crate::engine::{Engine, Newcomer};
 use crate::env::SystemEnv;
 use crate::node_key::NodeSeed;
 use crate::report::Member;
@@ -42,16 +44,16 @@ impl Node {
         let (disk, index, seed) = (MemDisk::with_capacity(DISK_BYTES), MemIndex::default(), NodeSeed([2; 32]));
         let socket = Socket::bind(loopback(), &seed).unwrap();
         let (store, index): (Arc<dyn Disk>, Arc<dyn GlyphIndex>) = (Arc::new(disk.clone()), Arc::new(index));
-        let members = {
-            let admitted = socket.join(&token).unwrap();
-            let peer = Peer { node: token.inviter, volume: token.volume };
-            let (head, to) = (admitted.head().unwrap(), (store.clone(), index.clone()));
-            let (from, giver) = ((&peer, &head[..]), &mut admitted.giver());
-            Engine::bootstrap_from_peer(to, &SystemEnv, &seed, &options(), from, giver, &mut |_| {}).unwrap();
-            admitted.members.clone()
-        };
-        let engine = Engine::open(store, index, Arc::new(SystemEnv), &seed, &options(), &mut |_| {}).unwrap();
-        engine.take_member_entries(members).unwrap();
+        let admitted = socket.join(&token).unwrap();
+        let givers = Givers::new(&socket, &admitted, &token.addresses);
+        let (node, head) = givers.head().unwrap();
+        let newcomer = Newcomer::begin((store, index), seed, options()).unwrap();
+        let aim = Newcomer::aim(&Peer { node, volume: token.volume }, &head).unwrap();
+        let go_on = || ControlFlow::Continue(());
+        let pulled = newcomer.pull(&aim, &mut |kind, ids| givers.ask(kind, ids), &AtomicU64::new(0), &go_on);
+        assert!(pulled.is_ok());
+        let engine = newcomer.open(&aim, &mut |_| {}).unwrap();
+        engine.take_member_entries(admitted.members).unwrap();
         engine.place().unwrap();
         let engine = Arc::new(engine);
         let net = Net::start(socket, engine.clone()).unwrap();

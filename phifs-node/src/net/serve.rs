@@ -22,7 +22,9 @@ use super::{Peer, Shared, tls};
 const TOGETHER: Duration = Duration::from_millis(2);
 /// How often it is looked whether there are other members.
 const MEMBERS_LOOK: Duration = Duration::from_millis(500);
-/// Streams go in this order where the network is what is short: what is new, before the bytes of files.
+/// Streams go in this order where the network is what is short: what is new, before the bytes of files. Who asks for one
+/// node alone has somebody who looks at what is in it.
+const PRIORITY_LOOK: i32 = 3;
 const PRIORITY_NEWS: i32 = 2;
 const PRIORITY_STATE: i32 = 1;
 const PRIORITY_BULK: i32 = 0;
@@ -285,6 +287,7 @@ async fn send_glyphs(
     mut send: SendStream,
 ) -> wire::Result<()> {
     let _ = send.set_priority(match kind {
+        GlyphKind::Node if ids.len() == 1 => PRIORITY_LOOK,
         GlyphKind::Node => PRIORITY_STATE,
         GlyphKind::Data => PRIORITY_BULK,
     });

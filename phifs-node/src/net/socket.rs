@@ -1,18 +1,12 @@
 //! The port of this node, and the way in for one that was invited.
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use parking_lot::Mutex;
-use phifs_core::causal::VersionVector;
-use phifs_core::id::GlyphId;
 use phifs_core::identity::NodePublicKey;
-use phifs_core::registry::{ADDRESSES_MAX, Entry, Member, check_name};
+use phifs_core::registry::{ADDRESSES_MAX, check_name};
 use phifs_core::ssep::{Answer, Join, MemberEntries, Refusal, Request, Token};
-use phifs_core::store::GlyphKind;
 use quinn::{Connection, Endpoint, EndpointConfig};
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 use tokio::runtime::Runtime;
@@ -20,7 +14,6 @@ use tokio::task::JoinSet;
 
 use super::tls::Identity;
 use super::wire::{self, ANSWER_TIME_MAX, WireError};
-use super::{AbortOnDrop, fetch};
 use crate::failure::{Failure, Kind};
 use crate::node_key::NodeSeed;
 
@@ -32,10 +25,6 @@ const WORKERS: usize = 2;
 const RECEIVE_BYTES: usize = 4 << 20;
 /// How long one address is tried before the next is tried as well.
 const HEAD_START: Duration = Duration::from_millis(300);
-/// A new node learns from the inviter and from so many others.
-const OTHERS_MAX: usize = 3;
-/// How long it takes about until they have heard of it.
-const NEWS_TIME: Duration = Duration::from_millis(700);
 /// How long to wait for a node at one of its addresses.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -72,19 +61,37 @@ impl Socket {
         self.address
     }
 
+    /// Who this node is.
+    pub fn node(&self) -> NodePublicKey {
+        self.identity.node
+    }
+
     /// Where others may find this node.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         reachable_at(self.address)
     }
 
+    /// Asks one who has let this node in, or has heard of it from others, who the members are.
+    pub fn rejoin(&self, by: NodePublicKey, addresses: &[SocketAddr]) -> Option<Admitted> {
+        let config = self.identity.client(by).ok()?;
+        self.runtime.block_on(async {
+            let connection = dial_any(&self.endpoint, &config, addresses).await.ok()?;
+            let members = wire::ask_one(&connection, &Request::Members, ANSWER_TIME_MAX).await;
+            match members.ok()? {
+                Answer::Members(members) => Some(Admitted { by, connection, members }),
+                _ => None,
+            }
+        })
+    }
+
     /// Asks to be let in.
-    pub fn join(&self, token: &Token) -> Result<Admitted<'_>, Failure> {
+    pub fn join(&self, token: &Token) -> Result<Admitted, Failure> {
         let join = Join { secret: token.secret, name: machine_name(), addresses: self.addresses() };
         self.runtime.block_on(async {
             let connection = connect(&self.endpoint, &self.identity, token).await?;
             let answer = wire::ask_one(&connection, &Request::Join(join), ANSWER_TIME_MAX).await;
             match answer.map_err(refused)? {
-                Answer::Joined(members) => Ok(Admitted { socket: self, inviter: token.inviter, connection, members }),
+                Answer::Joined(members) => Ok(Admitted { by: token.inviter, connection, members }),
                 _ => Err(refused(WireError::Unexpected)),
             }
         })
@@ -101,73 +108,11 @@ fn endpoint(address: SocketAddr) -> std::io::Result<Endpoint> {
 }
 
 /// This node is a member now.
-pub struct Admitted<'a> {
-    socket: &'a Socket,
-    inviter: NodePublicKey,
-    connection: Connection,
+pub struct Admitted {
+    /// Who says so.
+    pub by: NodePublicKey,
+    pub(super) connection: Connection,
     pub members: MemberEntries,
-}
-
-impl Admitted<'_> {
-    /// The state of the inviter, for a store to be made of it.
-    pub fn head(&self) -> Result<Bytes, Failure> {
-        let nothing = Request::Catch(VersionVector::new());
-        let asking = wire::ask_one(&self.connection, &nothing, ANSWER_TIME_MAX);
-        match self.socket.runtime.block_on(asking).map_err(refused)? {
-            Answer::Head(head) => Ok(head),
-            _ => Err(refused(WireError::Unexpected)),
-        }
-    }
-
-    /// What is below the head, from the inviter and from other members, as they hear of this one.
-    pub fn giver(&self) -> impl FnMut(GlyphKind, &[GlyphId]) -> io::Result<Vec<(GlyphId, Bytes)>> + '_ {
-        let connections = Arc::new(Mutex::new(vec![self.connection.clone()]));
-        let others: Vec<AbortOnDrop> = self.others().map(|other| self.meet(other, connections.clone())).collect();
-        move |kind, ids| {
-            let _met_meanwhile = &others;
-            let connections: Vec<Connection> = {
-                let mut connections = connections.lock();
-                connections.retain(|connection| connection.close_reason().is_none());
-                connections.clone()
-            };
-            self.socket.runtime.block_on(fetch::gather(&connections, kind, ids))
-        }
-    }
-
-    fn others(&self) -> impl Iterator<Item = (NodePublicKey, Vec<SocketAddr>)> + '_ {
-        let known = [self.inviter, self.socket.identity.node];
-        let others = self.members.iter().filter(move |(key, _)| !known.contains(key));
-        let member = |(key, entry): &(NodePublicKey, Entry)| {
-            let member = Member::decode(entry.value.as_deref()?).ok().filter(|member| !member.left)?;
-            Some((*key, member.addresses))
-        };
-        others.filter_map(member).take(OTHERS_MAX)
-    }
-
-    /// Connects to another member, until that has heard that this node is one.
-    fn meet(
-        &self,
-        (key, addresses): (NodePublicKey, Vec<SocketAddr>),
-        connections: Arc<Mutex<Vec<Connection>>>,
-    ) -> AbortOnDrop {
-        let (endpoint, config) = (self.socket.endpoint.clone(), self.socket.identity.client(key));
-        let meeting = async move {
-            let Ok(config) = config else { return };
-            loop {
-                tokio::time::sleep(NEWS_TIME).await;
-                if let Ok(connection) = dial_any(&endpoint, &config, &addresses).await
-                    && matches!(
-                        wire::ask_one(&connection, &Request::Members, ANSWER_TIME_MAX).await,
-                        Ok(Answer::Members(_))
-                    )
-                {
-                    connections.lock().push(connection);
-                    return;
-                }
-            }
-        };
-        AbortOnDrop(self.socket.runtime.spawn(meeting).abort_handle())
-    }
 }
 
 async fn connect(endpoint: &Endpoint, identity: &Identity, token: &Token) -> Result<Connection, Failure> {
@@ -221,7 +166,7 @@ fn check_route(address: SocketAddr) -> std::io::Result<()> {
     UdpSocket::bind((any, 0))?.connect(address)
 }
 
-fn refused(error: WireError) -> Failure {
+pub(super) fn refused(error: WireError) -> Failure {
     let failure = Failure::plain(format!("the node that invited this one: {error}"));
     match error {
         WireError::Refused { why: Refusal::BadInvitation, text } => {

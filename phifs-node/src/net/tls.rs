@@ -46,6 +46,7 @@ pub trait Guard: Send + Sync + 'static {
 }
 
 /// This node, to its peers.
+#[derive(Clone)]
 pub struct Identity {
     pub node: NodePublicKey,
     provider: Arc<CryptoProvider>,

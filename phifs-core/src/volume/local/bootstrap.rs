@@ -7,6 +7,7 @@
 use std::io::{BufReader, Read};
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::content::manifest::Part;
 use crate::disk::Disk;
@@ -14,7 +15,7 @@ use crate::id::{DirId, InodeId};
 use crate::identity::{NodeKey, NodePublicKey};
 use crate::merkle::NodeCache;
 use crate::meta::superblock::Superblock;
-use crate::meta::{Frozen, Lsn, Meta, Roots};
+use crate::meta::{Frozen, Lsn, Meta, Roots, TableId};
 use crate::namespace::derive;
 use crate::namespace::row::InodeRow;
 use crate::namespace::tables::{Rows as _, TablesMut as _, malformed};
@@ -29,6 +30,7 @@ use crate::time::{AHEAD_MS_MAX, Env};
 use super::merge::MergeError;
 use super::peers::{PeerError, check_origin};
 use super::placed::awaited_key;
+use super::preview::{AskAnytime, Preview};
 use super::recover::{OpenError, UNFINISHED, find_superblock, new_author, new_store_id};
 use super::snapshots::{SnapshotError, head_key};
 use super::state::{State, local_key, merged_key};
@@ -70,9 +72,9 @@ impl LocalVolume {
         if ahead_ms > AHEAD_MS_MAX {
             return Err(TransferError::ClockAhead(ahead_ms / 1000));
         }
-        let making = making.begin(to, env, key_seed, options, record)?;
+        let making = making.begin(to, env, key_seed, options)?;
         let progress = &mut |bytes| go_on(progress, bytes);
-        let received = transfer::import(&making.store, record, None, &making.after, &mut reader, progress)?;
+        let received = transfer::import(&making.store, record, None, &making.state(record), &mut reader, progress)?;
         making.finish(env, record, |state| {
             state.put(Table::Local, &head_key(None), &sealed.id().0);
             entries(&name, &sealed)
@@ -91,32 +93,105 @@ impl LocalVolume {
         ask: Ask<'_>,
         progress: Tell<'_>,
     ) -> std::result::Result<(), PeerError> {
-        let making = Making::check(&*to.0)?;
-        let sealed = SealedRecord::decode(head)?;
-        let record = &sealed.record;
-        check_origin(record, &peer.node, env.now().millis())?;
+        let aim = Aim::new(env, peer, head)?;
+        let newcomer = Newcomer::begin(to, env, key_seed, options)?;
+        newcomer.pull(&aim, ask, &AtomicU64::new(0), progress)?;
+        newcomer.finish(env, &aim).map(drop)
+    }
+}
+
+/// A store that is being made of what other machines know: step by step, for those who want to see something meanwhile.
+pub struct Newcomer {
+    disk: Arc<dyn Disk>,
+    begun: Begun,
+}
+
+/// The state that a store is to have: the head of a peer.
+pub struct Aim {
+    record: Record,
+}
+
+impl Aim {
+    pub fn new(env: &dyn Env, peer: &Peer, head: &[u8]) -> std::result::Result<Self, PeerError> {
+        let record = SealedRecord::decode(head)?.record;
+        check_origin(&record, &peer.node, env.now().millis())?;
         if record.volume != peer.volume {
             return Err(MergeError::OtherVolume(record.volume).into());
         }
-        let making = making.begin(to, env, key_seed, options, record)?;
-        let nothing = making.after.clone().without_rows();
+        Ok(Self { record })
+    }
+
+    pub fn inodes(&self) -> u64 {
+        self.record.roots.get(TableId(Table::Inodes as u8)).rows
+    }
+
+    /// Of all tables together.
+    pub fn rows(&self) -> u64 {
+        self.record.roots.iter().map(|(_, root)| root.rows).sum()
+    }
+
+    /// How many operations are in it.
+    pub fn operations(&self) -> u64 {
+        self.record.context.iter().map(|(_, n)| n).sum()
+    }
+}
+
+/// The glyphs of a store that is finished and open.
+pub struct Made {
+    pub(super) store: Arc<GlyphStore>,
+}
+
+impl Newcomer {
+    /// Begins, or goes on with a store that is not finished.
+    pub fn begin(
+        to: (Arc<dyn Disk>, Arc<dyn GlyphIndex>),
+        env: &dyn Env,
+        key_seed: &[u8; 32],
+        options: &Options,
+    ) -> std::result::Result<Self, PeerError> {
+        let disk = to.0.clone();
+        Ok(Self { begun: Making::check(&*disk)?.begin(to, env, key_seed, options)?, disk })
+    }
+
+    /// The aim as a filesystem. What is not here yet is asked for when somebody looks at it.
+    pub fn preview(&self, aim: &Aim, cache_bytes: u64, ask: AskAnytime) -> Preview {
+        Preview::new(self.disk.clone(), self.begun.store.clone(), cache_bytes, &aim.record, ask)
+    }
+
+    /// Brings all of the aim here but for the bytes of files. `rows_here` counts how much of it that is.
+    pub fn pull(
+        &self,
+        aim: &Aim,
+        ask: Ask<'_>,
+        rows_here: &AtomicU64,
+        progress: Tell<'_>,
+    ) -> std::result::Result<(), PeerError> {
+        let (record, store) = (&aim.record, &*self.begun.store);
+        let after = self.begun.state(record);
+        let nothing = after.clone().without_rows();
         let progress = &mut |bytes| go_on(progress, bytes);
-        let mut pull = Pull::new(&making.store, ask, progress);
+        let mut pull = Pull::new(store, ask, progress).counting(rows_here);
         let pulled = pull.nodes(&nothing, &record.roots).and_then(|()| {
             let is_list = |part, _: &_| part == Part::Page;
-            pull.contents(&nothing, record, &making.after, &is_list)
+            pull.contents(&nothing, record, &after, &is_list)
         });
         // The next try goes on from what has come.
-        making.store.sync()?;
-        pulled?;
-        making.finish(env, record, |state| {
+        store.sync()?;
+        Ok(pulled?)
+    }
+
+    /// Makes a volume of what was pulled, ready to be opened.
+    pub fn finish(self, env: &dyn Env, aim: &Aim) -> std::result::Result<Made, PeerError> {
+        let record = &aim.record;
+        let made = Made { store: self.begun.store.clone() };
+        self.begun.finish(env, record, |state| {
             let mut elsewhere = Vec::new();
             record.context.encode(&mut elsewhere);
             state.put(Table::Local, &merged_key(), &elsewhere);
             state.put(Table::Local, &awaited_key(), &[]);
             Vec::new()
         })?;
-        Ok(())
+        Ok(made)
     }
 }
 
@@ -130,8 +205,6 @@ struct Begun {
     store: Arc<GlyphStore>,
     nodes: Arc<NodeCache>,
     key: NodeKey,
-    /// The state that it is to have.
-    after: Frozen,
 }
 
 impl Making {
@@ -148,7 +221,6 @@ impl Making {
         env: &dyn Env,
         key_seed: &[u8; 32],
         options: &Options,
-        record: &Record,
     ) -> Result<Begun> {
         let superblock = match self.found {
             Some(superblock) => superblock,
@@ -159,12 +231,16 @@ impl Making {
         let (store, _) = GlyphStore::open(disk, index, &store_options, &|_| {})?;
         let store = Arc::new(store);
         let nodes = Arc::new(NodeCache::new(store.clone(), options.node_cache_bytes));
-        let after = Frozen::new(nodes.clone(), record.roots.clone());
-        Ok(Begun { superblock, store, nodes, key: NodeKey::from_seed(key_seed), after })
+        Ok(Begun { superblock, store, nodes, key: NodeKey::from_seed(key_seed) })
     }
 }
 
 impl Begun {
+    /// The state that it is to have.
+    fn state(&self, record: &Record) -> Frozen {
+        Frozen::new(self.nodes.clone(), record.roots.clone())
+    }
+
     /// All nodes are here. `local` adds what is this machine's own, and gives what else there is to say in the registry.
     fn finish(
         mut self,
@@ -172,7 +248,7 @@ impl Begun {
         record: &Record,
         local: impl FnOnce(&mut State) -> Vec<(Key, Option<Vec<u8>>)>,
     ) -> Result<()> {
-        check_derived(&self.after)?;
+        check_derived(&self.state(record))?;
         let meta = Meta::open(self.nodes, &TABLES, record.roots.clone())
             .map_err(|source| StoreError::Malformed { what: "the record of the snapshot".into(), source })?;
         let author = new_author(env, &self.key);

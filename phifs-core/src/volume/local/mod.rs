@@ -27,7 +27,9 @@
 //! | `receipts`, `backlog` | what other machines hold durably; what they lack |
 //! | `members` | who has the volume, and who is invited |
 //! | `transfer` | snapshots that go out and come in as a stream |
-//! | `bootstrap` | a new store out of such a stream |
+//! | `bootstrap` | a new store out of such a stream, or of what another machine knows |
+//! | `preview` | the volume of another machine, read-only, while a store is made of it |
+//! | `tree` | reading the tree of some state where it lies |
 //! | `verify` | whether all of a snapshot is there and sound |
 //! | `check`, `lost` | scrub and fsck; which files a lost glyph takes with it |
 //! | `ballast` | room for making room on a full disk |
@@ -90,6 +92,7 @@ mod names;
 mod peers;
 mod pins;
 mod placed;
+mod preview;
 mod publication;
 mod receipts;
 mod records;
@@ -104,12 +107,13 @@ mod staged;
 mod standin;
 mod state;
 mod transfer;
+mod tree;
 mod upkeep;
 mod verify;
 
 pub use audit::Divergence;
 pub use backlog::Backlog;
-pub use bootstrap::Peer;
+pub use bootstrap::{Aim, Made, Newcomer, Peer};
 pub use branches::BranchError;
 pub use check::{CheckReport, Problem};
 pub use collect::{CollectReport, Confirmed};
@@ -122,6 +126,7 @@ pub use members::{Invite, JoinError};
 pub use merge::{MergeError, MergeOptions, Merged, Side};
 pub use peers::{Head, PeerError};
 pub use pins::PinnedHere;
+pub use preview::{AskAnytime, Preview};
 pub use recover::{OpenError, Opening, Progress};
 pub use remote::PeerGlyphs;
 pub use restore::Restored;

@@ -39,6 +39,7 @@ use crate::time::{Env, Hlc};
 use crate::volume::VolumeError;
 
 use super::ballast::Ballast;
+use super::bootstrap::Made;
 use super::branches::Branches;
 use super::files::FileCell;
 use super::groups::RECORD_GROUP;
@@ -133,14 +134,41 @@ impl LocalVolume {
         options: Options,
         progress: &dyn Fn(Progress),
     ) -> Result<Self, OpenError> {
+        let open_store = |store_id: StoreId| {
+            let store_options = StoreOptions { reserve_bytes: options.reserve_bytes, ..StoreOptions::new(store_id.0) };
+            let (store, report) =
+                GlyphStore::open(disk.clone(), index, &store_options, &|p| progress(Progress::Packs(p)))?;
+            Ok((Arc::new(store), report))
+        };
+        Self::open_over(open_store, disk.clone(), env, key_seed, options.clone(), progress)
+    }
+
+    /// Opens what was made just now. Whoever reads its glyphs already goes on with that.
+    pub fn open_made(
+        made: Made,
+        disk: Arc<dyn Disk>,
+        env: Arc<dyn Env>,
+        key_seed: &[u8; 32],
+        options: Options,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Self, OpenError> {
+        let store = |_| Ok((made.store, store::OpenReport::default()));
+        Self::open_over(store, disk, env, key_seed, options, progress)
+    }
+
+    fn open_over(
+        store: impl FnOnce(StoreId) -> Result<(Arc<GlyphStore>, store::OpenReport), OpenError>,
+        disk: Arc<dyn Disk>,
+        env: Arc<dyn Env>,
+        key_seed: &[u8; 32],
+        options: Options,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Self, OpenError> {
         let key = Arc::new(NodeKey::from_seed(key_seed));
         let mut opened = Opening::default();
         let (superblock, checkpoint) = open_superblock(&*disk, &*env, &key, &mut opened)?;
         let store_id = superblock.store();
-
-        let store_options = StoreOptions { reserve_bytes: options.reserve_bytes, ..StoreOptions::new(store_id.0) };
-        let (store, report) = GlyphStore::open(disk.clone(), index, &store_options, &|p| progress(Progress::Packs(p)))?;
-        let store = Arc::new(store);
+        let (store, report) = store(store_id)?;
         opened.store = report;
         let nodes = Arc::new(NodeCache::new(store.clone(), options.node_cache_bytes));
         let (ballast, settings, remote) = Default::default();

@@ -21,7 +21,7 @@ use crate::content::Content;
 use crate::content::manifest::{Cursor, What};
 use crate::id::{GlyphId, InodeId};
 use crate::placement::Layout;
-use crate::store::{GlyphKind, GlyphSource, StoreError, StoredGlyph};
+use crate::store::{GlyphKind, GlyphSource, GlyphStore, StoreError, StoredGlyph};
 use crate::volume::{Result, VolumeError};
 
 use super::LocalVolume;
@@ -298,7 +298,7 @@ impl LocalVolume {
         ahead: impl Fn() -> Ahead,
     ) -> std::result::Result<Unstored, Arc<str>> {
         let peers = self.remote.peers.read().clone().ok_or("no other machine is connected")?;
-        let ahead = self.missing_ahead(id, here, ahead());
+        let ahead = missing_ahead(&self.store, here, id, ahead());
         let (flight, landing) = {
             let mut flights = self.remote.flights.lock();
             match flights.get(&id) {
@@ -355,27 +355,27 @@ impl LocalVolume {
         }
         if wanted.contains(&ids[0]) { Err("nobody who was asked has it".into()) } else { Ok(unstored.into()) }
     }
+}
 
-    /// What else is missing of the content from this glyph on.
-    fn missing_ahead(&self, id: GlyphId, here: &Here<'_>, ahead: Ahead) -> Vec<GlyphId> {
-        let mut missing = Vec::new();
-        let Some((content, mut at)) = ahead else { return missing };
-        let mut cursor = Cursor::new(content);
-        let mut bytes = 0;
-        let mut met = HashSet::from([id]);
-        // A page that is missing will be asked for by whoever comes to it.
-        while bytes < AHEAD_BYTES
-            && let Ok(Some(span)) = cursor.find(here, at)
+/// What else is missing in a store of a content, from this glyph on.
+pub(super) fn missing_ahead(store: &GlyphStore, here: &dyn GlyphSource, id: GlyphId, ahead: Ahead) -> Vec<GlyphId> {
+    let mut missing = Vec::new();
+    let Some((content, mut at)) = ahead else { return missing };
+    let mut cursor = Cursor::new(content);
+    let mut bytes = 0;
+    let mut met = HashSet::from([id]);
+    // A page that is missing will be asked for by whoever comes to it.
+    while bytes < AHEAD_BYTES
+        && let Ok(Some(span)) = cursor.find(here, at)
+    {
+        at = span.end();
+        bytes += span.extent.len_bytes;
+        if let What::Glyph(id) = span.extent.what
+            && met.insert(id)
+            && matches!(store.contains(GlyphKind::Data, &id), Ok(false))
         {
-            at = span.end();
-            bytes += span.extent.len_bytes;
-            if let What::Glyph(id) = span.extent.what
-                && met.insert(id)
-                && matches!(self.store.contains(GlyphKind::Data, &id), Ok(false))
-            {
-                missing.push(id);
-            }
+            missing.push(id);
         }
-        missing
     }
+    missing
 }

@@ -75,17 +75,17 @@ pub struct Unsealed {
 }
 
 /// Local numbers of authors, in order of first sight. Number 0 is the genesis.
-struct Authors {
+pub struct Authors {
     by_number: Vec<(AuthorId, Option<Author>)>,
     numbers: HashMap<AuthorId, u32>,
 }
 
 impl Authors {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { by_number: vec![(AuthorId::GENESIS, None)], numbers: HashMap::from([(AuthorId::GENESIS, 0)]) }
     }
 
-    fn add(&mut self, author: Author) -> u32 {
+    pub fn add(&mut self, author: Author) -> u32 {
         let id = author.id();
         let next = self.by_number.len() as u32;
         let number = *self.numbers.entry(id).or_insert(next);
@@ -93,6 +93,16 @@ impl Authors {
             self.by_number.push((id, Some(author)));
         }
         number
+    }
+
+    /// `None` for one whose author has no number here.
+    pub fn ino(&self, id: InodeId) -> Option<Ino> {
+        Some(Ino(u64::from(*self.numbers.get(&id.0.author)?) << INO_BITS | id.0.n))
+    }
+
+    pub fn inode_id(&self, ino: Ino) -> Result<InodeId, VolumeError> {
+        let author = self.by_number.get((ino.0 >> INO_BITS) as usize).ok_or(VolumeError::Stale)?;
+        Ok(InodeId(Dot { author: author.0, n: ino.0 & ((1 << INO_BITS) - 1) }))
     }
 }
 
@@ -350,13 +360,11 @@ impl State {
     }
 
     pub fn ino(&self, id: InodeId) -> Ino {
-        let number = self.authors.numbers.get(&id.0.author).copied();
-        Ino(u64::from(number.expect("the author of a row is known")) << INO_BITS | id.0.n)
+        self.authors.ino(id).expect("the author of a row is known")
     }
 
     pub fn inode_id(&self, ino: Ino) -> Result<InodeId, VolumeError> {
-        let author = self.authors.by_number.get((ino.0 >> INO_BITS) as usize).ok_or(VolumeError::Stale)?;
-        Ok(InodeId(Dot { author: author.0, n: ino.0 & ((1 << INO_BITS) - 1) }))
+        self.authors.inode_id(ino)
     }
 
     pub fn draft(&self, now: Timestamp) -> Draft {

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::causal::VersionVector;
 use crate::codec::{self, DecodeError, Encode, Reader};
+use crate::disk::Disk;
 use crate::id::{Dot, InodeId};
 use crate::identity::Author;
 use crate::merkle::Replaced;
@@ -586,20 +587,7 @@ impl LocalVolume {
     }
 
     pub(super) fn stat_fs(&self) -> Result<StatFs> {
-        const BLOCK_BYTES: u64 = 4096;
-        let space = self.disk.space().map_err(|source| VolumeError::Disk { doing: "asking for free space", source })?;
-        let reserve = self.store.reserve_bytes();
-        let free = space.free_bytes.saturating_sub(reserve) / BLOCK_BYTES;
-        let inodes = self.state.read().inodes();
-        Ok(StatFs {
-            block_bytes: BLOCK_BYTES as u32,
-            blocks: space.total_bytes / BLOCK_BYTES,
-            blocks_free: free,
-            blocks_available: free,
-            inodes: inodes + free,
-            inodes_free: free,
-            name_bytes_max: NAME_BYTES_MAX as u32,
-        })
+        stat_fs(&*self.disk, self.store.reserve_bytes(), self.state.read().inodes())
     }
 
     pub fn opening(&self) -> &super::Opening {
@@ -688,4 +676,20 @@ impl LocalVolume {
         }
         Ok(recent)
     }
+}
+
+/// What a filesystem of so many inodes has room for.
+pub(super) fn stat_fs(disk: &dyn Disk, reserve_bytes: u64, inodes: u64) -> Result<StatFs> {
+    const BLOCK_BYTES: u64 = 4096;
+    let space = disk.space().map_err(|source| VolumeError::Disk { doing: "asking for free space", source })?;
+    let free = space.free_bytes.saturating_sub(reserve_bytes) / BLOCK_BYTES;
+    Ok(StatFs {
+        block_bytes: BLOCK_BYTES as u32,
+        blocks: space.total_bytes / BLOCK_BYTES,
+        blocks_free: free,
+        blocks_available: free,
+        inodes: inodes + free,
+        inodes_free: free,
+        name_bytes_max: NAME_BYTES_MAX as u32,
+    })
 }

@@ -2,23 +2,18 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
-
-use crate::content::Content;
 use crate::content::reader::ContentReader;
 use crate::id::{DirId, InodeId};
 use crate::meta::Frozen;
 use crate::namespace::derive::Child;
-use crate::namespace::row::InodeRow;
 use crate::namespace::tables::Rows;
 use crate::namespace::view::{self, Stat};
 use crate::registry::Cut;
 use crate::store::StoreError;
 use crate::volume::local::LocalVolume;
 use crate::volume::local::attrs::attr_of_stat;
-use crate::volume::local::files::inline_bytes;
-use crate::volume::local::names::{ABOVE, BATCH, SELF, pass_on};
-use crate::volume::{Attr, Entry, FileKind, Ino, Named, Result, VolumeError};
+use crate::volume::local::tree;
+use crate::volume::{Attr, Entry, Ino, Named, Result, VolumeError};
 
 use super::nodes::{Node, ViewId};
 
@@ -69,20 +64,9 @@ impl View {
 }
 
 /// A directory in a state, if that has it somewhere in its tree: its row, and how many links it has.
-fn looked_at(tables: &Frozen, dir: DirId) -> Result<(Stat, u32)> {
+fn entered(tables: &Frozen, dir: DirId) -> Result<(Stat, u32)> {
     let is_in = dir == DirId::ROOT || tables.dir(dir)?.is_some_and(|row| row.shown && row.is_placed());
-    if !is_in {
-        return Err(VolumeError::NotFound);
-    }
-    Ok((stat_of(tables, dir.inode())?, view::nlink(tables, dir.inode(), FileKind::Directory)?))
-}
-
-fn row_of(tables: &Frozen, inode: InodeId) -> Result<InodeRow> {
-    tables.inode(inode)?.ok_or(VolumeError::NotFound)
-}
-
-fn stat_of(tables: &Frozen, inode: InodeId) -> Result<Stat> {
-    Ok(view::stat(tables, inode, &row_of(tables, inode)?)?)
+    if is_in { tree::looked_at(tables, dir.inode()) } else { Err(VolumeError::NotFound) }
 }
 
 impl LocalVolume {
@@ -96,7 +80,7 @@ impl LocalVolume {
         };
         let cut = cut_now()?.ok_or(VolumeError::NotFound)?;
         let tables = self.frozen(&cut);
-        let (stat, nlink) = match looked_at(&tables, dir) {
+        let (stat, nlink) = match entered(&tables, dir) {
             // It was deleted meanwhile.
             Err(_) if cut_now()?.as_ref() != Some(&cut) => return Err(VolumeError::NotFound),
             found => found?,
@@ -124,7 +108,7 @@ impl LocalVolume {
     }
 
     fn attr_of_child_inside(&self, id: ViewId, tables: &Frozen, child: Child) -> Result<Attr> {
-        let (stat, nlink) = (stat_of(tables, child.inode())?, view::nlink_of_child(tables, child)?);
+        let (stat, nlink) = tree::child_looked_at(tables, child)?;
         // The number comes last: somebody has to forget it.
         let ino = self.reserved.nodes.number(Node::Inside { view: id, inode: child.inode() })?;
         Ok(attr_of_stat(ino, &stat, nlink))
@@ -132,11 +116,7 @@ impl LocalVolume {
 
     pub(super) fn attr_inside(&self, id: ViewId, inode: InodeId, ino: impl FnOnce() -> Result<Ino>) -> Result<Attr> {
         let view = self.reserved.nodes.view(id)?;
-        let (stat, nlink) = view.look(|tables| {
-            let stat = stat_of(tables, inode)?;
-            let nlink = view::nlink(tables, inode, stat.kind)?;
-            Ok((stat, nlink))
-        })?;
+        let (stat, nlink) = view.look(|tables| tree::looked_at(tables, inode))?;
         Ok(attr_of_stat(ino()?, &stat, nlink))
     }
 
@@ -172,47 +152,19 @@ impl LocalVolume {
         &self,
         id: ViewId,
         inode: InodeId,
-        mut after: u64,
+        after: u64,
         above: fn(Attr) -> T,
         look: &mut dyn FnMut(&Frozen, Child) -> Result<T>,
         each: &mut dyn FnMut(&[u8], T, u64) -> bool,
     ) -> Result<()> {
         self.reserved.nodes.view(id)?.look(|tables| {
-            let dir = DirId(inode.0);
-            if tables.dir(dir)?.is_none() {
-                return Err(VolumeError::NotDirectory);
-            }
-            for (name, next) in [(&b"."[..], SELF), (b"..", ABOVE)] {
-                if after < next {
-                    if !each(name, above(self.lookup_inside(id, inode, name)?), next) {
-                        return Ok(());
-                    }
-                    after = next;
-                }
-            }
-            loop {
-                let listed = view::list(tables, dir, after + 1, BATCH)?;
-                if !pass_on(&listed, &mut after, &mut |child| look(tables, child), each)? {
-                    return Ok(());
-                }
-            }
+            let above = &mut |name: &[u8]| Ok(above(self.lookup_inside(id, inode, name)?));
+            tree::list(tables, DirId(inode.0), after, above, &mut |child| look(tables, child), each)
         })
     }
 
     /// A reader of the bytes of a file in a snapshot.
     pub(super) fn open_inside(&self, view: &View, inode: InodeId) -> Result<ContentReader> {
-        view.look(|tables| {
-            let stat = stat_of(tables, inode)?;
-            match stat.kind {
-                FileKind::File => {}
-                FileKind::Directory => return Err(VolumeError::IsDirectory),
-                _ => return Err(VolumeError::Invalid("not a regular file")),
-            }
-            let Some((dot, version)) = stat.version else {
-                return Ok(ContentReader::new(Content::Empty, Bytes::new())?);
-            };
-            let inline = inline_bytes(tables, inode, Some(dot), &version.content)?;
-            Ok(ContentReader::new(version.content, inline)?)
-        })
+        view.look(|tables| tree::open(tables, inode))
     }
 }
