@@ -76,14 +76,14 @@ pub struct Arriving {
 impl Arriving {
     /// For people.
     pub fn describe(&self) -> String {
-        if self.complete {
+        if self.complete || self.rows_total > 0 && self.rows >= self.rows_total {
             return format!("the metadata of {} inodes is here and being checked", self.inodes);
         }
         let percent = u128::from(self.rows) * 100 / u128::from(self.rows_total.max(1));
         let left = match self.left_secs {
             _ if self.connected == 0 => "it goes on when a machine that has it can be reached".to_owned(),
             Some(secs) => format!("about {} to go", crate::show::span(secs)),
-            None => "it has just begun".to_owned(),
+            None => "too early to say how long the rest takes".to_owned(),
         };
         format!("{percent} % of the metadata of {} inodes is here, {left}", self.inodes)
     }

@@ -1,5 +1,6 @@
 //! Several machines with one volume: real daemons and real mounts, on loopback.
 
+mod arrival;
 mod namespaces;
 
 use std::fs;

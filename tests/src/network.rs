@@ -53,6 +53,13 @@ impl Host {
         if ran.status.success() { Ok(()) } else { Err(failed()) }
     }
 
+    fn tc(&self, words: &[&str]) -> io::Result<()> {
+        let mut command = Command::new("tc");
+        let ran = self.enter(command.arg("qdisc").args(words)).output()?;
+        let failed = || io::Error::other(format!("tc: {}", String::from_utf8_lossy(&ran.stderr)));
+        if ran.status.success() { Ok(()) } else { Err(failed()) }
+    }
+
     /// As other processes find it while this one lives.
     fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
@@ -107,6 +114,15 @@ impl Network {
     #[track_caller]
     fn set(&self, at: usize, to: &str) {
         self.hosts[at].ip(&format!("link set eth0 {to}\n")).expect("a link that can be set");
+    }
+
+    /// A host sends so many bits in a second from now on, as tc(8) writes it. Fails where `tc` is not to be had.
+    pub fn slow_down(&self, at: usize, rate: &str) -> io::Result<()> {
+        self.hosts[at].tc(&["add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "32kb", "latency", "100ms"])
+    }
+
+    pub fn speed_up(&self, at: usize) -> io::Result<()> {
+        self.hosts[at].tc(&["del", "dev", "eth0", "root"])
     }
 
     /// The switch passes nothing on between these hosts from now on, which nobody is told; all others are reached by them.

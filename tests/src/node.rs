@@ -166,9 +166,22 @@ impl Node {
     /// The same with another command that ends in a daemon, or with more flags.
     #[track_caller]
     pub fn start_with<S: AsRef<OsStr>>(&mut self, arguments: impl IntoIterator<Item = S>) {
+        self.start_early_with(arguments);
+        assert!(wait_until(PATIENCE, || !self.is_read_only()), "it can only be read\n{}", self.log());
+    }
+
+    /// The same, and does not wait for a volume that is on its way and can only be read.
+    #[track_caller]
+    pub fn start_early_with<S: AsRef<OsStr>>(&mut self, arguments: impl IntoIterator<Item = S>) {
         if let Err(why) = self.try_start_with(arguments, PATIENCE) {
             panic!("{why}\n{}", self.log());
         }
+    }
+
+    /// Whether the mount refuses every change, or there is none just now.
+    pub fn is_read_only(&self) -> bool {
+        let flags = rustix::fs::statvfs(&self.mount).map(|statfs| statfs.f_flag);
+        !is_mounted(&self.mount) || flags.is_ok_and(|flags| flags.contains(rustix::fs::StatVfsMountFlags::RDONLY))
     }
 
     /// Starts the daemon; the error tells how it ended, or that it neither mounted nor ended in time.

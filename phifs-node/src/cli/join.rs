@@ -21,7 +21,8 @@ const TOKEN_BYTES_MAX: u64 = 4096;
 /// Get the volume from a machine that has it, and mount it
 #[derive(clap::Args)]
 #[command(
-    after_help = "It returns when the volume is mounted. The machine stays a member: after a restart `phifs up` is \
+    after_help = "It returns when the volume is mounted. Where its metadata takes more than two seconds to come, it can be \
+    read meanwhile, and written to when all is here: see `phifs status`. After a break `phifs up` goes on with it. The machine stays a member: after a restart `phifs up` is \
     enough.\n\nWho is on this machine sees the command lines of others; with `-` or --token-file an invitation is not \
     among them.\n\nExamples:\n  phifs join phi1-aeaq...\n  phifs join - --mount ~/phi --store ~/phi-store\n  \
     phifs invite --quiet | ssh other phifs join -\n  \

@@ -30,12 +30,14 @@ use crate::show::{self, Name};
 use crate::store_dir::{StoreDir, StoreLock};
 
 /// A volume that is here so soon is mounted at once.
-const PREVIEW_AFTER: Duration = Duration::from_millis(700);
+const PREVIEW_AFTER: Duration = Duration::from_millis(400);
 /// How long whoever joins waits for a volume that can be written to.
 const PATIENCE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(50);
-/// An estimate needs to have seen something.
-const ESTIMATE_AFTER: Duration = Duration::from_secs(1);
+/// An estimate needs to have seen something: what comes first has few rows in it.
+const ESTIMATE_AFTER: Duration = Duration::from_secs(3);
+/// That is, this part of all.
+const ESTIMATE_PART: u64 = 50;
 /// So often a state is begun anew that nobody has as a whole any more.
 const TRIES_MAX: u32 = 5;
 const REST: Duration = Duration::from_secs(1);
@@ -231,7 +233,8 @@ impl Arrival {
         let left_secs = self.pulling.lock().and_then(|(began, at_first)| {
             let (secs, came) = (began.elapsed().as_secs_f64(), rows.saturating_sub(at_first));
             let left = rows_total.saturating_sub(rows) as f64 * secs / came as f64;
-            (!complete && began.elapsed() >= ESTIMATE_AFTER && left.is_finite()).then_some(left.ceil() as u64)
+            let has_seen = began.elapsed() >= ESTIMATE_AFTER && came >= rows_total / ESTIMATE_PART && came > 0;
+            (!complete && has_seen).then_some(left.ceil() as u64)
         });
         Arriving {
             inodes: self.inodes.load(Ordering::Relaxed),

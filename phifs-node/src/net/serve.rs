@@ -22,12 +22,14 @@ use super::{Peer, Shared, tls};
 const TOGETHER: Duration = Duration::from_millis(2);
 /// How often it is looked whether there are other members.
 const MEMBERS_LOOK: Duration = Duration::from_millis(500);
-/// Streams go in this order where the network is what is short: what is new, before the bytes of files. Who asks for one
-/// node alone has somebody who looks at what is in it.
-const PRIORITY_LOOK: i32 = 3;
-const PRIORITY_NEWS: i32 = 2;
+/// Streams go in this order where the network is what is short: what is new, what somebody waits for, states, the bytes of
+/// files.
+const PRIORITY_NEWS: i32 = 3;
+const PRIORITY_LOOK: i32 = 2;
 const PRIORITY_STATE: i32 = 1;
 const PRIORITY_BULK: i32 = 0;
+/// Who asks for so few glyphs has somebody who looks at what is in them; else more are asked for at once.
+const LOOK_GLYPHS: usize = 64;
 /// So many glyphs are read at a time: a few MiB.
 const GLYPHS_AT_ONCE: usize = 16;
 const NOT_WELCOME: VarInt = VarInt::from_u32(1);
@@ -287,7 +289,7 @@ async fn send_glyphs(
     mut send: SendStream,
 ) -> wire::Result<()> {
     let _ = send.set_priority(match kind {
-        GlyphKind::Node if ids.len() == 1 => PRIORITY_LOOK,
+        _ if ids.len() <= LOOK_GLYPHS => PRIORITY_LOOK,
         GlyphKind::Node => PRIORITY_STATE,
         GlyphKind::Data => PRIORITY_BULK,
     });

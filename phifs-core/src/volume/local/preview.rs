@@ -3,7 +3,7 @@
 //!
 //! Nothing of it ever changes. The numbers of inodes are those of the volume that is being made.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,7 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::content::reader::ContentReader;
 use crate::disk::Disk;
 use crate::id::{DirId, GlyphId, InodeId};
-use crate::merkle::NodeCache;
+use crate::merkle::{Node, NodeCache};
 use crate::meta::{Frozen, Roots, TableId};
 use crate::namespace::tables::Rows as _;
 use crate::namespace::view::{self, Stat};
@@ -33,6 +33,12 @@ use super::remote::{Ahead, lacking, missing_ahead};
 use super::state::Authors;
 use super::tree;
 use super::upkeep::stat_fs;
+
+/// Along with a node so many are fetched that follow it: each time means to wait for another machine, and the pull needs them
+/// anyway.
+const SIBLINGS_MAX: usize = 7;
+/// Of so many inner nodes it is remembered what is below them.
+const INNER_NODES_MAX: usize = 64;
 
 /// Asks others for glyphs, from any thread. What nobody has is not among the answers. It must give up in time: somebody
 /// waits in a call of the kernel.
@@ -66,7 +72,7 @@ impl Preview {
         for author in &record.authors {
             authors.add(*author);
         }
-        let glyphs = Arc::new(OnDemand { store, ask: RwLock::new(Some(ask)) });
+        let glyphs = Arc::new(OnDemand { store, ask: RwLock::new(Some(ask)), siblings: Mutex::default() });
         let nodes = Arc::new(NodeCache::new(glyphs.clone(), cache_bytes));
         Self {
             disk,
@@ -140,15 +146,35 @@ struct OnDemand {
     store: Arc<GlyphStore>,
     /// As long as there is no volume that does it better.
     ask: RwLock<Option<AskAnytime>>,
+    /// The nodes below those inner ones that were read last: who reads one of them will read the next ones.
+    siblings: Mutex<VecDeque<Vec<GlyphId>>>,
 }
 
 impl GlyphSource for OnDemand {
     fn read(&self, kind: GlyphKind, id: &GlyphId) -> std::result::Result<Bytes, StoreError> {
-        self.read_with(kind, id, Vec::new)
+        let plain = self.read_with(kind, id, || self.next_siblings(kind, id))?;
+        if kind == GlyphKind::Node
+            && let Ok(node) = Node::decode(id, plain.clone())
+            && node.level() > 0
+        {
+            let mut siblings = self.siblings.lock();
+            siblings.truncate(INNER_NODES_MAX - 1);
+            siblings.push_front(node.children().filter_map(|child| child.id).collect());
+        }
+        Ok(plain)
     }
 }
 
 impl OnDemand {
+    /// What is not here of the nodes that follow this one.
+    fn next_siblings(&self, kind: GlyphKind, id: &GlyphId) -> Vec<GlyphId> {
+        let siblings = self.siblings.lock();
+        let after = |all: &Vec<GlyphId>| Some(all[all.iter().position(|sibling| sibling == id)? + 1..].to_vec());
+        let next = siblings.iter().find_map(after).unwrap_or_default();
+        let is_missing = |id: &GlyphId| matches!(self.store.contains(kind, id), Ok(false));
+        next.into_iter().filter(is_missing).take(SIBLINGS_MAX).collect()
+    }
+
     /// With what is missing, others come along.
     fn read_with(
         &self,

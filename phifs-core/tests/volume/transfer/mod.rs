@@ -11,6 +11,7 @@ mod hostile;
 mod interrupted;
 mod older;
 mod peers;
+mod preview;
 mod ways;
 
 use std::ops::ControlFlow;
