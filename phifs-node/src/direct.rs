@@ -1,4 +1,4 @@
-//! Writing to the disk without the page cache in between: many bytes come there faster, and displace nothing.
+//! Writing to the disk, and reading from it, without the page cache in between: many bytes come there faster, and displace nothing.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -36,8 +37,7 @@ impl Direct {
         let pages_at = offset_bytes + head.len() as u64;
         let Some(direct) = self.open(file) else { return Ok(false) };
         match direct.write_all_at(aligned(&mut Vec::new(), pages), pages_at) {
-            // It asks for another alignment.
-            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+            Err(error) if is_misaligned(&error) => {
                 *self.0.lock() = Way::None;
                 return Ok(false);
             }
@@ -46,6 +46,32 @@ impl Direct {
         file.write_all_at(head, offset_bytes)?;
         file.write_all_at(tail, pages_at + pages.len() as u64)?;
         Ok(true)
+    }
+
+    /// Reads pages past the cache; fewer bytes only at the end of the file. Nothing if the host does not do that, or these are
+    /// no whole pages.
+    pub fn read_at(&self, file: &File, len_bytes: usize, offset_bytes: u64) -> io::Result<Option<Bytes>> {
+        let is_aligned = len_bytes.is_multiple_of(PAGE_BYTES) && offset_bytes.is_multiple_of(PAGE_BYTES as u64);
+        let Some(direct) = self.open(file).filter(|_| is_aligned) else { return Ok(None) };
+        let mut memory: Vec<u8> = Vec::with_capacity(len_bytes + PAGE_BYTES);
+        let start = memory.as_ptr().align_offset(PAGE_BYTES);
+        memory.resize(start + len_bytes, 0);
+        let mut end = start;
+        // What ends within a page is the end of the file, and behind it a read would begin where none may.
+        while end < memory.len() && (end - start).is_multiple_of(PAGE_BYTES) {
+            match direct.read_at(&mut memory[end..], offset_bytes + (end - start) as u64) {
+                Ok(0) => break,
+                Ok(got) => end += got,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_misaligned(&error) => {
+                    *self.0.lock() = Way::None;
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        memory.truncate(end);
+        Ok(Some(Bytes::from(memory).slice(start..)))
     }
 
     /// Descriptors are scarce. The next write opens it again.
@@ -62,11 +88,16 @@ impl Direct {
             // By descriptor, as the name may be gone.
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             let flags = OFlags::DIRECT.bits().cast_signed();
-            let opened = OpenOptions::new().write(true).custom_flags(flags).open(path);
+            let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
             *way = opened.map_or(Way::None, |file| Way::Open(Arc::new(file)));
         }
         if let Way::Open(file) = &*way { Some(Arc::clone(file)) } else { None }
     }
+}
+
+/// Whether the disk asks for another alignment.
+fn is_misaligned(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::INVAL.raw_os_error())
 }
 
 /// A copy that begins where a page of memory begins, as the disk is to read it from there.

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use phifs_core::disk::{BranchFile, Disk, File, FileName, Space, Stamp};
 use phifs_core::time::Timestamp;
@@ -347,6 +348,16 @@ impl File for RealFile {
         Ok(())
     }
 
+    fn read_past_cache(&self, len_bytes: usize, offset_bytes: u64) -> io::Result<Bytes> {
+        if let Some(bytes) = self.direct.read_at(&self.file, len_bytes, offset_bytes)? {
+            return Ok(bytes);
+        }
+        let mut bytes = vec![0; len_bytes];
+        let got = self.read_at(&mut bytes, offset_bytes)?;
+        bytes.truncate(got);
+        Ok(bytes.into())
+    }
+
     fn sync(&self) -> io::Result<()> {
         // fdatasync leaves out only what is not needed to read the bytes back (times); a new length is needed.
         Ok(retry_on_intr(|| rustix::fs::fdatasync(&self.file))?)
@@ -625,6 +636,28 @@ mod tests {
         let (_dir, disk) = disk();
         let space = disk.space().unwrap();
         assert!(0 < space.free_bytes && space.free_bytes <= space.total_bytes);
+    }
+
+    #[test]
+    fn what_is_written_past_the_cache_is_read_in_both_ways() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = fs::OpenOptions::new().read(true).write(true).create_new(true).open(dir.path().join("f"));
+        let file = RealFile { file: options.unwrap(), writer: None, direct: Direct::default() };
+        let bytes: Vec<u8> = (0..3_000_001u32).map(|n| ((n / 7) ^ (n >> 11)) as u8).collect();
+        let (mut at, mut len) = (0, 1_000);
+        while at < bytes.len() {
+            let end = bytes.len().min(at + len);
+            file.write_past_cache(&bytes[at..end], at as u64).unwrap();
+            (at, len) = (end, len * 3 % 700_001 + 1);
+        }
+        for at in [0, 1 << 20, 2 << 20, 3 << 20] {
+            let block = file.read_past_cache(1 << 20, at as u64).unwrap();
+            assert!(block == bytes[at.min(bytes.len())..bytes.len().min(at + (1 << 20))], "{at}");
+        }
+        assert!(file.read_past_cache(1_000, 5_001).unwrap() == bytes[5_001..6_001], "no whole pages");
+        let mut read = vec![0; bytes.len()];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == bytes);
     }
 
     #[derive(Clone, Debug)]

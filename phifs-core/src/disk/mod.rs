@@ -19,6 +19,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::time::Timestamp;
 
 /// Every file of a store, by what it is for. The mapping to paths belongs to the implementation.
@@ -84,6 +86,13 @@ pub trait File: Send + Sync {
         self.write_at(buf, offset_bytes)?;
         self.begin_writeback(offset_bytes, buf.len() as u64);
         Ok(())
+    }
+    /// Reads many bytes that nobody is to read from this machine's memory soon. Fewer only at the end of the file.
+    fn read_past_cache(&self, len_bytes: usize, offset_bytes: u64) -> io::Result<Bytes> {
+        let mut bytes = vec![0; len_bytes];
+        let got = self.read_at(&mut bytes, offset_bytes)?;
+        bytes.truncate(got);
+        Ok(bytes.into())
     }
     /// Makes everything written so far durable, the length included.
     fn sync(&self) -> io::Result<()>;

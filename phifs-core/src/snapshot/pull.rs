@@ -203,7 +203,7 @@ pub fn missing_of(
     let (mut met, mut pages) = (HashMap::new(), HashSet::new());
     for content in contents {
         visit_glyphs(store, content, &mut |part, id| {
-            let is_here = *met.entry(*id).or_insert_with(|| store.pin_stored(GlyphKind::Data, id));
+            let is_here = *met.entry(*id).or_insert_with(|| store.pin_known(id));
             if !is_here && is_to_be_here(part, id) && wanted.insert(*id) {
                 missing.push(*id);
             }

@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
+use super::blocks::Streamed;
 use super::gc::Pins;
 use super::index::{GlyphIndex, Position};
 use super::lane::{Lane, Shared};
@@ -78,6 +79,7 @@ pub struct GlyphStore {
     pub(super) data_level: AtomicI32,
     /// Nodes that were read lately: others may be told by them, and whoever compares two maps reads both.
     pub(super) recent_nodes: RecentNodes,
+    pub(super) streamed: Streamed,
 }
 
 /// Plain bytes of nodes, bounded in bytes.
@@ -206,6 +208,14 @@ impl GlyphStore {
                 Err(_) => Ok(false),
             },
         }
+    }
+
+    /// Whether the glyph is stored, as `contains` has it; but of what was written here lately not even the record is looked
+    /// at. For those who look for many at a time.
+    pub fn has(&self, kind: GlyphKind, id: &GlyphId) -> Result<bool, StoreError> {
+        let lane = self.lane(kind);
+        let is_placed = || lane.place(id).is_some_and(|place| self.shared.pack(place.pack).is_some());
+        if lane.quarantined(id).is_none() && is_placed() { Ok(true) } else { self.contains(kind, id) }
     }
 
     /// Makes every glyph durable that was written before the call. Cheap when nothing new is there.
@@ -392,24 +402,17 @@ impl GlyphStore {
     }
 
     /// The first `len` bytes of a record, from memory or the disk, with the header checked against the id.
-    fn record(
-        &self,
-        pack: &Pack,
-        location: Location,
-        id: &GlyphId,
-        len: usize,
-    ) -> Result<(Header, Vec<u8>), Unreadable> {
-        let mut bytes = self.lane(pack.kind).in_memory(location, len).unwrap_or_default();
+    fn record(&self, pack: &Pack, location: Location, id: &GlyphId, len: usize) -> Result<(Header, Bytes), Unreadable> {
+        let mut bytes = self.lane(pack.kind).in_memory(location, len).map(Bytes::from).unwrap_or_default();
         if bytes.is_empty() {
             if location.stored_bytes as usize > GLYPH_BYTES_MAX {
                 return Err(Unreadable::Bad);
             }
-            bytes.resize(len, 0);
-            let file = pack.file().ok_or(Unreadable::Bad)?;
-            file.read_exact_at(&mut bytes, location.offset_bytes.into()).map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => Unreadable::Bad,
-                _ => Unreadable::Disk(error),
-            })?;
+            let is_whole = len > HEADER_BYTES + GlyphId::LEN;
+            bytes = match is_whole.then(|| self.streamed(pack, location, len)).flatten() {
+                Some(bytes) => bytes,
+                None => read_exact(pack, location, len)?,
+            };
         }
         let header = Header::decode(&bytes, location.pack, location.offset_bytes).ok_or(Unreadable::Bad)?;
         let right = header.id == *id && header.kind == pack.kind && header.stored_bytes == location.stored_bytes;
@@ -424,7 +427,7 @@ impl GlyphStore {
     pub(super) fn stored(&self, pack: &Pack, location: Location, id: &GlyphId) -> Result<(Header, Bytes), Unreadable> {
         let len = HEADER_BYTES + location.stored_bytes as usize;
         let (header, bytes) = self.record(pack, location, id, len)?;
-        let bytes = Bytes::from(bytes).slice(HEADER_BYTES..);
+        let bytes = bytes.slice(HEADER_BYTES..);
         if header.stored_is_intact(&bytes) { Ok((header, bytes)) } else { Err(Unreadable::Bad) }
     }
 
@@ -432,7 +435,7 @@ impl GlyphStore {
     fn fetch(&self, pack: &Pack, location: Location, id: &GlyphId, deltas_max: usize) -> Result<Bytes, Unreadable> {
         let len = HEADER_BYTES + location.stored_bytes as usize;
         let (header, bytes) = self.record(pack, location, id, len)?;
-        let stored = Bytes::from(bytes).slice(HEADER_BYTES..);
+        let stored = bytes.slice(HEADER_BYTES..);
         if header.codec != Codec::Delta {
             return header.plain(stored).ok_or(Unreadable::Bad);
         }
@@ -452,7 +455,7 @@ impl GlyphStore {
         if header.codec != Codec::Delta {
             return Ok(None);
         }
-        let delta = Delta::decode(Bytes::from(bytes).slice(HEADER_BYTES..)).ok_or(Unreadable::Bad)?;
+        let delta = Delta::decode(bytes.slice(HEADER_BYTES..)).ok_or(Unreadable::Bad)?;
         Ok(Some(delta.base))
     }
 
@@ -526,6 +529,16 @@ impl GlyphStore {
             self.lane(kind).correct_place(id, wrong, right);
         }
     }
+}
+
+fn read_exact(pack: &Pack, location: Location, len: usize) -> Result<Bytes, Unreadable> {
+    let file = pack.file().ok_or(Unreadable::Bad)?;
+    let mut bytes = vec![0; len];
+    file.read_exact_at(&mut bytes, location.offset_bytes.into()).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => Unreadable::Bad,
+        _ => Unreadable::Disk(error),
+    })?;
+    Ok(bytes.into())
 }
 
 fn corrupt(id: GlyphId, at: Location) -> StoreError {

@@ -13,6 +13,7 @@
 //! - A node that is told by another one (`record::Delta`) was written when that could be read, and a collection keeps that
 //!   one as long, or writes this one anew first.
 
+mod blocks;
 mod gc;
 mod glyphs;
 mod index;
@@ -28,6 +29,7 @@ mod tests;
 
 use bytes::Bytes;
 
+pub use blocks::Stream;
 pub use gc::{Hold, Mark, SweepReport};
 pub use glyphs::{GlyphStore, StoreOptions, Usage};
 pub use index::{GlyphIndex, IndexError, Location, MemIndex, Position};

@@ -145,6 +145,7 @@ impl GlyphStore {
             collecting: Mutex::new(()),
             data_level: AtomicI32::new(DATA_LEVEL),
             recent_nodes: super::glyphs::recent_nodes(),
+            streamed: super::blocks::Streamed::default(),
         };
         match known.filter(|known| store.index_may_be_right(*known)) {
             Some(known) => {

@@ -142,6 +142,13 @@ impl GlyphStore {
         self.pin_chain(kind, id).is_some()
     }
 
+    /// The same for a glyph of contents, by whoever looks for many at a time: see `has`.
+    pub fn pin_known(&self, id: &GlyphId) -> bool {
+        let _gate = self.gate.read();
+        self.pins.pin(GlyphKind::Data, id);
+        self.has(GlyphKind::Data, id).unwrap_or(false)
+    }
+
     /// Pins a glyph and those that tell it. Says how many these are, or `None` if one of them is not there or they are too many.
     pub(super) fn pin_chain(&self, kind: GlyphKind, id: &GlyphId) -> Option<usize> {
         let _gate = self.gate.read_recursive();

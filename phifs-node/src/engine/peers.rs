@@ -17,7 +17,7 @@ use phifs_core::ssep::{
     Follower, Join, MemberEntries, Moment, Next, Note, Progress, Receipt, Refusal, Secret, SettingEntries, Teller,
     Token, note_of,
 };
-use phifs_core::store::GlyphKind;
+use phifs_core::store::{GlyphKind, Stream};
 use phifs_core::time::Env as _;
 use phifs_core::volume::local::{Backlog, Head, Invite, JoinError, PeerGlyphs, SnapshotError};
 
@@ -296,6 +296,10 @@ impl Engine {
 
     pub fn take_receipt(&self, node: NodePublicKey, receipt: Receipt) -> Result<(), Failure> {
         self.volume.take_receipt(node, receipt).map_err(Failure::plain)
+    }
+
+    pub fn stream_glyphs(&self) -> Stream {
+        self.volume.stream_glyphs()
     }
 
     pub fn glyphs_to_send(&self, kind: GlyphKind, ids: &[GlyphId]) -> Result<Vec<Option<Bytes>>, Failure> {

@@ -293,6 +293,8 @@ async fn send_glyphs(
         GlyphKind::Node => PRIORITY_STATE,
         GlyphKind::Data => PRIORITY_BULK,
     });
+    let is_bulk = kind == GlyphKind::Data && ids.len() > LOOK_GLYPHS;
+    let _stream = is_bulk.then(|| shared.engine.stream_glyphs());
     let mut ids = ids.into_iter();
     loop {
         let some: Vec<GlyphId> = ids.by_ref().take(GLYPHS_AT_ONCE).collect();

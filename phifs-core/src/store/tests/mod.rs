@@ -5,6 +5,7 @@ mod damage;
 mod deltas;
 mod gc;
 mod limits;
+mod streams;
 
 use std::sync::Arc;
 

@@ -12,7 +12,7 @@ use crate::content::manifest::Part;
 use crate::id::GlyphId;
 use crate::namespace::op::{Effect, Op};
 use crate::snapshot::pull;
-use crate::store::{GlyphKind, Hold, StoreError};
+use crate::store::{GlyphKind, Hold, StoreError, Stream};
 use crate::volume::Result;
 
 use super::LocalVolume;
@@ -54,6 +54,11 @@ impl LocalVolume {
             Err(StoreError::Missing(_) | StoreError::Corrupt { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Another machine is about to be sent many glyphs of contents.
+    pub fn stream_glyphs(&self) -> Stream {
+        self.store.stream()
     }
 
     /// Stores a glyph of contents that another machine has sent. It is durable when the journal is: whatever names it is

@@ -100,7 +100,7 @@ impl LocalVolume {
     pub fn missing(&self) -> Result<Vec<(GlyphId, u64)>> {
         let mut missing = Vec::new();
         self.each_glyph(&mut |part, id, bytes| {
-            if self.is_wanted_here(part, id) && !self.store.contains(GlyphKind::Data, id)? {
+            if self.is_wanted_here(part, id) && !self.store.has(GlyphKind::Data, id)? {
                 missing.push((*id, bytes));
             }
             Ok(())
