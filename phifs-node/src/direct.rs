@@ -100,8 +100,11 @@ fn is_misaligned(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::INVAL.raw_os_error())
 }
 
-/// A copy that begins where a page of memory begins, as the disk is to read it from there.
-fn aligned<'a>(memory: &'a mut Vec<u8>, bytes: &[u8]) -> &'a [u8] {
+/// The bytes, or a copy that begins where a page of memory begins, as the disk is to read them from there.
+fn aligned<'a>(memory: &'a mut Vec<u8>, bytes: &'a [u8]) -> &'a [u8] {
+    if bytes.as_ptr().align_offset(PAGE_BYTES) == 0 {
+        return bytes;
+    }
     memory.reserve_exact(bytes.len() + PAGE_BYTES);
     memory.resize(memory.as_ptr().align_offset(PAGE_BYTES), 0);
     let start = memory.len();

@@ -118,6 +118,8 @@ pub enum Answer {
     Groups(Vec<Bytes>),
     /// What the asker lacks is not there as groups any more: it has to ask for the state.
     Behind,
+    /// Glyphs of a version that is still to come: who is to hold them may fetch them by now.
+    Coming(Vec<GlyphId>),
     /// Somebody waits until what was sent is durable with the one who follows.
     Hurry,
     /// One of the glyphs that were asked for, in that order, as it is stored; nothing if it is not there.
@@ -183,8 +185,7 @@ impl Request {
             Self::Glyphs(kind, ids) => {
                 out.put_u8(6);
                 out.put_u8(kind.tag());
-                out.put_varint(ids.len() as u64);
-                ids.iter().for_each(|id| out.put_bytes(&id.0));
+                encode_glyphs(ids, &mut out);
             }
         }
         out
@@ -204,8 +205,7 @@ impl Request {
             6 => {
                 let kind = reader.u8()?;
                 let kind = GlyphKind::from_tag(kind).ok_or(unknown("the kind of a glyph", kind))?;
-                let count = bounded(reader.count()?, GLYPHS_MAX, "a list of glyphs")?;
-                Self::Glyphs(kind, (0..count).map(|_| Ok(GlyphId(reader.array()?))).collect::<codec::Result<_>>()?)
+                Self::Glyphs(kind, decode_glyphs(&mut reader)?)
             }
             value => return Err(unknown("a request", value)),
         };
@@ -261,6 +261,10 @@ impl Answer {
                 out.put_u8(11);
                 encode_settings(settings, &mut out);
             }
+            Self::Coming(ids) => {
+                out.put_u8(12);
+                encode_glyphs(ids, &mut out);
+            }
         }
         (out, rest)
     }
@@ -293,6 +297,7 @@ impl Answer {
                 let entry = |_| Ok((word(&mut reader)?, Entry::decode(reader.blob()?)?));
                 Self::Settings((0..count).map(entry).collect::<codec::Result<_>>()?)
             }
+            12 => Self::Coming(decode_glyphs(&mut reader)?),
             value => return Err(unknown("an answer", value)),
         };
         reader.finish()?;
@@ -362,6 +367,16 @@ fn encode_members(members: &MemberEntries, out: &mut Vec<u8>) {
 fn decode_members(reader: &mut Reader<'_>) -> codec::Result<MemberEntries> {
     let count = bounded(reader.count()?, MEMBERS_MAX, "a list of members")?;
     (0..count).map(|_| Ok((NodePublicKey(reader.array()?), Entry::decode(reader.blob()?)?))).collect()
+}
+
+fn encode_glyphs(ids: &[GlyphId], out: &mut Vec<u8>) {
+    out.put_varint(ids.len() as u64);
+    ids.iter().for_each(|id| out.put_bytes(&id.0));
+}
+
+fn decode_glyphs(reader: &mut Reader<'_>) -> codec::Result<Vec<GlyphId>> {
+    let count = bounded(reader.count()?, GLYPHS_MAX, "a list of glyphs")?;
+    (0..count).map(|_| Ok(GlyphId(reader.array()?))).collect()
 }
 
 fn bounded(count: usize, max: usize, what: &'static str) -> codec::Result<usize> {
@@ -442,6 +457,7 @@ mod tests {
             Answer::Behind,
             Answer::Hurry,
             Answer::Glyph(None),
+            Answer::Coming(vec![GlyphId([8; 32]), GlyphId([9; 32])]),
             Answer::Settings(vec![("copies".into(), setting)]),
         ]
     }

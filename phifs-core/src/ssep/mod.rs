@@ -8,7 +8,7 @@
 //! | `Hello` | `Hello` | version and volume; the first request of each connection |
 //! | `Join` | `Joined` | a node that is no member yet becomes one, by the secret of an invitation |
 //! | `Members` | `Members` | who takes part |
-//! | `Follow` | `Groups`, `Members`, `Settings`, `Behind`, `Hurry`, as long as the link lasts | what the asker does not know, as soon as there is something; meanwhile it sends notes of how far it has come |
+//! | `Follow` | `Groups`, `Members`, `Settings`, `Behind`, `Hurry`, `Coming`, as long as the link lasts | what the asker does not know, as soon as there is something; meanwhile it sends notes of how far it has come |
 //! | `Catch` | `Head`, or `Unchanged` | the state, for who is behind |
 //! | `Glyphs` | a `Glyph` for each | the nodes of states, and the bytes of files |
 //!

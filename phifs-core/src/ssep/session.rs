@@ -38,6 +38,8 @@ pub struct Teller {
     queue: VecDeque<SealedGroup>,
     /// It was told to ask for the state, and has not said anything since.
     is_behind: bool,
+    /// How many lots of glyphs that are coming it was told; nothing before the first look.
+    lots: Option<u64>,
     /// Up to where somebody waits for a receipt, and up to where the follower was told so.
     hurried: VersionVector,
 }
@@ -64,6 +66,7 @@ impl Teller {
             lacks_since: BTreeMap::new(),
             queue: VecDeque::new(),
             is_behind: false,
+            lots: None,
             hurried: VersionVector::new(),
         }
     }
@@ -85,6 +88,9 @@ impl Teller {
         let settings = volume.setting_entries()?;
         if self.settings.is_news(hash_of_settings(&settings)) {
             return Ok(Next::Say(Answer::Settings(settings)));
+        }
+        if let Some(lot) = volume.next_lot(self.lots.get_or_insert_with(|| volume.lots_so_far())) {
+            return Ok(Next::Say(Answer::Coming(lot.to_vec())));
         }
         if self.is_behind {
             return Ok(Next::Wait(None));
@@ -176,7 +182,7 @@ pub enum Next {
 #[derive(Default)]
 pub struct Follower {
     waiting: VecDeque<SealedGroup>,
-    /// Keeps the glyphs of waiting groups from collections.
+    /// Keeps the glyphs of waiting groups, and of those that are expected, from collections.
     hold: Option<Hold>,
 }
 
@@ -223,6 +229,12 @@ impl Follower {
     /// Whether everything that came was taken in.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    /// These glyphs will be needed soon. Says which of them are to be fetched; they are kept until the next group was taken in.
+    pub fn expect(&mut self, volume: &LocalVolume, lot: Vec<GlyphId>) -> Vec<GlyphId> {
+        self.hold.get_or_insert_with(|| volume.hold_glyphs());
+        volume.missing_of_lot(lot)
     }
 
     /// Groups have come: their signatures are looked at here, and by whom they are.

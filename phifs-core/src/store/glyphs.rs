@@ -9,7 +9,6 @@ use parking_lot::{Mutex, RwLock};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use super::blocks::Streamed;
 use super::gc::Pins;
 use super::index::{GlyphIndex, Position};
 use super::lane::{Lane, Shared};
@@ -79,7 +78,6 @@ pub struct GlyphStore {
     pub(super) data_level: AtomicI32,
     /// Nodes that were read lately: others may be told by them, and whoever compares two maps reads both.
     pub(super) recent_nodes: RecentNodes,
-    pub(super) streamed: Streamed,
 }
 
 /// Plain bytes of nodes, bounded in bytes.
@@ -403,7 +401,7 @@ impl GlyphStore {
 
     /// The first `len` bytes of a record, from memory or the disk, with the header checked against the id.
     fn record(&self, pack: &Pack, location: Location, id: &GlyphId, len: usize) -> Result<(Header, Bytes), Unreadable> {
-        let mut bytes = self.lane(pack.kind).in_memory(location, len).map(Bytes::from).unwrap_or_default();
+        let mut bytes = self.lane(pack.kind).in_memory(location, len).unwrap_or_default();
         if bytes.is_empty() {
             if location.stored_bytes as usize > GLYPH_BYTES_MAX {
                 return Err(Unreadable::Bad);
@@ -423,19 +421,22 @@ impl GlyphStore {
         self.record(pack, location, id, HEADER_BYTES).map(|(header, _)| header)
     }
 
-    /// The header and the stored bytes of a record, intact.
-    pub(super) fn stored(&self, pack: &Pack, location: Location, id: &GlyphId) -> Result<(Header, Bytes), Unreadable> {
+    /// The header and the stored bytes of a record, as they are.
+    pub(super) fn whole(&self, pack: &Pack, location: Location, id: &GlyphId) -> Result<(Header, Bytes), Unreadable> {
         let len = HEADER_BYTES + location.stored_bytes as usize;
         let (header, bytes) = self.record(pack, location, id, len)?;
-        let bytes = bytes.slice(HEADER_BYTES..);
+        Ok((header, bytes.slice(HEADER_BYTES..)))
+    }
+
+    /// The header and the stored bytes of a record, intact.
+    pub(super) fn stored(&self, pack: &Pack, location: Location, id: &GlyphId) -> Result<(Header, Bytes), Unreadable> {
+        let (header, bytes) = self.whole(pack, location, id)?;
         if header.stored_is_intact(&bytes) { Ok((header, bytes)) } else { Err(Unreadable::Bad) }
     }
 
     /// The plain bytes of a record, verified.
     fn fetch(&self, pack: &Pack, location: Location, id: &GlyphId, deltas_max: usize) -> Result<Bytes, Unreadable> {
-        let len = HEADER_BYTES + location.stored_bytes as usize;
-        let (header, bytes) = self.record(pack, location, id, len)?;
-        let stored = bytes.slice(HEADER_BYTES..);
+        let (header, stored) = self.whole(pack, location, id)?;
         if header.codec != Codec::Delta {
             return header.plain(stored).ok_or(Unreadable::Bad);
         }

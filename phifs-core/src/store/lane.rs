@@ -9,19 +9,23 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
+use super::blocks::Streamed;
 use super::pack::{Entry, Pack, START, encode_header};
-use super::record::{HEADER_BYTES, Record, padded};
+use super::record::{GLYPH_BYTES_MAX, HEADER_BYTES, Record, padded};
 use super::room::{Purpose, Room};
 use super::{GlyphKind, Location, StoreError};
 use crate::disk::Disk;
 use crate::id::GlyphId;
 
 const BLOCK_BYTES: usize = 1 << 20;
+const PAGE_BYTES: usize = 4096;
 /// Writers wait for the disk when this much waits for it.
 const QUEUE_BYTES_MAX: usize = 8 << 20;
 const ALLOCATE_BYTES_MIN: u64 = 1 << 20;
@@ -35,6 +39,7 @@ pub(super) struct Shared {
     pub next_pack: AtomicU32,
     pub read_only: AtomicBool,
     pub room: Room,
+    pub streamed: Streamed,
 }
 
 pub(super) struct Lane {
@@ -59,14 +64,23 @@ struct State {
 
 struct Active {
     pack: Arc<Pack>,
-    /// What is not queued yet, and where it begins.
-    block: Vec<u8>,
-    block_at: u32,
+    /// What is not queued yet.
+    block: Block,
+}
+
+/// What follows one another in a pack.
+struct Block {
+    /// Where it begins in the pack.
+    at: u32,
+    memory: Vec<u8>,
+    /// So many bytes of the memory are before it: pages of the file begin where pages of the memory do, and a disk can
+    /// take them from there.
+    lead: usize,
 }
 
 #[derive(Clone)]
 enum Work {
-    Write { pack: Arc<Pack>, at: u32, block: Arc<Vec<u8>> },
+    Write { pack: Arc<Pack>, at: u32, block: Bytes },
     Seal { pack: Arc<Pack> },
 }
 
@@ -108,7 +122,7 @@ impl Lane {
         head: (u32, u32),
         places: HashMap<GlyphId, Location>,
     ) -> Self {
-        let active = active.map(|pack| Active { block_at: pack.totals().end, block: Vec::new(), pack });
+        let active = active.map(|pack| Active { block: Block::at(pack.totals().end), pack });
         let state = State {
             active,
             queue: VecDeque::new(),
@@ -127,10 +141,8 @@ impl Lane {
     }
 
     /// The first `len` bytes of the record at this place, if it is not on the disk yet.
-    pub fn in_memory(&self, location: Location, len: usize) -> Option<Vec<u8>> {
-        let state = self.state.lock();
-        let record = state.in_memory(location)?;
-        Some(record[..len.min(record.len())].to_vec())
+    pub fn in_memory(&self, location: Location, len: usize) -> Option<Bytes> {
+        self.state.lock().in_memory(location, len)
     }
 
     /// Appends a record, unless its glyph has a place here already, other than `instead_of`, which is known to be bad.
@@ -159,13 +171,13 @@ impl Lane {
         let active = state.active.get_or_insert_with(|| shared.new_pack(self.kind));
         let offset = active.end();
         let number = active.pack.number;
-        active.block.extend_from_slice(&record.header.encode(number, offset));
-        active.block.extend_from_slice(&record.stored);
-        active.block.resize((offset + len - active.block_at) as usize, 0);
+        active.block.append(&record.header.encode(number, offset));
+        active.block.append(&record.stored);
+        active.block.fill_to(offset + len);
         let (stored_bytes, plain_bytes) = (record.header.stored_bytes, record.header.plain_bytes);
         let entry = Entry { id, offset, stored_bytes, plain_bytes };
         active.pack.note(entry);
-        let block_is_full = active.block.len() >= BLOCK_BYTES;
+        let block_is_full = active.block.bytes().len() >= BLOCK_BYTES;
         state.places.insert(id, entry.location(number));
         state.quarantine.remove(&id);
         state.head = (number, offset + len);
@@ -242,6 +254,17 @@ impl Lane {
         self.state.lock().synced
     }
 
+    /// Up to where a pack of this lane is in its file.
+    pub fn written(&self, pack: u32) -> u32 {
+        let state = self.state.lock();
+        let queued = state.queue.iter().find_map(|work| match work {
+            Work::Write { pack: of, at, .. } if of.number == pack => Some(*at),
+            _ => None,
+        });
+        let active = state.active.as_ref().filter(|active| active.pack.number == pack);
+        queued.or(active.map(|active| active.block.at)).unwrap_or(u32::MAX)
+    }
+
     /// The places of durable records.
     pub fn synced_places(&self) -> Vec<(GlyphId, Location)> {
         let state = self.state.lock();
@@ -307,8 +330,9 @@ impl Lane {
             })?;
             io.unsynced.insert(pack.number, pack.clone());
             let mut state = self.state.lock();
-            if let Some(Work::Write { block, .. }) = state.queue.pop_front() {
+            if let Some(Work::Write { pack, at, block }) = state.queue.pop_front() {
                 state.queued_bytes -= block.len();
+                shared.streamed.written(&pack, at, block);
             }
         }
     }
@@ -337,6 +361,13 @@ impl Lane {
     }
 }
 
+/// Where a record is in a block that begins at this offset of this pack, if it is in there: blocks have whole records.
+pub(super) fn within(location: Location, (pack, at): (u32, u32), block_bytes: usize) -> Option<Range<usize>> {
+    let from = location.offset_bytes.checked_sub(at)? as usize;
+    let end = from + HEADER_BYTES + location.stored_bytes as usize;
+    (pack == location.pack && end <= block_bytes).then_some(from..end)
+}
+
 fn sync_file(shared: &Shared, pack: &Pack) -> Result<(), StoreError> {
     let file = pack.file().expect("a pack that was written has a file");
     file.sync().map_err(|error| shared.failed("syncing a pack", error))
@@ -357,43 +388,71 @@ impl Shared {
         let number = self.next_pack.fetch_add(1, Ordering::Relaxed);
         let pack = Arc::new(Pack::new(number, kind));
         self.packs.write().insert(number, pack.clone());
-        Active { pack, block: encode_header(&self.store_id, number, kind).to_vec(), block_at: 0 }
+        let mut block = Block::at(0);
+        block.append(&encode_header(&self.store_id, number, kind));
+        Active { pack, block }
     }
 }
 
 impl Active {
     fn end(&self) -> u32 {
-        self.block_at + self.block.len() as u32
+        self.block.at + self.block.bytes().len() as u32
+    }
+}
+
+impl Block {
+    fn at(at: u32) -> Self {
+        Self { at, memory: Vec::new(), lead: 0 }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.memory[self.lead..]
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        if self.memory.is_empty() {
+            self.memory.reserve_exact(BLOCK_BYTES + 2 * PAGE_BYTES + HEADER_BYTES + GLYPH_BYTES_MAX);
+            let page_at = self.memory.as_ptr().align_offset(PAGE_BYTES);
+            self.lead = (page_at + self.at as usize % PAGE_BYTES) % PAGE_BYTES;
+            self.memory.resize(self.lead, 0);
+        }
+        self.memory.extend_from_slice(bytes);
+    }
+
+    /// With zeroes, to this offset in the pack.
+    fn fill_to(&mut self, end: u32) {
+        self.memory.resize(self.lead + (end - self.at) as usize, 0);
+    }
+
+    fn into_bytes(self) -> Bytes {
+        Bytes::from(self.memory).slice(self.lead..)
     }
 }
 
 impl State {
-    fn in_memory(&self, location: Location) -> Option<&[u8]> {
-        let len = HEADER_BYTES + location.stored_bytes as usize;
-        let within = |pack: &Pack, at: u32, block: &'_ [u8]| {
-            let from = location.offset_bytes.checked_sub(at)? as usize;
-            (pack.number == location.pack && from + len <= block.len()).then_some(from..from + len)
-        };
+    fn in_memory(&self, location: Location, len: usize) -> Option<Bytes> {
         if let Some(active) = &self.active
-            && let Some(range) = within(&active.pack, active.block_at, &active.block)
+            && let Some(range) = within(location, (active.pack.number, active.block.at), active.block.bytes().len())
         {
-            return Some(&active.block[range]);
+            return Some(Bytes::copy_from_slice(&active.block.bytes()[range][..len]));
         }
         self.queue.iter().find_map(|work| match work {
-            Work::Write { pack, at, block } => within(pack, *at, block).map(|range| &block[range]),
+            Work::Write { pack, at, block } => {
+                let range = within(location, (pack.number, *at), block.len())?;
+                Some(block.slice(range.start..range.start + len))
+            }
             Work::Seal { .. } => None,
         })
     }
 
     fn queue_block(&mut self) {
         if let Some(active) = &mut self.active
-            && !active.block.is_empty()
+            && !active.block.bytes().is_empty()
         {
-            let at = active.block_at;
-            active.block_at = active.end();
-            let block = std::mem::take(&mut active.block);
-            self.queued_bytes += block.len();
-            self.queue.push_back(Work::Write { pack: active.pack.clone(), at, block: Arc::new(block) });
+            let next = Block::at(active.end());
+            let block = std::mem::replace(&mut active.block, next);
+            self.queued_bytes += block.bytes().len();
+            self.queue.push_back(Work::Write { pack: active.pack.clone(), at: block.at, block: block.into_bytes() });
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::blocks::Streamed;
 use super::gc::Pins;
 use super::glyphs::{GlyphStore, StoreOptions};
 use super::index::{GlyphIndex, Position};
@@ -133,6 +134,7 @@ impl GlyphStore {
                 next_pack: AtomicU32::new(newest + 1),
                 read_only: AtomicBool::new(false),
                 room,
+                streamed: Streamed::default(),
             },
             data,
             nodes,
@@ -145,7 +147,6 @@ impl GlyphStore {
             collecting: Mutex::new(()),
             data_level: AtomicI32::new(DATA_LEVEL),
             recent_nodes: super::glyphs::recent_nodes(),
-            streamed: super::blocks::Streamed::default(),
         };
         match known.filter(|known| store.index_may_be_right(*known)) {
             Some(known) => {

@@ -101,7 +101,7 @@ impl GlyphStore {
     pub fn read_stored(&self, kind: GlyphKind, id: &GlyphId) -> Result<StoredGlyph, StoreError> {
         if self.lane(kind).quarantined(id).is_none()
             && let Some((location, pack)) = self.locate(kind, id)
-            && let Ok((header, bytes)) = self.stored(&pack, location, id)
+            && let Ok((header, bytes)) = self.whole(&pack, location, id)
         {
             let glyph = StoredGlyph { header, bytes };
             if glyph.plain().is_some() {

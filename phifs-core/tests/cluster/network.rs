@@ -420,6 +420,7 @@ impl World {
                     self.ask(ends, t, &catch);
                 }
                 Answer::Hurry => self.say(ends, true)?,
+                Answer::Coming(_) => {}
                 other => return Err(Trouble::Bug(format!("a teller says {other:?}"))),
             }
         }

@@ -146,6 +146,7 @@ pub fn answers(sent: &Sent) -> Vec<Vec<u8>> {
         Answer::Behind,
         Answer::Hurry,
         Answer::Glyph(None),
+        Answer::Coming(vec![GlyphId([8; 32])]),
         Answer::Glyph(Some(glyph.encode())),
         Answer::Settings(vec![("copies".into(), setting)]),
     ];

@@ -237,6 +237,11 @@ impl Engine {
         follower.take(&self.volume, groups).map_err(Failure::plain)
     }
 
+    /// Glyphs will be needed soon: those of them that are to be fetched.
+    pub fn expect(&self, follower: &mut Follower, lot: Vec<GlyphId>) -> Vec<GlyphId> {
+        follower.expect(&self.volume, lot)
+    }
+
     /// Takes in what can be taken in of what has come.
     pub fn take_in(&self, follower: &mut Follower) -> Result<Progress, Failure> {
         follower.go_on(&self.volume).map_err(|error| {

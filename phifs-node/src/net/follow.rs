@@ -11,8 +11,8 @@ use phifs_core::identity::NodePublicKey;
 use phifs_core::ssep::{Answer, Follower, Progress, Request};
 use quinn::{Connection, SendStream};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::socket::dial_any;
@@ -34,6 +34,9 @@ const VOUCH_EVERY: Duration = Duration::from_secs(1);
 const AUDIT_EVERY: Duration = Duration::from_secs(60);
 /// How often it is tried to take in what the disk had no room for.
 const FULL_REST: Duration = Duration::from_secs(1);
+/// So many lots of glyphs that are coming are fetched at a time, and may wait for that.
+const LOTS_AT_ONCE: usize = 3;
+const LOTS_WAITING_MAX: usize = 1024;
 /// They hear of many changes together.
 const NOTE_REST: Duration = Duration::from_millis(10);
 
@@ -177,7 +180,16 @@ async fn listen(shared: &Arc<Shared>, peer: &Arc<Peer>, connection: &Connection)
     let first = shared.blocking(|engine| engine.note(false)).await?;
     let begun = wire::begin(connection, &Request::Follow(first)).await;
     let (send, answers) = begun.map_err(Failure::plain)?;
-    let mut link = Link { shared, peer, connection, send, vouched: VersionVector::new(), follower: Follower::new() };
+    let mut link = Link {
+        shared,
+        peer,
+        connection,
+        send,
+        vouched: VersionVector::new(),
+        follower: Follower::new(),
+        expected: JoinSet::new(),
+        turns: Arc::new(Semaphore::new(LOTS_AT_ONCE)),
+    };
     let mut changes = shared.changes.subscribe();
     let (mut answers, _reading) = answers.ahead();
     let mut vouch_at = Instant::now() + VOUCH_EVERY;
@@ -221,6 +233,9 @@ struct Link<'a> {
     /// What the peer was told to be durable here.
     vouched: VersionVector,
     follower: Follower,
+    /// What is fetched before the version is told that it belongs to.
+    expected: JoinSet<()>,
+    turns: Arc<Semaphore>,
 }
 
 impl Link<'_> {
@@ -251,8 +266,38 @@ impl Link<'_> {
                 Ok((true, false))
             }
             Answer::Hurry => Ok((true, true)),
+            Answer::Coming(lot) => {
+                self.expect(lot).await?;
+                Ok((false, false))
+            }
             _ => Err(Failure::plain(WireError::Unexpected)),
         }
+    }
+
+    /// Fetches what will be needed soon, while other things come.
+    async fn expect(&mut self, lot: Vec<GlyphId>) -> Result<(), Failure> {
+        while self.expected.try_join_next().is_some() {}
+        if self.expected.len() >= LOTS_WAITING_MAX {
+            return Ok(());
+        }
+        let mut follower = std::mem::take(&mut self.follower);
+        let expected = self.shared.blocking(move |engine| {
+            let missing = engine.expect(&mut follower, lot);
+            Ok((follower, missing))
+        });
+        let missing;
+        (self.follower, missing) = expected.await?;
+        if !missing.is_empty() {
+            let (shared, teller, turns) = (self.shared.clone(), self.peer.key, self.turns.clone());
+            self.expected.spawn(async move {
+                let _turn = turns.acquire_owned().await;
+                if let Err(error) = fetch::fetch(&shared, Some(teller), missing).await {
+                    // It is fetched with what names it, or that fails with a reason.
+                    tracing::debug!(node = %teller, %error, "what is coming cannot be fetched yet");
+                }
+            });
+        }
+        Ok(())
     }
 
     /// Takes in all that has come, and fetches what it needs. As long as the disk is full, all of it waits.
@@ -266,6 +311,11 @@ impl Link<'_> {
             let progress;
             (self.follower, progress) = went_on.await?;
             let done = match progress {
+                // Some of it may be on its way.
+                Ok(progress) if !progress.missing.is_empty() && !self.expected.is_empty() => {
+                    while self.expected.join_next().await.is_some() {}
+                    continue;
+                }
                 Ok(progress) if !progress.missing.is_empty() => {
                     fetch::fetch(self.shared, Some(self.peer.key), progress.missing).await
                 }

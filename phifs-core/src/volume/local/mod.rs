@@ -22,6 +22,7 @@
 //! | `restore` | putting back what a snapshot holds |
 //! | `merge`, `join`, `bulk` | another line, or a snapshot, joined into one |
 //! | `peers` | what other machines get of the main line, and what it learns of them |
+//! | `coming` | glyphs of versions that are still being published |
 //! | `groups` | operations on their way between machines |
 //! | `audit` | whether machines that know the same have the same |
 //! | `receipts`, `backlog` | what other machines hold durably; what they lack |
@@ -77,6 +78,7 @@ mod bulk;
 mod cached;
 mod check;
 mod collect;
+mod coming;
 mod conflicts;
 mod drivers;
 mod durable;
@@ -261,6 +263,7 @@ pub struct LocalVolume {
     showing: RwLock<()>,
     /// How many other machines hear at once of what is new.
     followers: AtomicUsize,
+    coming: coming::Coming,
     state: Arc<RwLock<State>>,
     /// The state of the main line, which alone has a registry.
     registry: Arc<RwLock<State>>,

@@ -300,7 +300,7 @@ impl LocalVolume {
         };
         let glyphs = self.fetching(Some(cell.id), None);
         let mut sources = Sources { file: &*file, base: &mut base, glyphs: &glyphs };
-        match publish::publish(&overlay, &mut sources, &*self.store) {
+        match publish::publish(&overlay, &mut sources, &self.telling(overlay.len_bytes())) {
             Ok(published) => Ok(Ok(Prepared { written, seen, published })),
             // The kernel cut the file short while it was read.
             Err(ContentError::Staging { source, .. }) if source.kind() == std::io::ErrorKind::UnexpectedEof => {

@@ -299,6 +299,7 @@ impl LocalVolume {
             divergence: Mutex::default(),
             showing: RwLock::default(),
             followers: AtomicUsize::new(0),
+            coming: super::coming::Coming::default(),
             seal_wanted: Mutex::new(true),
             seal_asked: Condvar::new(),
             housekeeping: Mutex::new(()),

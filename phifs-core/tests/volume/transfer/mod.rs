@@ -2,6 +2,7 @@
 //! damaged in any way is refused, and what was interrupted is gone on with.
 
 mod between;
+mod coming;
 mod elsewhere;
 mod eviction;
 mod glyphs;
