@@ -223,11 +223,18 @@ impl LocalVolume {
         }
         let state = self.state.read();
         let id = state.inode_id(ino)?;
-        let is_told = name.starts_with(b"user.phi.") && {
-            let kind = state.inode(id)?.ok_or(VolumeError::NotFound)?.kind();
-            conflicts::is_told(name, kind)
-        };
-        if is_told { self.told(&state, id, name) } else { xattr_of(&*state, id, name) }
+        if !name.starts_with(b"user.phi.") {
+            return xattr_of(&*state, id, name);
+        }
+        let kind = state.inode(id)?.ok_or(VolumeError::NotFound)?.kind();
+        if conflicts::is_of_copies(name, kind) {
+            drop(state);
+            self.told_of_copies(id, name)
+        } else if conflicts::is_told(name, kind) {
+            self.told(&state, id, name)
+        } else {
+            xattr_of(&*state, id, name)
+        }
     }
 
     pub(super) fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], how: XattrMode) -> Result<()> {

@@ -454,12 +454,29 @@ const REPLICAS: &[u8] = b"user.phi.replicas";
 
 /// Whether the filesystem itself says what this attribute of such an inode is.
 pub(super) fn is_told(name: &[u8], kind: FileKind) -> bool {
-    [COUNT, WINNER, SCORE, WRITER, STATUS, REPLICAS].contains(&name)
-        || name == DURABILITY && kind != FileKind::Directory
+    [COUNT, WINNER, SCORE, WRITER, STATUS, REPLICAS].contains(&name) || is_of_copies(name, kind)
+}
+
+/// Whether it is about how many machines have a file.
+pub(super) fn is_of_copies(name: &[u8], kind: FileKind) -> bool {
+    [REPLICAS, DURABILITY].contains(&name) && kind != FileKind::Directory
 }
 
 impl LocalVolume {
-    /// The value of such an attribute: of a file how many choices it has, if more than one; of a directory how many names
+    /// On how many machines a file is, or what that amounts to. Not to be asked with the state in hand: who the members are is
+    /// looked up there as well.
+    pub(super) fn told_of_copies(&self, id: InodeId, name: &[u8]) -> Result<Vec<u8>> {
+        let version = {
+            let state = self.state.read();
+            let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
+            Stat::in_tables(&*state, &row).version
+        };
+        let (dot, content) = version.map_or((id.0, Content::Empty), |(dot, version)| (dot, version.content));
+        let (machines, level) = self.achieved(dot, &content)?;
+        Ok(if name == REPLICAS { machines.to_string() } else { level.word().to_owned() }.into_bytes())
+    }
+
+    /// The value of another such attribute: of a file how many choices it has, if more than one; of a directory how many names
     /// below it are disputed; the shown choice, its score and its author; whether it can be read, or why not, or why an older version is.
     pub(super) fn told(&self, state: &State, id: InodeId, name: &[u8]) -> Result<Vec<u8>> {
         let row = state.inode(id)?.ok_or(VolumeError::NotFound)?;
@@ -474,13 +491,6 @@ impl LocalVolume {
             let lacks = self.why_older(id).map(|why| format!("older: {why}"));
             let lacks = lacks.or_else(|| self.why_unreadable(id).map(|why| format!("unreadable: {why}")));
             return Ok(lacks.map_or("ok".into(), String::into_bytes));
-        }
-        if name == REPLICAS || name == DURABILITY {
-            let version = Stat::in_tables(state, &row).version;
-            let (dot, content) = version.map_or((id.0, Content::Empty), |(dot, version)| (dot, version.content));
-            let (machines, level) = self.achieved(dot, &content)?;
-            let text = if name == REPLICAS { machines.to_string() } else { level.word().to_owned() };
-            return Ok(text.into_bytes());
         }
         let mut choices = Vec::new();
         if let Some((dir, name)) = view::names_of(state, id, row.kind())?.into_iter().next() {
