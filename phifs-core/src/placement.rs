@@ -42,7 +42,7 @@ pub struct Place {
 /// Who may hold glyphs, by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
-    /// Goes up with every change.
+    /// Tells layouts apart that place alike: one who was no member for a while may not have what it had.
     epoch: u64,
     places: Vec<Place>,
 }
@@ -55,15 +55,25 @@ impl Layout {
         Self { epoch, places }
     }
 
-    /// All members, with equal weights.
-    pub fn of_members<'a>(epoch: u64, members: impl IntoIterator<Item = &'a (NodePublicKey, Member)>) -> Self {
+    /// All members that stay, with equal weights. Who knows the same members gets the same.
+    pub fn of_members<'a>(members: impl IntoIterator<Item = &'a (NodePublicKey, Member)>) -> Self {
         let place = |(key, member): &(NodePublicKey, Member)| Place {
             key: *key,
             weight: 1,
             zone: member.zone.clone(),
             class: member.role.clone(),
         };
-        Self::new(epoch, members.into_iter().map(place).collect())
+        let mut members: Vec<_> = members.into_iter().filter(|(_, member)| !member.leaving).collect();
+        members.sort_by_key(|(key, _)| *key);
+        let mut admissions = blake3::Hasher::new();
+        for (key, member) in &members {
+            admissions
+                .update(&key.0)
+                .update(&member.since.secs.to_le_bytes())
+                .update(&member.since.nanos.to_le_bytes());
+        }
+        let [a, b, c, d, e, f, g, h, ..] = *admissions.finalize().as_bytes();
+        Self::new(u64::from_le_bytes([a, b, c, d, e, f, g, h]), members.into_iter().map(place).collect())
     }
 
     pub fn epoch(&self) -> u64 {

@@ -248,6 +248,8 @@ pub struct Member {
     pub since: Timestamp,
     /// Whether it is none any more.
     pub left: bool,
+    /// Whether it is about to be none any more, and nothing is to be placed with it.
+    pub leaving: bool,
 }
 
 impl Member {
@@ -257,6 +259,7 @@ impl Member {
         encode_addresses(&self.addresses, &mut out);
         out.put_time(self.since);
         out.put_u8(u8::from(self.left));
+        out.put_u8(u8::from(self.leaving));
         out
     }
 
@@ -266,9 +269,9 @@ impl Member {
         let (name, role, zone) = (word(&mut reader)?, word(&mut reader)?, word(&mut reader)?);
         let addresses = decode_addresses(&mut reader)?;
         let since = reader.time()?;
-        let left = flag(&mut reader)?;
+        let (left, leaving) = (flag(&mut reader)?, flag(&mut reader)?);
         reader.finish()?;
-        Ok(Self { name, role, zone, addresses, since, left })
+        Ok(Self { name, role, zone, addresses, since, left, leaving })
     }
 }
 
@@ -387,7 +390,15 @@ mod tests {
     fn member() -> Member {
         let addresses = vec!["192.0.2.7:7447".parse().unwrap(), "[2001:db8::7]:1".parse().unwrap()];
         let since = Timestamp::new(3, 4);
-        Member { name: "a".into(), role: "b".into(), zone: String::new(), addresses, since, left: false }
+        Member {
+            name: "a".into(),
+            role: "b".into(),
+            zone: String::new(),
+            addresses,
+            since,
+            left: false,
+            leaving: false,
+        }
     }
 
     #[test]
@@ -395,7 +406,7 @@ mod tests {
         let bytes = [Key::Member(NodePublicKey([8; 32])).encode(), member().encode()].concat();
         assert_eq!(
             blake3::hash(&bytes).to_hex().as_str(),
-            "ed67c6f7bc577a687ffa71d54432496ad43548b722342081cc36ab7e6840e8fa"
+            "358a5bcdf8c430eefce84fe77e64a96a91020ab7ff66a21a3000d1be69396ef4"
         );
     }
 

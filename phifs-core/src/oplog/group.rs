@@ -214,7 +214,7 @@ impl SealedGroup {
     }
 
     /// The part of `decode` that `parse` leaves out.
-    pub(super) fn verify(&self) -> Result<(), BadSignature> {
+    pub(crate) fn verify(&self) -> Result<(), BadSignature> {
         let (_, signature) = self.bytes.split_last_chunk().expect("parse found a signature");
         let message = signed_message(&self.author, self.head, self.hlc, &self.context);
         self.author.node.verify(CONTEXT_SIGNED, &message, &Signature(*signature))

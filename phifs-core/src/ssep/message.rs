@@ -485,7 +485,7 @@ mod tests {
         let bytes = [requests, answers].concat();
         assert_eq!(
             blake3::hash(&bytes).to_hex().as_str(),
-            "52aee28df59ea8e81fb9200b6590eec21cccda6f0d61a9b2ba7c39140c79dd4d"
+            "6fd0416f698a3ed400f3424ee48bf117eae36e8736da675ce0e6aa65678015a6"
         );
     }
 

@@ -11,36 +11,36 @@ const CONTEXT_SIGNED: &str = "phifs receipt v1";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
     pub context: VersionVector,
-    /// The layout by which it is known what it is to hold: see `Layout::hash`.
-    pub layout: [u8; 32],
+    /// What decides what it is to hold: see `LocalVolume::placing`.
+    pub placing: [u8; 32],
     signature: Signature,
 }
 
 impl Receipt {
-    pub fn sign(key: &NodeKey, volume: &[u8; 16], context: VersionVector, layout: [u8; 32]) -> Self {
-        let signature = key.sign(CONTEXT_SIGNED, &message(volume, &context, &layout));
-        Self { context, layout, signature }
+    pub fn sign(key: &NodeKey, volume: &[u8; 16], context: VersionVector, placing: [u8; 32]) -> Self {
+        let signature = key.sign(CONTEXT_SIGNED, &message(volume, &context, &placing));
+        Self { context, placing, signature }
     }
 
     /// Whether this node has given it for this volume.
     pub fn verify(&self, node: &NodePublicKey, volume: &[u8; 16]) -> Result<(), BadSignature> {
-        node.verify(CONTEXT_SIGNED, &message(volume, &self.context, &self.layout), &self.signature)
+        node.verify(CONTEXT_SIGNED, &message(volume, &self.context, &self.placing), &self.signature)
     }
 
     pub fn encode(&self, out: &mut Vec<u8>) {
         self.context.encode(out);
-        out.put_bytes(&self.layout);
+        out.put_bytes(&self.placing);
         out.put_bytes(&self.signature.0);
     }
 
     pub fn decode(reader: &mut Reader<'_>) -> codec::Result<Self> {
-        let (context, layout) = (VersionVector::decode(reader)?, reader.array()?);
-        Ok(Self { context, layout, signature: Signature(reader.array()?) })
+        let (context, placing) = (VersionVector::decode(reader)?, reader.array()?);
+        Ok(Self { context, placing, signature: Signature(reader.array()?) })
     }
 }
 
-fn message(volume: &[u8; 16], context: &VersionVector, layout: &[u8; 32]) -> Vec<u8> {
-    let mut message = [&volume[..], layout].concat();
+fn message(volume: &[u8; 16], context: &VersionVector, placing: &[u8; 32]) -> Vec<u8> {
+    let mut message = [&volume[..], placing].concat();
     context.encode(&mut message);
     message
 }
@@ -64,7 +64,7 @@ mod tests {
         assert!(read.verify(&key.public(), &[5; 16]).is_err());
         let more = Receipt { context: VersionVector::new().with(AuthorId([3; 16]), 10), ..read.clone() };
         assert!(more.verify(&key.public(), &[4; 16]).is_err());
-        let other = Receipt { layout: [6; 32], ..read };
+        let other = Receipt { placing: [6; 32], ..read };
         assert!(other.verify(&key.public(), &[4; 16]).is_err());
     }
 }

@@ -6,7 +6,7 @@
 //! Nothing here waits, reads a clock or knows a socket: whoever drives it says what time it is and carries the messages.
 //! Messages may be lost together with their link, and a new link begins with what the follower says it knows.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -184,6 +184,8 @@ pub struct Follower {
     waiting: VecDeque<SealedGroup>,
     /// Keeps the glyphs of waiting groups, and of those that are expected, from collections.
     hold: Option<Hold>,
+    /// What nobody has who can be reached: groups need not wait for that.
+    away: HashSet<GlyphId>,
 }
 
 /// Why nothing more is heard from a node.
@@ -193,6 +195,8 @@ pub enum Unbelievable {
     Group(#[from] GroupError),
     #[error("it tells of {0}, who is no member")]
     Stranger(NodePublicKey),
+    #[error("nobody who can be reached has {0} glyphs that what it tells needs, and its author may have lost them")]
+    Away(usize),
     #[error("what it tells is refused: {0}")]
     Refused(#[from] GroupRefused),
 }
@@ -240,7 +244,12 @@ impl Follower {
     /// Groups have come: their signatures are looked at here, and by whom they are.
     pub fn take(&mut self, volume: &LocalVolume, groups: Vec<Bytes>) -> Result<(), Unbelievable> {
         for bytes in groups {
-            let group = SealedGroup::decode(bytes)?;
+            let group = SealedGroup::parse(bytes)?;
+            if group.last() <= volume.context().get(group.author_id()) {
+                // It has come another way, and was looked at then.
+                continue;
+            }
+            group.verify().map_err(GroupError::from)?;
             let node = group.author().node;
             if !volume.has_met(node).map_err(GroupRefused::from)? {
                 return Err(Unbelievable::Stranger(node));
@@ -250,14 +259,27 @@ impl Follower {
         Ok(())
     }
 
+    /// Nobody who can be reached has these: what needs them is taken in without, and they are awaited from then on.
+    pub fn do_without(&mut self, away: Vec<GlyphId>) {
+        self.away.extend(away);
+    }
+
     /// Takes in what can be taken in.
     pub fn go_on(&mut self, volume: &LocalVolume) -> Result<Progress, Unbelievable> {
         let mut progress = Progress::default();
         while let Some(group) = self.waiting.front() {
             self.hold.get_or_insert_with(|| volume.hold_glyphs());
-            progress.missing = volume.missing_in_group(group)?;
+            let missing = volume.missing_in_group(group)?;
+            let lacks = missing.len();
+            progress.missing = missing.into_iter().filter(|id| !self.away.contains(id)).collect();
             if !progress.missing.is_empty() {
                 return Ok(progress);
+            }
+            if lacks > 0 {
+                if !volume.may_come_later(group).map_err(GroupRefused::from)? {
+                    return Err(Unbelievable::Away(lacks));
+                }
+                volume.await_contents().map_err(GroupRefused::from)?;
             }
             match volume.take_group(group)? {
                 Taken::Applied(operations) => progress.applied += operations,
@@ -273,7 +295,7 @@ impl Follower {
             }
             self.waiting.pop_front();
         }
-        self.hold = None;
+        (self.hold, self.away) = (None, HashSet::new());
         Ok(progress)
     }
 }

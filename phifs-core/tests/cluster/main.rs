@@ -9,6 +9,7 @@ mod mutants;
 mod network;
 mod node;
 mod oracle;
+mod reach;
 mod rng;
 mod workload;
 mod world;

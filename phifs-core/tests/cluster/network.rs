@@ -32,8 +32,6 @@ const VOUCH_MS: u64 = 1_000;
 const NOTE_REST_MS: u64 = 10;
 const TOGETHER_MS: u64 = 2;
 const LOOK_MS: u64 = 2_000;
-/// Everybody holds everything.
-const NO_LAYOUT: [u8; 32] = [0; 32];
 
 #[derive(Default)]
 pub struct Link {
@@ -50,7 +48,7 @@ pub struct Open {
     follower: Follower,
     inbox: VecDeque<Answer>,
     doing: Doing,
-    vouched: VersionVector,
+    vouched: Option<Receipt>,
     say_at: Option<u64>,
     // The teller's end.
     teller: Option<Teller>,
@@ -90,7 +88,7 @@ impl Open {
             follower: Follower::new(),
             inbox: VecDeque::new(),
             doing: Doing::Nothing,
-            vouched: VersionVector::new(),
+            vouched: None,
             say_at: None,
             teller: None,
             began_ms: 0,
@@ -260,11 +258,11 @@ impl World {
         let node = &self.nodes[f];
         let volume = node.volume();
         let mut note = note_of(volume).map_err(|e| node.trouble(e))?;
-        if vouch && !vouched.covers(&note.context) {
+        if vouch && volume.has_more_to_vouch_for(vouched.as_ref()) {
             let receipt = match self.mutant {
                 Mutant::ReceiptBeforeSync => {
                     let id = volume.id().map_err(|e| node.trouble(e))?;
-                    Some(Receipt::sign(&NodeKey::from_seed(&node.seed), &id, volume.context(), NO_LAYOUT))
+                    Some(Receipt::sign(&NodeKey::from_seed(&node.seed), &id, volume.context(), volume.placing()))
                 }
                 _ => volume.receipt().map_err(|e| node.trouble(e))?,
             };
@@ -272,10 +270,10 @@ impl World {
         }
         self.check_kernel(f);
         self.nodes[f].kernel.catch_up();
-        if let Some(receipt) = &note.receipt {
+        if let Some(receipt) = note.receipt.clone() {
             self.vouches(f, &receipt.context);
             if let Some(open) = self.links.get_mut(&ends).and_then(|link| link.open.as_mut()) {
-                open.vouched = receipt.context.clone();
+                open.vouched = Some(receipt);
             }
         }
         Ok(note)
@@ -291,7 +289,7 @@ impl World {
             let everything = self.oracle.everything().clone();
             let other = NodeKey::from_seed(&[0; 32]);
             debug_assert_ne!(other.public(), node);
-            note.receipt = Some(Receipt::sign(&other, &id, everything, NO_LAYOUT));
+            note.receipt = Some(Receipt::sign(&other, &id, everything, self.nodes[ends.0].volume().placing()));
         }
         self.send_note(ends, note);
         Ok(())
@@ -321,7 +319,7 @@ impl World {
         let teller = &self.nodes[t];
         if self.mutant == Mutant::UnverifiedReceipts {
             let id = teller.volume().id().map_err(|e| teller.trouble(e))?;
-            receipt = Receipt::sign(&NodeKey::from_seed(&self.nodes[f].seed), &id, receipt.context, NO_LAYOUT);
+            receipt = Receipt::sign(&NodeKey::from_seed(&self.nodes[f].seed), &id, receipt.context, receipt.placing);
         }
         let taken = teller.volume().take_receipt(self.nodes[f].key, receipt);
         taken.map_err(|_| Trouble::Peer("a forged receipt".into()))?;
@@ -433,7 +431,8 @@ impl World {
         let mut note = note_of(node.volume()).map_err(|e| node.trouble(e))?;
         note.context.join(&raised);
         let id = node.volume().id().map_err(|e| node.trouble(e))?;
-        note.receipt = Some(Receipt::sign(&NodeKey::from_seed(&node.seed), &id, note.context.clone(), NO_LAYOUT));
+        note.receipt =
+            Some(Receipt::sign(&NodeKey::from_seed(&node.seed), &id, note.context.clone(), node.volume().placing()));
         self.vouches(ends.0, &note.context.clone());
         self.send_note(ends, note);
         Ok(())
@@ -449,7 +448,10 @@ impl World {
         let mut follower = std::mem::take(&mut self.open(ends).follower);
         let went_on = follower.go_on(self.nodes[f].volume());
         self.open(ends).follower = follower;
-        let progress = went_on.map_err(|e| self.nodes[f].trouble(e))?;
+        let progress = went_on.map_err(|error| match error {
+            Unbelievable::Away(_) => Trouble::Peer(error.to_string()),
+            error => self.nodes[f].trouble(error),
+        })?;
         if progress.applied > 0 {
             self.trace(|| format!("{f} takes in {} of {t}", progress.applied));
             self.changed(f);
@@ -561,7 +563,9 @@ impl World {
                             && self.is_link((f, *n))
                     });
                     let Some(other) = other else {
-                        return Err(Trouble::Peer(format!("nobody who is reachable has glyph {id}")));
+                        self.trace(|| format!("{f} does without {} glyphs, {id} first", missing.len()));
+                        self.open(ends).follower.do_without(missing);
+                        return self.go_on(ends);
                     };
                     if let Doing::Fetching { asked } = &mut self.open(ends).doing {
                         asked.insert(other);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use phifs_core::disk::{Disk, MemDisk};
 use phifs_core::id::GlyphId;
 use phifs_core::identity::{NodeKey, NodePublicKey};
+use phifs_core::placement::Layout;
 use phifs_core::registry::Member;
 use phifs_core::ssep::Secret;
 use phifs_core::store::{GlyphKind, MemIndex};
@@ -19,6 +20,7 @@ use phifs_core::volume::{Caller, Handle, Ino, OpenHow, Volume, VolumeError};
 use crate::clock::Clock;
 use crate::disk::NodeDisk;
 use crate::kernel::Kernel;
+use crate::reach::{Others, Reach};
 
 pub const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
 pub const READ: OpenHow = OpenHow {
@@ -56,7 +58,11 @@ pub struct Node {
     pub clock: Arc<Clock>,
     pub disk: NodeDisk,
     /// None while it is down.
-    pub volume: Option<LocalVolume>,
+    pub volume: Option<Arc<LocalVolume>>,
+    number: usize,
+    reach: Arc<Reach>,
+    /// By what placing everything was here that is to be here.
+    pub complete: Option<[u8; 32]>,
     pub kernel: Arc<Kernel>,
     pub has_left: bool,
     /// Whether its disk was full since it was started.
@@ -82,7 +88,7 @@ fn open(disk: Arc<dyn Disk>, clock: &Arc<Clock>, seed: &[u8; 32], memory_bytes: 
 }
 
 impl Node {
-    fn with(number: usize, seed: u64, disk: NodeDisk, world_ms: &Arc<AtomicU64>) -> Self {
+    fn with(number: usize, seed: u64, disk: NodeDisk, world_ms: &Arc<AtomicU64>, reach: &Arc<Reach>) -> Self {
         let key_seed = seed_of(number, seed);
         let clock = Clock::new(world_ms.clone(), seed << 20 | (number as u64) << 16);
         Self {
@@ -91,6 +97,9 @@ impl Node {
             clock,
             disk,
             volume: None,
+            number,
+            reach: reach.clone(),
+            complete: None,
             kernel: Arc::default(),
             has_left: false,
             was_full: false,
@@ -101,8 +110,8 @@ impl Node {
     }
 
     /// The one that makes the volume.
-    pub fn first(seed: u64, world_ms: &Arc<AtomicU64>) -> Self {
-        let mut node = Self::with(0, seed, NodeDisk::over(&MemDisk::new()), world_ms);
+    pub fn first(seed: u64, world_ms: &Arc<AtomicU64>, reach: &Arc<Reach>) -> Self {
+        let mut node = Self::with(0, seed, NodeDisk::over(&MemDisk::new()), world_ms, reach);
         node.start(&MemDisk::new()).expect("a volume is made");
         let volume = node.volume();
         let member = member(0, node.clock.now());
@@ -112,7 +121,7 @@ impl Node {
 
     /// One that joins by an invitation of another one, and begins with the state of that.
     pub fn joining(number: usize, seed: u64, host: &Self, world_ms: &Arc<AtomicU64>) -> Outcome<Self> {
-        let mut node = Self::with(number, seed, NodeDisk::over(&MemDisk::new()), world_ms);
+        let mut node = Self::with(number, seed, NodeDisk::over(&MemDisk::new()), world_ms, &host.reach);
         let (there, secret) = (host.volume(), Secret([number as u8 + 1; 16]));
         let expires_ms = host.clock.now().millis() + 60_000;
         let invite = Invite { role: String::new(), zone: String::new(), expires_ms, used_by: None };
@@ -140,18 +149,11 @@ impl Node {
         node.start(&image).map_err(|e| Trouble::Bug(format!("a new store does not open: {e}")))?;
         let volume = node.volume();
         volume.take_member_entries(members).map_err(|e| node.trouble(e))?;
-        while let missing = volume.look_for_missing().map_err(|e| node.trouble(e))?
-            && !missing.is_empty()
-        {
-            for (id, glyph) in missing.iter().filter_map(|(id, _)| given(GlyphKind::Data, id)) {
-                volume.take_glyph(id, &glyph).map_err(|e| node.trouble(e))?;
-            }
-        }
         Ok(node)
     }
 
     pub fn volume(&self) -> &LocalVolume {
-        self.volume.as_ref().expect("it is up")
+        self.volume.as_deref().expect("it is up")
     }
 
     pub fn is_up(&self) -> bool {
@@ -166,7 +168,10 @@ impl Node {
         // Files are published as if there were threads for it.
         volume.stop_publishers();
         volume.count_follower(1);
-        self.volume = Some(volume);
+        volume.set_peers(Some(Arc::new(Others { reach: self.reach.clone(), node: self.number })));
+        let volume = Arc::new(volume);
+        self.reach.is_up(self.number, &volume);
+        (self.volume, self.complete) = (Some(volume), None);
         (self.was_full, self.open) = (false, Vec::new());
         Ok(())
     }
@@ -193,6 +198,37 @@ impl Node {
         }
     }
 
+    /// Places what the members are to hold, and fetches what is to be here.
+    pub fn keep_complete(&mut self, has_layout: bool) -> Outcome {
+        let volume = self.volume.clone().expect("it is up");
+        let members = volume.members().map_err(|e| self.trouble(e))?;
+        if has_layout && members.iter().any(|(key, _)| *key == self.key) {
+            let layout = Layout::of_members(&members);
+            if volume.layout().is_none_or(|known| *known != layout) {
+                volume.set_layout(Some(layout)).map_err(|e| self.trouble(e))?;
+            }
+        }
+        let placing = volume.placing();
+        if self.complete == Some(placing) && !volume.is_awaited() {
+            return Ok(());
+        }
+        let missing = volume.look_for_missing().map_err(|e| self.trouble(e))?;
+        let around = self.reach.around(self.number);
+        for (id, _) in &missing {
+            let found = around.iter().find_map(|other| other.glyph_to_send(GlyphKind::Data, id).ok().flatten());
+            if let Some(glyph) = found {
+                volume.take_glyph(*id, &glyph).map_err(|e| self.trouble(e))?;
+            }
+        }
+        self.complete = missing.is_empty().then_some(placing);
+        Ok(())
+    }
+
+    /// Whether contents may not be here.
+    pub fn may_lack(&self) -> bool {
+        self.volume().is_awaited() || self.volume().layout().is_some()
+    }
+
     /// What programs have open is closed.
     pub fn close_all(&mut self) {
         let open = std::mem::take(&mut self.open);
@@ -205,11 +241,16 @@ impl Node {
 
     pub fn read_file(&self, ino: Ino) -> Result<Vec<u8>, VolumeError> {
         let volume = self.volume();
-        let len = volume.getattr(ino, None)?.size_bytes;
         let opened = volume.open(&CALLER, ino, &READ)?;
-        let read = volume.read(ino, opened.handle, 0, len as u32);
+        let read = self.read_handle(ino, opened.handle);
         volume.release(ino, opened.handle);
         read
+    }
+
+    /// All of a file, as long as it is for those who have it open: they may see an older version.
+    pub fn read_handle(&self, ino: Ino, handle: Handle) -> Result<Vec<u8>, VolumeError> {
+        let len = self.volume().getattr(ino, Some(handle))?.size_bytes;
+        self.volume().read(ino, handle, 0, len as u32)
     }
 }
 
@@ -221,5 +262,6 @@ fn member(number: usize, since: phifs_core::time::Timestamp) -> Member {
         addresses: Vec::new(),
         since,
         left: false,
+        leaving: false,
     }
 }

@@ -1,6 +1,7 @@
 //! What programs do on a node. Every file that is written gets a length that no other one ever has, so that its bytes can
 //! be told wherever they turn up.
 
+use phifs_core::store::StoreError;
 use phifs_core::volume::{
     FileKind, Ino, NewKind, NewNode, OpenHow, RenameMode, SetAttr, Volume, VolumeError, XattrMode,
 };
@@ -48,6 +49,8 @@ impl World {
                 | E::NoAttribute
                 | E::Invalid(_),
             ) => Ok(()),
+            // What is elsewhere cannot always be had.
+            Err(E::Store(StoreError::Missing(_))) if self.nodes[n].may_lack() => Ok(()),
             Err(error) => match self.nodes[n].trouble(error) {
                 // Programs are told, and go on.
                 Trouble::Full(_) => Ok(()),
@@ -168,7 +171,20 @@ impl World {
     /// Changes a part of a file, and its length.
     fn overwrite(&mut self, n: usize, dir: Ino, name: &[u8]) -> Result {
         let ino = self.find_file(n, dir, name)?;
-        let mut bytes = self.read_checked(n, ino)?;
+        self.calls(n);
+        // What was read before it was opened for writing may have been older.
+        let opened = self.nodes[n].volume().open(&CALLER, ino, &WRITE)?;
+        let read = self.nodes[n].read_handle(ino, opened.handle);
+        let mut bytes = match read {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.nodes[n].volume().release(ino, opened.handle);
+                return Err(error);
+            }
+        };
+        if !self.nodes[n].has_open(ino) {
+            self.oracle.check_bytes(&bytes, &format!("node {n} at {} ms of {ino:?}, to write", self.now_ms));
+        }
         let sort = [LONG, SINGLE, SHORT].into_iter().find(|sort| *sort <= bytes.len()).unwrap_or(SHORT);
         let len = sort + self.oracle.next_number();
         let at = self.rng.below(bytes.len().min(len) + 1);
@@ -176,9 +192,7 @@ impl World {
         let end = at + patch.len();
         bytes.resize(len, 0);
         bytes[at..end].copy_from_slice(&patch);
-        self.calls(n);
         let volume = self.nodes[n].volume();
-        let opened = volume.open(&CALLER, ino, &WRITE)?;
         self.oracle.overwritten(n, ino);
         let change = SetAttr { size_bytes: Some(len as u64), handle: Some(opened.handle), ..SetAttr::default() };
         let written = volume

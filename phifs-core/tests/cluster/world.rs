@@ -8,13 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use phifs_core::disk::{Disk as _, FileName};
+use phifs_core::identity::{NodeKey, NodePublicKey};
+use phifs_core::registry::Member;
 use phifs_core::volume::Volume as _;
 use phifs_core::volume::local::{Head, LocalVolume};
 
 use crate::mutants::Mutant;
 use crate::network::{Ends, Link, Open, Reply};
-use crate::node::{Node, Outcome, Trouble};
+use crate::node::{Node, Outcome, Trouble, seed_of};
 use crate::oracle::Oracle;
+use crate::reach::Reach;
 use crate::rng::Rng;
 
 /// How often there is trouble, and quiet after it.
@@ -74,14 +77,17 @@ pub struct World {
     events_so_far: u64,
     pub nodes: Vec<Node>,
     pub links: BTreeMap<Ends, Link>,
-    /// What gets through nowhere, and until when.
-    cuts: BTreeMap<(usize, usize), u64>,
+    reach: Arc<Reach>,
+    /// Whether glyphs are shared out, or everybody holds everything.
+    pub has_layout: bool,
     /// How long a message takes at least.
     latencies_ms: BTreeMap<(usize, usize), u64>,
     /// Who vouches for what it does not have.
     pub liars: BTreeSet<usize>,
     /// The heads that were sent: (by whom, to whom).
     pub sent: BTreeMap<(usize, usize), Head>,
+    /// Nodes that never came to be, though they may be members.
+    stillborn: Vec<NodePublicKey>,
     is_working: bool,
     pub oracle: Oracle,
     pub mutant: Mutant,
@@ -91,10 +97,31 @@ pub struct World {
     pub digest: blake3::Hasher,
 }
 
+impl Event {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Call(_) => "a call",
+            Self::Settle(_) => "publishing",
+            Self::Tick(_) => "a tick",
+            Self::Restart(_) => "a start",
+            Self::Fault(_) => "a fault",
+            Self::Dial(_) => "dialling",
+            Self::Notes(..) => "hearing a note",
+            Self::Answers(..) => "hearing an answer",
+            Self::Tell(..) => "telling",
+            Self::Say(..) | Self::Vouch(..) => "a note",
+            Self::GoOn(..) => "taking in",
+            Self::Ask(..) => "answering",
+            Self::Reply(..) => "hearing a reply",
+        }
+    }
+}
+
 impl World {
     pub fn new(seed: u64, mutant: Mutant, tells: bool) -> Self {
         let clock: Arc<AtomicU64> = Arc::default();
-        let first = Node::first(seed, &clock);
+        let reach = Reach::new(clock.clone());
+        let first = Node::first(seed, &clock, &reach);
         let mut world = Self {
             seed,
             rng: Rng::new(seed),
@@ -104,10 +131,12 @@ impl World {
             events_so_far: 0,
             nodes: vec![first],
             links: BTreeMap::new(),
-            cuts: BTreeMap::new(),
+            reach,
+            has_layout: false,
             latencies_ms: BTreeMap::new(),
             liars: BTreeSet::new(),
             sent: BTreeMap::new(),
+            stillborn: Vec::new(),
             is_working: false,
             oracle: Oracle::default(),
             mutant,
@@ -115,6 +144,14 @@ impl World {
             digest: blake3::Hasher::new(),
         };
         world.begin_node(0);
+        world.has_layout = world.rng.percent(50);
+        if world.has_layout {
+            let copies = world.rng.within(1..4).to_string();
+            for (name, value) in [("copies", &*copies), ("glyph_cache_size", "0B")] {
+                world.nodes[0].volume().change_setting(name, Some(value)).expect("it is one");
+            }
+            world.trace(|| format!("{copies} copies"));
+        }
         for _ in 0..world.rng.within(2..4) {
             world.join();
         }
@@ -153,7 +190,7 @@ impl World {
     }
 
     pub fn is_through(&self, from: usize, to: usize) -> bool {
-        self.nodes[to].is_up() && self.cuts.get(&(from, to)).is_none_or(|until| *until <= self.now_ms)
+        self.nodes[to].is_up() && !self.reach.is_cut(from, to)
     }
 
     /// When something arrives that is sent now.
@@ -203,6 +240,7 @@ impl World {
         if ends.is_some_and(|(ends, epoch)| !self.links.get(&ends).is_some_and(|link| link.is_at(epoch))) {
             return;
         }
+        let what = event.name();
         match self.try_happen(event) {
             Ok(()) => {}
             Err(Trouble::Dead) => self.crash(node),
@@ -211,7 +249,7 @@ impl World {
                     self.break_link(ends, &why);
                 }
             }
-            Err(Trouble::Bug(what)) => panic!("node {node}: {what}"),
+            Err(Trouble::Bug(why)) => panic!("node {node}: {what}: {why}"),
         }
         if self.nodes[node].is_up() && self.nodes[node].disk.is_dead() {
             self.crash(node);
@@ -309,6 +347,7 @@ impl World {
             self.changed(n);
         }
         self.harvest(n)?;
+        self.nodes[n].keep_complete(self.has_layout)?;
         if self.rng.percent(4) {
             self.compare_state(n)?;
         }
@@ -335,7 +374,8 @@ impl World {
                 self.changed(host);
             }
             Err(Trouble::Bug(what)) => panic!("node {number} joins: {what}"),
-            Err(_) => {}
+            // It may have been admitted.
+            Err(_) => self.stillborn.push(NodeKey::from_seed(&seed_of(number, self.seed)).public()),
         }
     }
 
@@ -437,7 +477,9 @@ impl World {
                 let node = &self.nodes[*n];
                 let before = node.volume().context();
                 let done = match fault {
-                    Fault::Collect(_) => node.volume().collect(0.7, &|_| {}).map(drop).map_err(|e| e.to_string()),
+                    Fault::Collect(_) => {
+                        node.volume().collect_confirmed(0.7, &|_| {}).map(drop).map_err(|e| e.to_string())
+                    }
                     Fault::Checkpoint(_) => node.volume().make_checkpoint(false).map_err(|e| e.to_string()),
                     _ => {
                         let name = format!("s{}", self.now_ms);
@@ -454,10 +496,7 @@ impl World {
             Fault::Collect(_) | Fault::Checkpoint(_) | Fault::Snapshot(_) => Ok(()),
             Fault::Cut(pairs, ms) => {
                 let until = self.now_ms + ms;
-                for pair in pairs {
-                    let known = self.cuts.entry(*pair).or_default();
-                    *known = until.max(*known);
-                }
+                pairs.iter().for_each(|pair| self.reach.cut(*pair, until));
                 Ok(())
             }
             Fault::Reset((a, b)) => {
@@ -531,10 +570,14 @@ impl World {
     /// A node leaves once somebody else has all that it has.
     fn leave(&mut self, n: usize, tries: u32) -> Outcome {
         let up = self.nodes.iter().filter(|node| node.is_up()).count();
-        if !self.nodes[n].is_up() || up < 3 || self.nodes[n].was_full || tries == 0 {
+        if !self.nodes[n].is_up() || self.nodes[n].has_left {
             return Ok(());
         }
+        if up < 3 || self.nodes[n].was_full || tries == 0 {
+            return self.set_leaving(n, false);
+        }
         self.nodes[n].close_all();
+        self.set_leaving(n, true)?;
         let node = &self.nodes[n];
         node.volume().run_publisher();
         node.volume().tick().map_err(|e| node.trouble(e))?;
@@ -543,11 +586,13 @@ impl World {
         let volume = self.nodes[n].volume();
         let (context, members) = (volume.context(), volume.member_entries().map_err(|e| self.nodes[n].trouble(e))?);
         let has_all = |other: &usize| {
-            let volume = self.nodes[*other].volume.as_ref();
+            let volume = self.nodes[*other].volume.as_deref();
             let has_all = |volume: &LocalVolume| {
                 volume.context().covers(&context) && volume.member_entries().is_ok_and(|known| known == members)
             };
-            !self.nodes[*other].was_full && volume.is_some_and(has_all)
+            let key = self.nodes[*other].key;
+            let vouches = self.nodes[n].volume().held_by(key).covers(&context);
+            vouches && !self.nodes[*other].was_full && volume.is_some_and(has_all)
         };
         // Whoever is left must know the others, or nobody will let it in.
         let mut others = self.living().into_iter().filter(|other| *other != n);
@@ -574,10 +619,22 @@ impl World {
         Ok(())
     }
 
+    /// Nothing is placed with a node that is about to leave.
+    fn set_leaving(&mut self, n: usize, leaving: bool) -> Outcome {
+        let node = &self.nodes[n];
+        let own = node.volume().member(node.key).map_err(|e| node.trouble(e))?;
+        if let Some(own) = own.filter(|own| own.leaving != leaving) {
+            let changed = node.volume().put_member(node.key, &Member { leaving, ..own });
+            changed.map_err(|e| node.trouble(e))?;
+            self.changed(n);
+        }
+        self.nodes[n].keep_complete(self.has_layout)
+    }
+
     /// Everything is whole again; what was going on comes to its end, and all are the same.
     fn calm(&mut self) {
         self.trace(|| "calm".into());
-        self.cuts.clear();
+        self.reach.heal();
         self.liars.clear();
         for n in 0..self.nodes.len() {
             self.nodes[n].disk.cut_power_at(0);
@@ -591,16 +648,39 @@ impl World {
             }
             self.after(1, Event::Settle(n));
         }
+        self.tidy_members();
         let give_up = self.now_ms + CALM_MS_MAX;
         // Everything that is under way is to have its second, and every file its tick.
         self.run_until(self.now_ms + 2 * TICK_MS);
         while !self.is_quiet() {
             assert!(self.now_ms < give_up, "the nodes do not come to be the same: {}", self.differences());
             self.run_until(self.now_ms + LOOK_MS);
+            if !self.stillborn.is_empty() {
+                self.tidy_members();
+            }
         }
         self.nodes.iter_mut().for_each(|node| node.was_full = false);
         self.trace(|| "quiet".into());
         self.check_quiet();
+    }
+
+    /// What people do about members that are not there, and about one that did not get to leave.
+    fn tidy_members(&mut self) {
+        let living = self.living();
+        let volume = self.nodes[living[0]].volume();
+        let removed = |key: &NodePublicKey| {
+            let is_born = self.nodes.iter().any(|node| node.key == *key);
+            // Somebody whose clock was ahead may be the only one who knows of it so far.
+            is_born || volume.remove_member(*key).unwrap_or_else(|e| panic!("a member cannot be removed: {e}"))
+        };
+        let (gone, _): (Vec<_>, Vec<_>) = self.stillborn.iter().partition(|key| removed(key));
+        if !gone.is_empty() {
+            self.stillborn.retain(|key| !gone.contains(key));
+            self.changed(living[0]);
+        }
+        for n in living {
+            self.set_leaving(n, false).unwrap_or_else(|e| panic!("node {n} cannot stay: {e:?}"));
+        }
     }
 
     pub fn living(&self) -> Vec<usize> {
@@ -609,12 +689,17 @@ impl World {
 
     fn is_quiet(&self) -> bool {
         let living = self.living();
-        let volume = |n: &usize| self.nodes[*n].volume.as_ref();
+        let volume = |n: &usize| self.nodes[*n].volume.as_deref();
         let context = |n: &usize| volume(n).map(LocalVolume::context);
         let linked =
             |ends: &Ends| self.links.get(ends).is_some_and(|link| link.open.as_ref().is_some_and(|o| o.is_idle()));
         let pairs = living.iter().flat_map(|a| living.iter().map(move |b| (*a, *b)));
-        living.iter().all(|n| volume(n).is_some_and(|volume| volume.status().unpublished_files == 0))
+        let is_complete = |volume: &LocalVolume| {
+            volume.status().unpublished_files == 0
+                && !volume.is_awaited()
+                && volume.under_replicated_bytes().is_ok_and(|bytes| bytes == 0)
+        };
+        living.iter().all(|n| volume(n).is_some_and(is_complete))
             && living.windows(2).all(|pair| context(&pair[0]) == context(&pair[1]))
             && pairs.filter(|(a, b)| a != b).all(|ends| linked(&ends))
     }
@@ -622,8 +707,15 @@ impl World {
     fn differences(&self) -> String {
         let state = |n: &usize| {
             let node = &self.nodes[*n];
-            let known = node.volume.as_ref().map(|volume| (operations(&volume.context()), volume.status()));
-            let known = known.map(|(known, status)| format!("{known}, {} unpublished", status.unpublished_files));
+            let known = node.volume.as_ref().map(|volume| {
+                let (known, unpublished) = (operations(&volume.context()), volume.status().unpublished_files);
+                let (lacks, under) = (volume.missing().map(|ids| ids.len()), volume.under_replicated_bytes());
+                let (awaits, placing) = (volume.is_awaited(), volume.placing()[0]);
+                format!(
+                    "{known}, {unpublished} unpublished, lacks {lacks:?} glyphs (awaits: {awaits}, by {placing}), {under:?} \
+                     bytes not everywhere"
+                )
+            });
             let busy = self.links.iter().filter(|(ends, link)| {
                 ends.0 == *n && !self.nodes[ends.1].has_left && !link.open.as_ref().is_some_and(Open::is_idle)
             });

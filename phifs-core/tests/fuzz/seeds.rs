@@ -161,6 +161,7 @@ pub fn member() -> Member {
         addresses: vec!["192.0.2.7:7447".parse().unwrap(), "[2001:db8::7]:7447".parse().unwrap()],
         since: Timestamp::new(1_700_000_000, 5),
         left: false,
+        leaving: false,
     }
 }
 

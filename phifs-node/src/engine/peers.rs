@@ -69,6 +69,15 @@ impl Engine {
         Ok(entries)
     }
 
+    /// Says whether this node is about to be no member any more: then nothing is placed with it.
+    pub fn set_leaving(&self, leaving: bool) -> Result<(), Failure> {
+        let key = self.node();
+        if let Some(own) = self.volume.member(key).map_err(Failure::plain)? {
+            self.volume.put_member(key, &Member { leaving, ..own }).map_err(Failure::plain)?;
+        }
+        self.place().map(drop)
+    }
+
     /// Says whether it was a member.
     pub fn remove_member(&self, key: NodePublicKey) -> Result<bool, Failure> {
         self.volume.remove_member(key).map_err(Failure::plain)
@@ -142,6 +151,7 @@ impl Engine {
             addresses: Vec::new(),
             since: SystemEnv.now(),
             left: false,
+            leaving: false,
         };
         let known = known.unwrap_or_else(new);
         let member = Member { name: name.to_owned(), addresses: addresses.to_vec(), ..known };
@@ -190,6 +200,7 @@ impl Engine {
             addresses: join.addresses.clone(),
             since,
             left: false,
+            leaving: false,
         });
         admitted.map_err(|error| match error {
             JoinError::Unknown | JoinError::Expired | JoinError::Used | JoinError::Removed => {
@@ -250,6 +261,11 @@ impl Engine {
         })
     }
 
+    /// Whether there is more to vouch for than somebody was told.
+    pub fn has_more_to_vouch_for(&self, told: Option<&Receipt>) -> bool {
+        self.volume.has_more_to_vouch_for(told)
+    }
+
     /// What this node has, for whomever it follows; with `vouch`, all of it is made durable first.
     pub fn note(&self, vouch: bool) -> Result<Note, Failure> {
         let failed = |error| match error {
@@ -263,7 +279,7 @@ impl Engine {
     /// The same with what the state here is called.
     pub fn note_with_root(&self) -> Result<Note, Failure> {
         let head = self.volume.head().map_err(Failure::plain)?;
-        let note = note_of(&self.volume).map_err(Failure::plain)?;
+        let note = self.note(true).or_else(|_| self.note(false))?;
         let root = (note.context == *head.context()).then(|| head.root());
         Ok(Note { root, ..note })
     }
@@ -322,12 +338,17 @@ impl Engine {
         if !is_member || members.len() < 2 && self.volume.layout().is_none() {
             return Ok(false);
         }
-        let layout = Layout::of_members(0, &members);
-        if self.volume.layout().is_some_and(|known| *known == layout) {
-            return Ok(false);
+        let before = self.volume.placing();
+        let layout = Layout::of_members(&members);
+        if self.volume.layout().is_none_or(|known| *known != layout) {
+            self.volume.set_layout(Some(layout)).map_err(Failure::plain)?;
         }
-        self.volume.set_layout(Some(layout)).map_err(Failure::plain)?;
-        Ok(true)
+        Ok(self.volume.placing() != before)
+    }
+
+    /// Whether something that is to be here has still to come.
+    pub fn is_awaited(&self) -> bool {
+        self.volume.is_awaited()
     }
 
     /// The glyphs that are to be here and are not, with the bytes of files that they are needed for.

@@ -36,8 +36,13 @@ const CACHE_LOOK: Duration = Duration::from_secs(300);
 const REST_MIN: Duration = Duration::from_millis(500);
 const REST_MAX: Duration = Duration::from_secs(30);
 
-/// Fetches and stores all of these glyphs of contents: from `first`, if there is one, and what it has not from the others.
-pub async fn fetch(shared: &Arc<Shared>, first: Option<NodePublicKey>, ids: Vec<GlyphId>) -> Result<(), Failure> {
+/// Fetches and stores these glyphs of contents: from `first`, if there is one, and what it has not from the others. Says which
+/// of them nobody has who can be reached.
+pub async fn fetch(
+    shared: &Arc<Shared>,
+    first: Option<NodePublicKey>,
+    ids: Vec<GlyphId>,
+) -> Result<Vec<GlyphId>, Failure> {
     let mut missing = ids;
     for connection in connections(shared, first) {
         match fetch_from(shared, &connection, missing.clone()).await {
@@ -46,11 +51,10 @@ pub async fn fetch(shared: &Arc<Shared>, first: Option<NodePublicKey>, ids: Vec<
             Err(error) => tracing::debug!(at = %connection.remote_address(), %error, "a node does not give glyphs"),
         }
         if missing.is_empty() {
-            return Ok(());
+            break;
         }
     }
-    let (many, one) = (missing.len(), missing[0]);
-    Err(Failure::plain(format!("no node that is reachable has the bytes of {many} glyphs, {one} first")))
+    Ok(missing)
 }
 
 /// Says which of the glyphs the peer does not have. What has come is stored while more is on its way.
@@ -204,12 +208,16 @@ async fn fetch_missing(shared: &Arc<Shared>, missing: &[(GlyphId, u64)]) -> Resu
     for some in missing.chunks(GLYPHS_MAX) {
         *shared.to_come.lock() = Some(left);
         match fetch(shared, None, some.iter().map(|(id, _)| *id).collect()).await {
-            Ok(()) => {
+            Ok(away) if away.is_empty() => {
                 left.glyphs -= some.len() as u64;
                 left.bytes -= some.iter().map(|(_, bytes)| bytes).sum::<u64>();
             }
-            Err(failure) if failure.is_full() => return Err(failure),
-            Err(failure) => outcome = Err(failure),
+            Ok(away) => {
+                let (many, one) = (away.len(), away[0]);
+                let why = format!("no node that is reachable has the bytes of {many} glyphs, {one} first");
+                outcome = Err(Failure::plain(why));
+            }
+            Err(failure) => return Err(failure),
         }
     }
     outcome
@@ -231,6 +239,8 @@ pub async fn keep_complete(shared: Arc<Shared>) {
         if !matches!(placed, Ok(false)) {
             (is_complete, rest) = (false, REST_MIN);
         }
+        // A group was taken in without.
+        is_complete &= !shared.engine.is_awaited();
         if !is_complete {
             let looked = async {
                 let missing = shared.blocking(|engine| engine.look_for_missing()).await?;

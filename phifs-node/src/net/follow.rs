@@ -5,10 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phifs_core::causal::VersionVector;
 use phifs_core::id::GlyphId;
 use phifs_core::identity::NodePublicKey;
-use phifs_core::ssep::{Answer, Follower, Progress, Request};
+use phifs_core::ssep::{Answer, Follower, Note, Progress, Receipt, Request};
 use quinn::{Connection, SendStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -185,7 +184,7 @@ async fn listen(shared: &Arc<Shared>, peer: &Arc<Peer>, connection: &Connection)
         peer,
         connection,
         send,
-        vouched: VersionVector::new(),
+        vouched: None,
         follower: Follower::new(),
         expected: JoinSet::new(),
         turns: Arc::new(Semaphore::new(LOTS_AT_ONCE)),
@@ -230,8 +229,8 @@ struct Link<'a> {
     peer: &'a Arc<Peer>,
     connection: &'a Connection,
     send: SendStream,
-    /// What the peer was told to be durable here.
-    vouched: VersionVector,
+    /// What the peer was told last to be durable here.
+    vouched: Option<Receipt>,
     follower: Follower,
     /// What is fetched before the version is told that it belongs to.
     expected: JoinSet<()>,
@@ -316,9 +315,7 @@ impl Link<'_> {
                     while self.expected.join_next().await.is_some() {}
                     continue;
                 }
-                Ok(progress) if !progress.missing.is_empty() => {
-                    fetch::fetch(self.shared, Some(self.peer.key), progress.missing).await
-                }
+                Ok(progress) if !progress.missing.is_empty() => self.fetch(progress.missing).await,
                 Ok(Progress { later: Some(later), .. }) => {
                     sleep(later).await;
                     Ok(())
@@ -334,6 +331,19 @@ impl Link<'_> {
                 }
             }
         }
+    }
+
+    /// What nobody has who can be reached comes later.
+    async fn fetch(&mut self, missing: Vec<GlyphId>) -> Result<(), Failure> {
+        let away = fetch::fetch(self.shared, Some(self.peer.key), missing).await?;
+        if let Some(reason) = self.connection.close_reason() {
+            return Err(Failure::plain(wire::lost(reason)));
+        }
+        if let Some(first) = away.first() {
+            tracing::warn!(glyphs = away.len(), %first, "contents of others cannot be had now; they are awaited");
+        }
+        self.follower.do_without(away);
+        Ok(())
     }
 
     /// Notes whether there was room for what has come. Any other failure than that ends the link.
@@ -371,16 +381,19 @@ impl Link<'_> {
         }
     }
 
-    /// Tells the peer what the state here is called: if it knows the same, it has to have come to the same.
+    /// Tells the peer what the state here is called: if it knows the same, it has to have come to the same. And what is durable
+    /// here, as it may not have believed what it heard before.
     async fn say_root(&mut self) -> Result<(), Failure> {
         let note = self.shared.blocking(|engine| engine.note_with_root()).await?;
-        wire::note(&mut self.send, &note).await.map_err(Failure::plain)
+        self.tell(note).await
     }
 
     /// Tells the peer how far this node has come; with `vouch` also what is durable, unless it has been told.
     async fn say(&mut self, vouch: bool) -> Result<(), Failure> {
         let vouched = self.vouched.clone();
-        let noted = self.shared.blocking(move |engine| engine.note(vouch && !vouched.covers(&engine.context()))).await;
+        let noted =
+            self.shared.blocking(move |engine| engine.note(vouch && engine.has_more_to_vouch_for(vouched.as_ref())));
+        let noted = noted.await;
         let note = match noted {
             Err(failure) if vouch => {
                 self.has_room(Some(failure))?;
@@ -394,8 +407,12 @@ impl Link<'_> {
                 note
             }
         };
+        self.tell(note).await
+    }
+
+    async fn tell(&mut self, note: Note) -> Result<(), Failure> {
         if let Some(receipt) = &note.receipt {
-            self.vouched = receipt.context.clone();
+            self.vouched = Some(receipt.clone());
         }
         wire::note(&mut self.send, &note).await.map_err(Failure::plain)
     }

@@ -28,12 +28,22 @@ const FAREWELL_TIME_MAX: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 
 impl Net {
-    /// Waits until all who are connected, and one at least, have said that they hold what this node knows now.
+    /// Waits until all who are connected, and one at least, have said that they hold what this node knows now, and what was
+    /// placed with it.
     pub fn drain(&self, progress: &mut dyn FnMut(Progress)) -> Result<(), Failure> {
         let target = self.shared.engine.publish_all()?;
+        self.shared.engine.set_leaving(true)?;
+        let drained = self.wait_until_held(&target, progress);
+        if drained.is_err() {
+            self.shared.engine.set_leaving(false)?;
+        }
+        drained
+    }
+
+    fn wait_until_held(&self, target: &VersionVector, progress: &mut dyn FnMut(Progress)) -> Result<(), Failure> {
         let (began, mut moved, mut last) = (Instant::now(), Instant::now(), u64::MAX);
         loop {
-            let lacking = self.shared.lacking(&target);
+            let lacking = self.shared.lacking(target);
             let most = lacking.iter().copied().max();
             match most {
                 Some(0) => return Ok(()),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
+use crate::causal::VersionVector;
 use crate::content::Content;
 use crate::content::manifest::{Part, visit_glyphs};
 use crate::id::{DirId, GlyphId, InodeId};
@@ -41,8 +42,8 @@ pub struct CollectReport {
     pub sweep: SweepReport,
 }
 
-/// Says of a glyph whether enough of the other members have confirmed that they hold it durably, and will.
-pub type Confirmed<'a> = &'a dyn Fn(&GlyphId) -> bool;
+/// Says of a glyph of files whether enough of the other members have confirmed that they hold it durably, and will.
+pub type Confirmed = Box<dyn Fn(&GlyphId) -> bool>;
 
 impl LocalVolume {
     /// Removes packs without live glyphs, and rewrites those whose live share is below `min_live_ratio` (0 to 1).
@@ -52,10 +53,12 @@ impl LocalVolume {
     }
 
     /// As `collect`, and gives up contents that only others are to hold, those that were read longest ago first, until no
-    /// more is left of them than the setting `glyph_cache_size` says. What is pinned, in use or not `confirmed` stays.
+    /// more is left of them than the setting `glyph_cache_size` says. What is pinned, in use or not confirmed stays, and so
+    /// does what snapshots, branches and older versions need: others vouch only for the files as they are. `confirmed` is
+    /// given what has to be known to those who confirm.
     pub fn collect_cached(
         &self,
-        confirmed: Confirmed<'_>,
+        confirmed: &dyn Fn(&VersionVector) -> Confirmed,
         min_live_ratio: f64,
         progress: &dyn Fn(u64),
     ) -> Result<CollectReport> {
@@ -63,7 +66,13 @@ impl LocalVolume {
         let cached = limit.zip(self.layout()).map(|(limit_bytes, layout)| {
             let (key, copies) = (self.key.public(), self.settings.read().copies);
             let is_placed_here = move |id: &GlyphId| layout.is_holder(&key, id, copies);
-            Cached { is_placed_here: Box::new(is_placed_here), limit_bytes, confirmed, found: HashMap::new() }
+            Cached {
+                is_placed_here: Box::new(is_placed_here),
+                limit_bytes,
+                confirmed,
+                pages: HashSet::new(),
+                found: HashMap::new(),
+            }
         });
         self.collect_but(cached, min_live_ratio, progress)
     }
@@ -108,12 +117,13 @@ impl LocalVolume {
                 false
             }
         });
-        let mut unwritten = Vec::new();
+        let (mut unwritten, mut of_main) = (Vec::new(), Vec::new());
         for line in &lines {
             let (roots, checkpoints) = line.roots_in_use()?;
-            states.extend(roots);
+            if line.branch.is_none() { &mut of_main } else { &mut states }.extend(roots);
             unwritten.extend(checkpoints.map(|checkpoints| (line, checkpoints)));
         }
+        let mut known = self.context();
         // After the states of the lines: a snapshot that is not there yet is one of a state that comes later.
         states.extend(self.roots_in_registry()?);
         // After the registry: whatever is in use was there when that began.
@@ -123,19 +133,23 @@ impl LocalVolume {
         if cached.is_some() {
             self.each_pinned(&mut |_, content| marking.keep_content(content))?;
         }
-        marking.cached = cached;
         for roots in &states {
             marking.keep_state(roots)?;
         }
+        // Of what is met from here on, only what the files of now need may be given up.
+        marking.cached = cached;
+        for roots in &of_main {
+            marking.keep_state(roots)?;
+        }
         for (line, _) in &unwritten {
+            let of_branch = line.branch.is_some().then(|| marking.cached.take()).flatten();
             line.each_row(Table::Inodes, &[], &mut |key, row| marking.keep_inode(key, row))?;
             line.each_row(Table::Local, &[], &mut |key, row| marking.keep_version(key, row))?;
+            marking.cached = marking.cached.take().or(of_branch);
+            known = self.context();
         }
+        // What is in use stays, even if it was met before.
         let cached = marking.cached.take();
-        if cached.is_some() {
-            // What is in use stays, even if it was met before.
-            marking.pages.clear();
-        }
         for line in &lines {
             for content in line.contents_in_use() {
                 marking.keep_content(&content)?;
@@ -143,7 +157,7 @@ impl LocalVolume {
             // A crash must not bring back a version that was replaced while marking and so was not marked.
             line.commit_journal()?;
         }
-        let (evicted_glyphs, evicted_bytes) = cached.map_or((0, 0), |cached| marking.evict(cached));
+        let (evicted_glyphs, evicted_bytes) = cached.map_or((0, 0), |cached| marking.evict(cached, &known));
         let live_glyphs = marking.live;
         let sweep = self.store.sweep(marking.mark, min_live_ratio);
         self.remote.whole.lock().clear();
@@ -283,7 +297,9 @@ struct Marking<'a> {
 struct Cached<'a> {
     is_placed_here: Box<dyn Fn(&GlyphId) -> bool + 'a>,
     limit_bytes: u64,
-    confirmed: Confirmed<'a>,
+    confirmed: &'a dyn Fn(&VersionVector) -> Confirmed,
+    /// Which manifest pages were looked through for them.
+    pages: HashSet<GlyphId>,
     found: HashMap<GlyphId, u32>,
 }
 
@@ -332,7 +348,10 @@ impl Marking<'_> {
     fn keep_version(&mut self, key: &[u8], row: &[u8]) -> Result<()> {
         let Some(decoded) = history::decode_row(key, row) else { return Ok(()) };
         let (_, kept) = decoded?;
-        self.keep_content(&kept.version.content)
+        let cached = self.cached.take();
+        let outcome = self.keep_content(&kept.version.content);
+        self.cached = cached;
+        outcome
     }
 
     fn keep_content(&mut self, content: &Content) -> Result<()> {
@@ -345,13 +364,15 @@ impl Marking<'_> {
                 }
                 _ => *live += u64::from(mark.keep(GlyphKind::Data, id)),
             }
+            let pages = cached.as_mut().map_or(&mut *pages, |cached| &mut cached.pages);
             part == Part::Page && pages.insert(*id)
         })?;
         Ok(())
     }
 
     /// Marks what stays of that, and says how many glyphs and bytes go.
-    fn evict(&mut self, cached: Cached<'_>) -> (u64, u64) {
+    fn evict(&mut self, cached: Cached<'_>, known: &VersionVector) -> (u64, u64) {
+        let confirmed = (cached.confirmed)(known);
         let mut uses = self.volume.remote.uses.lock();
         // What is a page of something else, pinned or in use is marked by now.
         let found = cached.found.into_iter().filter(|(id, _)| !self.mark.is_kept(GlyphKind::Data, id));
@@ -360,7 +381,7 @@ impl Marking<'_> {
         let mut total: u64 = found.iter().map(|(_, _, bytes)| u64::from(*bytes)).sum();
         let (mut glyphs, before) = (0, total);
         for (_, id, bytes) in found {
-            if total > cached.limit_bytes && (cached.confirmed)(&id) {
+            if total > cached.limit_bytes && confirmed(&id) {
                 total -= u64::from(bytes);
                 glyphs += 1;
                 uses.forget(&id);

@@ -11,11 +11,14 @@ use crate::content::Content;
 use crate::content::manifest::Part;
 use crate::id::GlyphId;
 use crate::namespace::op::{Effect, Op};
+use crate::namespace::tables::malformed;
+use crate::oplog::SealedGroup;
 use crate::snapshot::pull;
 use crate::store::{GlyphKind, Hold, StoreError, Stream};
 use crate::volume::Result;
 
 use super::LocalVolume;
+use super::groups::operations;
 
 impl LocalVolume {
     /// While it lives, glyphs that are taken, and those that were found to be here already, outlive collections. To be
@@ -31,15 +34,23 @@ impl LocalVolume {
     /// # Errors
     /// `Malformed` if a list of glyphs is none: then this operation cannot ever be applied.
     pub fn missing_in(&self, op: &Op) -> Result<Vec<GlyphId>> {
-        let contents: Vec<Content> = op
-            .effects
-            .iter()
-            .filter_map(|effect| match effect {
-                Effect::Inode(effect) => effect.version.as_ref().map(|(version, _)| version.content),
-                _ => None,
-            })
-            .collect();
-        Ok(pull::missing_of(&self.store, &contents, &|part, id| self.is_wanted_here(part, id))?)
+        Ok(pull::missing_of(&self.store, &contents_of(op), &|part, id| self.is_wanted_here(part, id))?)
+    }
+
+    /// Whether a group may be taken in before the bytes have come that it needs here: they are safe with its author, who has said
+    /// so. What lists the glyphs of a long file is needed at once.
+    pub fn may_come_later(&self, group: &SealedGroup) -> Result<bool> {
+        if !self.has_vouched_for(group.author().node, group.author_id(), group.last()) {
+            return Ok(false);
+        }
+        let known = self.context().get(group.author_id());
+        for op in operations(group, known + 1).map_err(|e| malformed("group", &group.author_id().0, e))? {
+            let lists = pull::missing_of(&self.store, &contents_of(&op), &|part, _| part == Part::Page)?;
+            if !lists.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether a glyph of contents is to be here, one way or the other.
@@ -70,4 +81,12 @@ impl LocalVolume {
         pull::take(&self.store, GlyphKind::Data, id, bytes)?;
         Ok(())
     }
+}
+
+fn contents_of(op: &Op) -> Vec<Content> {
+    let content = |effect: &Effect| match effect {
+        Effect::Inode(effect) => effect.version.as_ref().map(|(version, _)| version.content),
+        _ => None,
+    };
+    op.effects.iter().filter_map(content).collect()
 }

@@ -111,7 +111,7 @@ impl Incoming<'_> {
 }
 
 /// Its operations from number `from` on.
-fn operations(group: &SealedGroup, from: u64) -> codec::Result<Vec<Op>> {
+pub(super) fn operations(group: &SealedGroup, from: u64) -> codec::Result<Vec<Op>> {
     let author = group.author_id();
     let new = group.ops().filter(|(n, _)| *n >= from);
     new.map(|(n, bytes)| Op::decode(Dot { author, n }, &bytes)).collect()
@@ -256,6 +256,10 @@ impl LocalVolume {
     ) -> std::result::Result<News, VolumeError> {
         let context = self.context();
         self.seal()?;
+        if self.shares_out() {
+            // Who hears of it may be none who fetches the bytes: a crash must not take them any more.
+            self.commit_journal()?;
+        }
         let lacks: Vec<_> = context.missing_from(known).filter(|(author, _)| wanted(*author)).collect();
         Ok(match self.oplog.ranges(&lacks) {
             Ok(Some(groups)) => News::Groups(groups),

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::codec::{self, Reader};
 use crate::content::manifest::{Part, visit_sized_glyphs};
 use crate::content::{Content, ContentError};
 use crate::id::GlyphId;
@@ -22,6 +23,16 @@ use super::LocalVolume;
 use super::history;
 use super::state::local_key;
 
+/// Of the row that says what the layout is: this, the number of copies, the layout.
+const ROW_VERSION: u8 = 1;
+
+fn decode_row(row: &[u8]) -> codec::Result<Layout> {
+    let mut reader = Reader::new(row);
+    reader.format("the row of a layout", ROW_VERSION)?;
+    reader.u8()?;
+    Layout::decode(reader.bytes(reader.remaining())?)
+}
+
 fn layout_key() -> Vec<u8> {
     local_key(b'n', b"layout")
 }
@@ -32,10 +43,12 @@ pub(super) fn awaited_key() -> Vec<u8> {
 }
 
 impl LocalVolume {
-    /// Says which members hold what from now on, also after a restart. `None`: this machine holds everything.
+    /// Says which members hold what from now on, also after a restart. `None`: this machine holds everything. To be said again
+    /// when the number of copies is another one.
     pub fn set_layout(&self, layout: Option<Layout>) -> Result<()> {
         assert!(self.branch.is_none(), "one layout holds for all lines");
-        let encoded = layout.as_ref().map(Layout::encode);
+        let copies = self.settings.read().copies;
+        let encoded = layout.as_ref().map(|layout| [&[ROW_VERSION, copies], &layout.encode()[..]].concat());
         let mut state = self.state.write();
         if state.get(Table::Local, &layout_key())?.as_deref() != encoded.as_deref() {
             let changes = vec![(layout_key(), encoded), (awaited_key(), Some(Vec::new()))];
@@ -52,10 +65,20 @@ impl LocalVolume {
         self.remote.awaited.load(Ordering::Acquire)
     }
 
-    /// All that was awaited has come; whoever says so has looked after `expected` was the layout.
-    pub(super) fn nothing_is_awaited(&self, expected: Option<&Layout>) -> Result<()> {
+    /// Something is taken in whose contents have still to come.
+    pub fn await_contents(&self) -> Result<()> {
         let mut state = self.state.write();
-        if self.is_awaited() && self.layout().as_deref() == expected {
+        if !self.is_awaited() {
+            state.commit_local(vec![(awaited_key(), Some(Vec::new()))], self.env.now(), &self.journal)?;
+            self.remote.awaited.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// All that was awaited has come; whoever says so has looked after it was `expected` that decided what that is.
+    pub(super) fn nothing_is_awaited(&self, expected: [u8; 32]) -> Result<()> {
+        let mut state = self.state.write();
+        if self.is_awaited() && self.placing() == expected {
             state.commit_local(vec![(awaited_key(), None)], self.env.now(), &self.journal)?;
             self.remote.awaited.store(false, Ordering::Release);
         }
@@ -66,15 +89,28 @@ impl LocalVolume {
         self.remote.layout.read().clone()
     }
 
+    /// Names what decides where glyphs are to be: the layout, and of how many copies. Nothing but zeroes without a layout.
+    pub fn placing(&self) -> [u8; 32] {
+        let copies = self.settings.read().copies;
+        let name = |layout: Arc<Layout>| *blake3::hash(&[&layout.hash()[..], &[copies]].concat()).as_bytes();
+        self.layout().map_or([0; 32], name)
+    }
+
     /// Finds the layout that was set before the volume was closed.
     pub(super) fn load_layout(&self) -> std::result::Result<(), StoreError> {
         let is_awaited = self.state.read().get(Table::Local, &awaited_key())?.is_some();
         self.remote.awaited.store(is_awaited, Ordering::Release);
         if let Some(bytes) = self.state.read().get(Table::Local, &layout_key())? {
-            let layout = Layout::decode(&bytes).map_err(|e| malformed("layout", &layout_key(), e))?;
+            let layout = decode_row(&bytes).map_err(|e| malformed("layout", &layout_key(), e))?;
             *self.remote.layout.write() = Some(Arc::new(layout));
         }
         Ok(())
+    }
+
+    /// Whether not everybody is to hold everything.
+    pub(super) fn shares_out(&self) -> bool {
+        let copies = usize::from(self.settings.read().copies);
+        self.layout().is_some_and(|layout| layout.places().len() > copies)
     }
 
     /// Whether a glyph of contents is to be here.

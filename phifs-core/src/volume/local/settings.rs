@@ -2,6 +2,7 @@
 
 use crate::namespace::Table;
 use crate::namespace::tables::{Rows as _, malformed};
+use crate::placement::Layout;
 use crate::registry::{Entry, Key};
 use crate::settings::{SETTINGS, Setting, Settings};
 use crate::ssep::SettingEntries;
@@ -45,8 +46,8 @@ impl LocalVolume {
             draft.registry.push((Key::Setting(name.into()), value.map(|value| value.as_bytes().to_vec())));
             state.commit(draft, &self.journal).map_err(VolumeError::from)?;
         }
+        self.apply_settings()?;
         self.commit_journal()?;
-        self.load_settings()?;
         Ok(())
     }
 
@@ -79,12 +80,23 @@ impl LocalVolume {
             }
             state.commit_entries(news, &self.journal)?;
         }
+        // Also where the disk has no room for them now.
+        self.apply_settings()?;
         self.commit_journal()?;
-        self.load_settings()?;
         Ok(true)
     }
 
     /// Makes what the registry says hold.
+    /// What is set is in force from now on.
+    fn apply_settings(&self) -> Result<()> {
+        let copies = self.settings.read().copies;
+        self.load_settings()?;
+        match self.layout().filter(|_| self.settings.read().copies != copies) {
+            Some(layout) => self.set_layout(Some(Layout::clone(&layout))),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn load_settings(&self) -> Result<()> {
         let mut settings = Settings {
             publish_interval: self.options.publish_interval,

@@ -59,8 +59,8 @@ impl LocalVolume {
         let has_glyphs = matches!(version.content, Content::Single { .. } | Content::Manifest { .. });
         // Only what replaced another version leaves one behind.
         let Some(layout) = self.layout().filter(|_| has_glyphs && !version.bases.is_empty()) else { return false };
-        !layout.holds_all(&self.key.public(), self.settings.read().copies)
-            && !self.remote.whole.lock().contains(&version.content)
+        let may_be_elsewhere = self.is_awaited() || !layout.holds_all(&self.key.public(), self.settings.read().copies);
+        may_be_elsewhere && !self.remote.whole.lock().contains(&version.content)
     }
 
     /// Looks for an older version of a file that is about to be read, if the shown one cannot be had. The bytes that are

@@ -38,6 +38,7 @@ pub(super) fn introduce(sites: &[Site]) {
                 addresses: Vec::new(),
                 since: site.env.now(),
                 left: false,
+                leaving: false,
             };
             site.volume.put_member(key_of(node), &member).unwrap();
         }

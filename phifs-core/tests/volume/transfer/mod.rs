@@ -13,6 +13,7 @@ mod interrupted;
 mod older;
 mod peers;
 mod preview;
+mod shared_out;
 mod ways;
 
 use std::ops::ControlFlow;

@@ -139,6 +139,8 @@ fn content_that_is_here_is_looked_through_once_until_glyphs_are_removed() {
         let ino = site.volume.lookup(&CALLER, Ino::ROOT, b"file").unwrap().ino;
         site.volume.open_may_wait(ino, &READ)
     };
+    assert!(may_wait(&a), "nobody has looked whether all is here that the layout places here");
+    assert_eq!(a.volume.look_for_missing().unwrap(), []);
     assert!(!may_wait(&a), "it holds everything");
     b.volume.set_peers(Some(other));
     assert!(may_wait(&b));

@@ -185,7 +185,7 @@ fn what_broke_off_goes_on_from_anybody_where_it_was() {
 fn member(name: &str) -> Member {
     let addresses = vec!["192.0.2.7:7447".parse().unwrap()];
     let (name, since) = (name.to_owned(), Timestamp::new(1, 0));
-    Member { name, role: String::new(), zone: String::new(), addresses, since, left: false }
+    Member { name, role: String::new(), zone: String::new(), addresses, since, left: false, leaving: false }
 }
 
 fn invite(site: &Site, number: u8, lasts_ms: u64) -> Secret {
