@@ -23,6 +23,8 @@ use super::{Answer, Note, hash_of, hash_of_settings};
 
 /// For so long a follower may hear of an operation from its author.
 const RELAY_AFTER: Duration = Duration::from_millis(250);
+/// What a follower did not take as a whole it is told again after so long: its clock may have been behind.
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// So much goes into one message, if there is more than one group.
 const MESSAGE_BYTES: usize = 256 << 10;
 
@@ -44,15 +46,21 @@ pub struct Teller {
     hurried: VersionVector,
 }
 
-/// Something that is told as a whole, by hash: what the follower has, and what it was told last. It may not take all.
+/// Something that is told as a whole, by hash: what the follower has, and what it was told last and when. It may not take
+/// all.
 struct Told {
     theirs: [u8; 32],
-    told: Option<[u8; 32]>,
+    told: Option<([u8; 32], Duration)>,
 }
 
 impl Told {
-    fn is_news(&mut self, hash: [u8; 32]) -> bool {
-        hash != self.theirs && self.told.replace(hash) != Some(hash)
+    fn is_news(&mut self, hash: [u8; 32], now: Duration) -> bool {
+        let is_told = self.told.is_some_and(|(told, at)| told == hash && now.saturating_sub(at) < AGAIN_AFTER);
+        let is_news = hash != self.theirs && !is_told;
+        if is_news {
+            self.told = Some((hash, now));
+        }
+        is_news
     }
 }
 
@@ -82,11 +90,11 @@ impl Teller {
     /// since some moment.
     pub fn next(&mut self, volume: &LocalVolume, now: Duration) -> Result<Next, VolumeError> {
         let members = volume.member_entries()?;
-        if self.members.is_news(hash_of(&members)) {
+        if self.members.is_news(hash_of(&members), now) {
             return Ok(Next::Say(Answer::Members(members)));
         }
         let settings = volume.setting_entries()?;
-        if self.settings.is_news(hash_of_settings(&settings)) {
+        if self.settings.is_news(hash_of_settings(&settings), now) {
             return Ok(Next::Say(Answer::Settings(settings)));
         }
         if let Some(lot) = volume.next_lot(self.lots.get_or_insert_with(|| volume.lots_so_far())) {
@@ -305,4 +313,20 @@ pub fn note_of(volume: &LocalVolume) -> Result<Note, VolumeError> {
     let members_hash = hash_of(&volume.member_entries()?);
     let settings_hash = hash_of_settings(&volume.setting_entries()?);
     Ok(Note { context: volume.visible_context(), members_hash, settings_hash, root: None, receipt: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_taken_is_told_again_after_a_while() {
+        let (mut told, hash) = (Told { theirs: [0; 32], told: None }, [1; 32]);
+        assert!(told.is_news(hash, Duration::ZERO));
+        assert!(!told.is_news(hash, Duration::from_secs(1)), "it is on its way");
+        assert!(told.is_news(hash, AGAIN_AFTER));
+        assert!(!told.is_news(hash, AGAIN_AFTER + Duration::from_secs(1)));
+        told.theirs = hash;
+        assert!(!told.is_news(hash, 3 * AGAIN_AFTER));
+    }
 }

@@ -15,7 +15,7 @@ use phifs_core::ssep::Secret;
 use phifs_core::store::{GlyphKind, MemIndex};
 use phifs_core::time::Env as _;
 use phifs_core::volume::local::{Invite, LocalVolume, OpenError, Options, Peer, PeerError};
-use phifs_core::volume::{Caller, Handle, Ino, OpenHow, Volume, VolumeError};
+use phifs_core::volume::{Caller, Handle, Ino, OpenHow, Path, Volume, VolumeError};
 
 use crate::clock::Clock;
 use crate::disk::NodeDisk;
@@ -239,12 +239,13 @@ impl Node {
         self.open.iter().any(|(open, _)| *open == ino)
     }
 
-    pub fn read_file(&self, ino: Ino) -> Result<Vec<u8>, VolumeError> {
+    /// All of a file, and whether the kernel may keep it.
+    pub fn read_file(&self, ino: Ino) -> Result<(Vec<u8>, bool), VolumeError> {
         let volume = self.volume();
         let opened = volume.open(&CALLER, ino, &READ)?;
         let read = self.read_handle(ino, opened.handle);
         volume.release(ino, opened.handle);
-        read
+        Ok((read?, !matches!(opened.path, Path::Direct)))
     }
 
     /// All of a file, as long as it is for those who have it open: they may see an older version.

@@ -247,8 +247,8 @@ impl World {
             Ok(attr) => {
                 self.nodes[n].kernel.saw_name(dir, name, Some(attr.ino));
                 if attr.kind == FileKind::File {
-                    let bytes = self.read_checked(n, attr.ino)?;
-                    if !self.nodes[n].has_open(attr.ino) {
+                    let (bytes, is_cached) = self.read_checked(n, attr.ino)?;
+                    if is_cached && !self.nodes[n].has_open(attr.ino) {
                         self.nodes[n].kernel.saw_bytes(attr.ino, &bytes);
                     }
                 }
@@ -262,13 +262,13 @@ impl World {
         }
     }
 
-    /// Whatever can be seen can be read, and is what somebody wrote.
-    pub fn read_checked(&mut self, n: usize, ino: Ino) -> Result<Vec<u8>> {
-        let bytes = self.nodes[n].read_file(ino)?;
+    /// Whatever can be seen can be read, and is what somebody wrote. Says whether the kernel may keep it.
+    pub fn read_checked(&mut self, n: usize, ino: Ino) -> Result<(Vec<u8>, bool)> {
+        let (bytes, is_cached) = self.nodes[n].read_file(ino)?;
         if !self.nodes[n].has_open(ino) {
             self.oracle.check_bytes(&bytes, &format!("node {n} at {} ms of {ino:?}", self.now_ms));
         }
-        Ok(bytes)
+        Ok((bytes, is_cached))
     }
 
     fn rename(&mut self, n: usize, dir: Ino) -> Result {

@@ -254,9 +254,6 @@ impl World {
         if self.nodes[node].is_up() && self.nodes[node].disk.is_dead() {
             self.crash(node);
         }
-        if self.tells && self.nodes[node].is_up() && self.mutant == Mutant::None {
-            self.check_kernel(node);
-        }
     }
 
     fn try_happen(&mut self, event: Event) -> Outcome {
