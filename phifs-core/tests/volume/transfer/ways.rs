@@ -163,12 +163,13 @@ fn carry(from: &Site, to: &Site) {
 }
 
 fn push(from: &Site, to: &Site) {
-    match from.volume.news(&to.volume.context(), &|_| true).unwrap() {
-        News::Groups(groups) => {
-            give(from, to, groups);
-        }
+    let is_given = match from.volume.news(&to.volume.context(), &|_| true).unwrap() {
+        News::Groups(groups) => give(from, to, groups).is_some(),
         // The log has nothing of what came in another way.
-        News::State => tell_all(from, to),
+        News::State => false,
+    };
+    if !is_given {
+        tell_all(from, to);
     }
 }
 
