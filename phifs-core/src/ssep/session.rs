@@ -203,8 +203,6 @@ pub enum Unbelievable {
     Group(#[from] GroupError),
     #[error("it tells of {0}, who is no member")]
     Stranger(NodePublicKey),
-    #[error("nobody who can be reached has {0} glyphs that what it tells needs, and its author may have lost them")]
-    Away(usize),
     #[error("what it tells is refused: {0}")]
     Refused(#[from] GroupRefused),
 }
@@ -226,6 +224,9 @@ pub struct Progress {
     pub applied: u64,
     /// What has to be fetched before it can go on.
     pub missing: Vec<GlyphId>,
+    /// So many glyphs that the next group needs are with nobody who can be reached, and its author may have them no more: it may
+    /// be that they were of what is gone since. States are to be compared before it can go on.
+    pub lost: usize,
     /// When to go on without any of that: the next group is of a time that is still to come, or of causes.
     pub later: Option<Duration>,
 }
@@ -285,7 +286,8 @@ impl Follower {
             }
             if lacks > 0 {
                 if !volume.may_come_later(group).map_err(GroupRefused::from)? {
-                    return Err(Unbelievable::Away(lacks));
+                    progress.lost = lacks;
+                    return Ok(progress);
                 }
                 volume.await_contents().map_err(GroupRefused::from)?;
             }

@@ -48,6 +48,8 @@ pub struct Open {
     follower: Follower,
     inbox: VecDeque<Answer>,
     doing: Doing,
+    /// Whether states were compared because of what the next group lacks.
+    is_compared: bool,
     vouched: Option<Receipt>,
     say_at: Option<u64>,
     // The teller's end.
@@ -88,6 +90,7 @@ impl Open {
             follower: Follower::new(),
             inbox: VecDeque::new(),
             doing: Doing::Nothing,
+            is_compared: false,
             vouched: None,
             say_at: None,
             teller: None,
@@ -375,10 +378,9 @@ impl World {
 
     /// The follower goes through what has come, one after the other.
     fn advance(&mut self, ends: Ends) -> Outcome {
-        let (f, t) = ends;
+        let f = ends.0;
         while matches!(self.open(ends).doing, Doing::Nothing) {
             let Some(answer) = self.open(ends).inbox.pop_front() else { return Ok(()) };
-            let open = self.links.get_mut(&ends).and_then(|link| link.open.as_mut()).expect("it is open");
             let node = &self.nodes[f];
             match answer {
                 Answer::Groups(groups) => {
@@ -411,12 +413,7 @@ impl World {
                     node.volume().take_setting_entries(settings).map_err(|e| node.trouble(e))?;
                     self.say_within(ends, 0);
                 }
-                Answer::Behind => {
-                    let catch = Request::Catch(node.volume().context());
-                    open.doing = Doing::Catching;
-                    self.trace(|| format!("{f} asks {t} for its state"));
-                    self.ask(ends, t, &catch);
-                }
+                Answer::Behind => self.catch_up(ends),
                 Answer::Hurry => self.say(ends, true)?,
                 Answer::Coming(_) => {}
                 other => return Err(Trouble::Bug(format!("a teller says {other:?}"))),
@@ -443,15 +440,21 @@ impl World {
         self.at(arrives_ms, Event::Ask(ends, epoch, whom, request.encode()));
     }
 
+    fn catch_up(&mut self, ends: Ends) {
+        let (f, t) = ends;
+        let catch = Request::Catch(self.nodes[f].volume().context());
+        self.open(ends).doing = Doing::Catching;
+        self.trace(|| format!("{f} asks {t} for its state"));
+        self.ask(ends, t, &catch);
+    }
+
     fn take_in(&mut self, ends: Ends) -> Outcome {
         let (f, t) = ends;
         let mut follower = std::mem::take(&mut self.open(ends).follower);
         let went_on = follower.go_on(self.nodes[f].volume());
         self.open(ends).follower = follower;
-        let progress = went_on.map_err(|error| match error {
-            Unbelievable::Away(_) => Trouble::Peer(error.to_string()),
-            error => self.nodes[f].trouble(error),
-        })?;
+        let progress = went_on.map_err(|error| self.nodes[f].trouble(error))?;
+        let was_compared = std::mem::replace(&mut self.open(ends).is_compared, progress.lost > 0);
         if progress.applied > 0 {
             self.trace(|| format!("{f} takes in {} of {t}", progress.applied));
             self.changed(f);
@@ -459,6 +462,10 @@ impl World {
         if !progress.missing.is_empty() {
             self.open(ends).doing = Doing::Fetching { asked: BTreeSet::from([t]) };
             self.ask(ends, t, &Request::Glyphs(GlyphKind::Data, progress.missing));
+        } else if progress.lost > 0 && was_compared {
+            return Err(Trouble::Peer(format!("{} glyphs are with nobody", progress.lost)));
+        } else if progress.lost > 0 {
+            self.catch_up(ends);
         } else if let Some(later) = progress.later {
             self.open(ends).doing = Doing::Waiting;
             let epoch = self.epoch(ends);
@@ -573,12 +580,9 @@ impl World {
                     self.ask(ends, other, &Request::Glyphs(GlyphKind::Data, missing));
                     return Ok(());
                 }
-                return self.go_on(ends);
             }
         }
-        self.open(ends).doing = Doing::Nothing;
-        self.say_within(ends, 0);
-        self.advance(ends)
+        self.go_on(ends)
     }
 
     /// Every one who is a member is followed.

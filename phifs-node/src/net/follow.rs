@@ -223,6 +223,10 @@ async fn listen(shared: &Arc<Shared>, peer: &Arc<Peer>, connection: &Connection)
     }
 }
 
+fn lost(glyphs: usize) -> Failure {
+    Failure::plain(format!("nobody who can be reached has {glyphs} glyphs that what it tells needs"))
+}
+
 /// Following one peer over one connection.
 struct Link<'a> {
     shared: &'a Arc<Shared>,
@@ -301,6 +305,7 @@ impl Link<'_> {
 
     /// Takes in all that has come, and fetches what it needs. As long as the disk is full, all of it waits.
     async fn take_in(&mut self) -> Result<(), Failure> {
+        let mut is_compared = false;
         loop {
             let mut follower = std::mem::take(&mut self.follower);
             let went_on = self.shared.blocking(move |engine| {
@@ -316,6 +321,12 @@ impl Link<'_> {
                     continue;
                 }
                 Ok(progress) if !progress.missing.is_empty() => self.fetch(progress.missing).await,
+                Ok(progress) if progress.lost > 0 && is_compared => return Err(lost(progress.lost)),
+                Ok(progress) if progress.lost > 0 => {
+                    let caught_up = self.catch_up().await;
+                    is_compared = caught_up.is_ok();
+                    caught_up
+                }
                 Ok(Progress { later: Some(later), .. }) => {
                     sleep(later).await;
                     Ok(())

@@ -6,8 +6,8 @@ use phifs_core::volume::local::News;
 use phifs_core::volume::{Ino, Volume, VolumeError};
 
 use super::elsewhere::layout_of;
-use super::groups::{introduce, push};
-use super::peers::key_of;
+use super::groups::{introduce, members, push};
+use super::peers::{check_same, key_of, tell};
 use super::{Site, noise, pair};
 
 /// Three members that have the same.
@@ -112,7 +112,7 @@ fn what_nobody_gives_is_awaited_if_its_author_has_said_to_hold_it() {
     let [a, b, c] = &sites;
     let ino = a.write(Ino::ROOT, b"file", &noise(1, 30_000));
     // Who knows nothing of that cannot tell whether the author still has it.
-    assert!(matches!(taken_in_without(a, b), Err(Unbelievable::Away(1))));
+    assert_eq!(taken_in_without(a, b).unwrap(), Progress { lost: 1, ..Progress::default() });
     assert!(!b.volume.is_awaited());
     vouch(a, b);
     assert_eq!(taken_in_without(a, b).unwrap().applied, 2);
@@ -128,4 +128,21 @@ fn what_nobody_gives_is_awaited_if_its_author_has_said_to_hold_it() {
     assert_eq!(b.volume.look_for_missing().unwrap(), []);
     assert!(b.volume.receipt().unwrap().is_some());
     assert_eq!(b.volume.getattr(ino, None).unwrap().size_bytes, 30_000);
+}
+
+#[test]
+fn states_say_what_groups_cannot_once_its_bytes_are_gone() {
+    let (a, b) = members();
+    a.write(Ino::ROOT, b"long", &noise(1, 3_000_000));
+    a.volume.unlink(Ino::ROOT, b"long").unwrap();
+    a.write(Ino::ROOT, b"short", b"is there");
+    a.volume.collect(1.0, &|_| {}).unwrap();
+    vouch(&a, &b);
+    let lost = taken_in_without(&a, &b).unwrap().lost;
+    assert!(lost > 0, "nobody has what lists the glyphs of the first");
+    tell(&a, &b);
+    check_same(&a, &b);
+    a.write(Ino::ROOT, b"next", b"too");
+    assert_eq!(taken_in_without(&a, &b).unwrap().lost, 0, "what follows goes as groups again");
+    check_same(&a, &b);
 }
