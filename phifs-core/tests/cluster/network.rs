@@ -315,6 +315,7 @@ impl World {
             none => {
                 *none = Some(Teller::new(&note));
                 open.began_ms = began_ms;
+                self.nodes[t].volume().forget_receipts(self.nodes[f].key);
             }
         }
         self.tell_within(ends, 0);

@@ -315,6 +315,11 @@ impl Engine {
         Ok(())
     }
 
+    /// A member follows from now on, over a new link.
+    pub fn begin_to_tell(&self, node: NodePublicKey) {
+        self.volume.forget_receipts(node);
+    }
+
     pub fn take_receipt(&self, node: NodePublicKey, receipt: Receipt) -> Result<(), Failure> {
         self.volume.take_receipt(node, receipt).map_err(Failure::plain)
     }

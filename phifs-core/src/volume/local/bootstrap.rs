@@ -27,11 +27,12 @@ use crate::snapshot::{Record, SealedRecord, transfer};
 use crate::store::{GlyphIndex, GlyphKind, GlyphSink as _, GlyphStore, StoreError, StoreOptions};
 use crate::time::{AHEAD_MS_MAX, Env};
 
+use super::incarnation::new_author;
 use super::merge::MergeError;
 use super::peers::{PeerError, check_origin};
 use super::placed::awaited_key;
 use super::preview::{AskAnytime, Preview};
-use super::recover::{OpenError, UNFINISHED, find_superblock, new_author, new_store_id};
+use super::recover::{OpenError, UNFINISHED, find_superblock, new_store_id};
 use super::snapshots::{SnapshotError, head_key};
 use super::state::{State, local_key, merged_key};
 use super::transfer::{Imported, Result, Tell, TransferError, entries, go_on};

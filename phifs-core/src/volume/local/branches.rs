@@ -23,7 +23,8 @@ use crate::store::StoreError;
 use crate::volume::VolumeError;
 
 use super::LocalVolume;
-use super::recover::{Common, Descent, OpenError, Opening, Progress, new_author};
+use super::incarnation::new_author;
+use super::recover::{Common, Descent, OpenError, Opening, Progress};
 use super::snapshots::{SnapshotError, head_key};
 use super::upkeep::Checkpoint;
 

@@ -52,8 +52,6 @@ pub enum Taken {
 pub enum GroupRefused {
     #[error("its author {0} is no member, and never was")]
     Stranger(NodePublicKey),
-    #[error("it claims to be made here, after all that was made here")]
-    AheadOfAuthor,
     #[error("an operation of it: {0}")]
     Malformed(#[from] DecodeError),
     #[error("operation {0} names what its author cannot have seen, or is out of time")]
@@ -214,7 +212,8 @@ impl LocalVolume {
                 return Ok(Taken::Known);
             }
             if id == state.author_id() {
-                return Err(GroupRefused::AheadOfAuthor);
+                // It was made here, by a run of which nothing is left.
+                self.change_author(&mut state)?;
             }
             if !is_ready(&state.context, group) {
                 return Ok(Taken::Early);

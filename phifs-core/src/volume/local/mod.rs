@@ -86,6 +86,7 @@ mod files;
 mod glyphs;
 mod groups;
 mod history;
+mod incarnation;
 mod join;
 mod lost;
 mod members;

@@ -114,6 +114,11 @@ impl LocalVolume {
         Ok(())
     }
 
+    /// A member that was away has come anew: it may be an old copy of itself by now, so its word counts when it is given again.
+    pub fn forget_receipts(&self, node: NodePublicKey) {
+        self.receipts.held.lock().remove(&node);
+    }
+
     /// What a sync of this file or directory waits for: what the nearest directory says, and else the volume.
     pub(super) fn durability_of(&self, id: InodeId) -> Result<Durability> {
         let state = self.state.read();

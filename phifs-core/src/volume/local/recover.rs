@@ -43,6 +43,7 @@ use super::bootstrap::Made;
 use super::branches::Branches;
 use super::files::FileCell;
 use super::groups::RECORD_GROUP;
+use super::incarnation::{self, new_author};
 use super::join::RECORD_MERGE;
 use super::peers::LastHead;
 use super::receipts::Receipts;
@@ -256,7 +257,7 @@ impl LocalVolume {
             superblock.write(&in_use)?;
         }
         let mut author = checkpoint.author;
-        if !checkpoint.clean || opened.created || state.is_known_to_have_done_more(author.id()) {
+        if opened.created || !incarnation::goes_on(&checkpoint, &state) {
             author = new_author(&*env, &key);
         }
         let now = env.now();
@@ -559,12 +560,6 @@ pub(super) fn new_store_id(env: &dyn Env) -> StoreId {
     let mut store_id = [0; 16];
     store_id.copy_from_slice(&env.random()[..16]);
     StoreId(store_id)
-}
-
-pub(super) fn new_author(env: &dyn Env, key: &NodeKey) -> Author {
-    let mut incarnation = [0; 8];
-    incarnation.copy_from_slice(&env.random()[..8]);
-    Author { node: key.public(), incarnation: u64::from_le_bytes(incarnation) }
 }
 
 /// The root of a new volume belongs to whoever makes the volume, and is as old as that.

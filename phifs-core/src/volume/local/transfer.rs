@@ -22,7 +22,8 @@ use crate::store::StoreError;
 use crate::volume::VolumeError;
 
 use super::LocalVolume;
-use super::recover::{OpenError, new_author};
+use super::incarnation::new_author;
+use super::recover::OpenError;
 use super::snapshots::SnapshotError;
 use super::state::State;
 
@@ -335,8 +336,7 @@ impl LocalVolume {
     fn change_author_if_known_better(&self) -> Result<()> {
         let mut state = self.state.write();
         if state.is_known_to_have_done_more(state.author_id()) {
-            let changes = state.become_author(new_author(&*self.env, &self.key));
-            state.commit_local(changes, self.env.now(), &self.journal).map_err(VolumeError::from)?;
+            self.change_author(&mut state).map_err(VolumeError::from)?;
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ mod interrupted;
 mod older;
 mod peers;
 mod preview;
+mod restored;
 mod shared_out;
 mod ways;
 
