@@ -1,4 +1,4 @@
-//! Under which author this node makes its operations (research/crdt-fs.md §1.5: reusing one is the one fatal error).
+//! Under which author this node makes its operations (research/crdt-fs.md, section 1.5: reusing one is the one fatal error).
 //!
 //! What always holds: no operation is made under a number that an older run of this store may have used for another one. A
 //! store on the disk does not tell whether it is an old copy, so one that others have as well begins each run as a new author;
