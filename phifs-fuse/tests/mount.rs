@@ -281,11 +281,14 @@ fn large_directory_is_listed_once_each() {
     assert_eq!(listed.len(), expected.len());
     assert_eq!(listed.into_iter().collect::<HashSet<_>>(), expected);
     // The kernel keeps the listing, and drops it when a name is announced that it has never seen.
-    soon("listing out of the page cache, which others may have had dropped", || {
-        let before = fs.volume.calls("readdir");
+    list();
+    let listed_without_asking = || {
+        let listings = fs.volume.calls("readdir");
         assert_eq!(list().len(), expected.len());
-        fs.volume.calls("readdir") == before
-    });
+        fs.volume.calls("readdir") == listings
+    };
+    // A kernel that reclaims idle pages of its own accord (DAMON) may have taken some of these between two listings.
+    assert!((0..3).any(|_| listed_without_asking()), "each listing was asked for anew");
     fs.volume.put(dir, "new", b"");
     fs.mount.invalidator().entry(dir, b"new");
     soon("new name in the listing", || list().contains(&"new".to_owned()));

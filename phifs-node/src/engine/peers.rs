@@ -232,8 +232,9 @@ impl Engine {
         self.volume.set_on_change(tell);
     }
 
-    /// While this lives, what is new here is told at once.
-    pub fn followed(self: &Arc<Self>) -> Followed {
+    /// A member follows over a new link. While this lives, what is new here is told at once.
+    pub fn followed(self: &Arc<Self>, by: NodePublicKey) -> Followed {
+        self.volume.forget_receipts(by);
         self.volume.count_follower(1);
         Followed(self.clone())
     }
@@ -313,11 +314,6 @@ impl Engine {
             self.gc(&mut |_| {})?;
         }
         Ok(())
-    }
-
-    /// A member follows from now on, over a new link.
-    pub fn begin_to_tell(&self, node: NodePublicKey) {
-        self.volume.forget_receipts(node);
     }
 
     pub fn take_receipt(&self, node: NodePublicKey, receipt: Receipt) -> Result<(), Failure> {

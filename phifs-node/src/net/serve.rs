@@ -195,8 +195,7 @@ async fn tell(
     let _ = send.set_priority(PRIORITY_NEWS);
     let mut changes = shared.changes.subscribe();
     let (mut notes, _reading) = wire::notes_ahead(receive);
-    let _followed = shared.engine.followed();
-    shared.engine.begin_to_tell(key);
+    let _followed = shared.engine.followed(key);
     let (began, mut teller) = (Instant::now(), Teller::new(&first));
     heard(shared, &peer, first).await?;
     loop {

@@ -26,15 +26,9 @@ pub(super) fn goes_on(before: &Checkpoint, state: &State) -> bool {
 
 impl LocalVolume {
     /// Goes on as another author if somebody who knows this knows more of what this one did than it knows itself.
-    pub(super) fn change_author_if_behind(&self, theirs: &VersionVector) -> Result<(), StoreError> {
-        let is_behind = |state: &State| theirs.get(state.author_id()) > state.context.get(state.author_id());
-        if is_behind(&self.state.read()) {
-            let mut state = self.state.write();
-            if is_behind(&state) {
-                self.change_author(&mut state)?;
-            }
-        }
-        Ok(())
+    pub(super) fn change_author_if_behind(&self, state: &mut State, theirs: &VersionVector) -> Result<(), StoreError> {
+        let author = state.author_id();
+        if theirs.get(author) > state.context.get(author) { self.change_author(state) } else { Ok(()) }
     }
 
     pub(super) fn change_author(&self, state: &mut State) -> Result<(), StoreError> {

@@ -174,7 +174,7 @@ impl LocalVolume {
     /// Merges a state from elsewhere into the main line.
     pub(super) fn merge_source(&self, source: &Source, options: &MergeOptions) -> Result<Merged> {
         let _housekeeping = self.housekeeping.lock();
-        self.change_author_if_behind(&source.cut.context)?;
+        self.change_author_if_behind(&mut self.state.write(), &source.cut.context)?;
         self.check_authors(&source.cut.context)?;
         self.state.write().note_merged(&source.cut.context, self.env.now(), &self.journal)?;
         self.commit_journal()?;

@@ -22,7 +22,6 @@ use crate::store::StoreError;
 use crate::volume::VolumeError;
 
 use super::LocalVolume;
-use super::incarnation::new_author;
 use super::recover::OpenError;
 use super::snapshots::SnapshotError;
 use super::state::State;
@@ -311,13 +310,9 @@ impl LocalVolume {
             if state.snapshot(name)?.is_some() {
                 return Err(SnapshotError::Exists(name.into()).into());
             }
+            self.change_author_if_behind(&mut state, &sealed.record.context).map_err(VolumeError::from)?;
             // Branches may be made of it.
-            let mut local = state.meet(&sealed.record.authors);
-            let author = state.author_id();
-            if sealed.record.context.get(author) > state.context.get(author) {
-                // This store is an old copy of itself. What it does next was done by this author before, elsewhere.
-                local.extend(state.become_author(new_author(&*self.env, &self.key)));
-            }
+            let local = state.meet(&sealed.record.authors);
             let mut draft = state.draft(self.env.now());
             draft.local = local;
             draft.registry = entries(name, sealed);

@@ -164,11 +164,7 @@ fn so_does_a_branch_of_an_old_copy_open_or_not() {
     site.snapshot("base");
     site.volume.clone_snapshot("base", "side").unwrap();
     site.volume.shut_down().unwrap();
-    let copy = |number| {
-        let (disk, env) = (site.disk.snapshot(), TestEnv::new(number));
-        Site { volume: open(Arc::new(disk.clone()), &env, &KEYS[0]).unwrap(), disk, env, key: KEYS[0] }
-    };
-    let (one, two) = (copy(6), copy(7));
+    let (one, two) = (site.copied(6), site.copied(7));
     let [side, other] = [&one, &two].map(|copy| copy.volume.open_branch("side", &|_| {}).unwrap());
     let author = side.status().author;
     assert_eq!(author, other.status().author, "this test needs two with one author");
@@ -177,7 +173,7 @@ fn so_does_a_branch_of_an_old_copy_open_or_not() {
     let stream = one.export("late", None);
     two.import(&stream).unwrap();
     assert_ne!(other.status().author, author, "it is open");
-    let three = copy(8);
+    let three = site.copied(8);
     three.import(&stream).unwrap();
     let other = three.volume.open_branch("side", &|_| {}).unwrap();
     assert_ne!(other.status().author, author, "it was not open");

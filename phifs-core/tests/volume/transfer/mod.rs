@@ -66,9 +66,18 @@ impl Site {
 
     /// What a machine finds that loses power now, with whatever has reached the disk.
     fn crashed(&self) -> Self {
-        let (disk, env) = (self.disk.snapshot(), TestEnv::new(99));
-        let volume = open(Arc::new(disk.clone()), &env, &self.key).unwrap();
-        Self { disk, env, key: self.key, volume }
+        self.copied(99)
+    }
+
+    /// A machine that starts from a copy of the disk as it is now.
+    fn copied(&self, seed: u64) -> Self {
+        Self::started(&self.disk, self.key, seed)
+    }
+
+    fn started(image: &MemDisk, key: [u8; 32], seed: u64) -> Self {
+        let (disk, env) = (image.snapshot(), TestEnv::new(seed));
+        let volume = open(Arc::new(disk.clone()), &env, &key).unwrap();
+        Self { disk, env, key, volume }
     }
 
     fn write(&self, dir: Ino, name: &[u8], bytes: &[u8]) -> Ino {

@@ -12,13 +12,6 @@ fn image_of(site: &Site) -> MemDisk {
     site.disk.snapshot()
 }
 
-/// A machine that starts from an image.
-fn started(image: &MemDisk, who: usize, seed: u64) -> Site {
-    let (disk, env, key) = (image.snapshot(), TestEnv::new(seed), KEYS[who]);
-    let volume = open(Arc::new(disk.clone()), &env, &key).unwrap();
-    Site { disk, env, key, volume }
-}
-
 fn names_in(site: &Site) -> Vec<Vec<u8>> {
     let names = [&b"before"[..], b"since", b"after", b"of b"];
     let is_there = |name: &&[u8]| site.volume.lookup(&CALLER, Ino::ROOT, name).is_ok();
@@ -30,7 +23,7 @@ fn each_run_of_a_store_that_others_have_too_has_its_own_author() {
     let (a, _) = members();
     let author = a.volume.status().author;
     let image = image_of(&a);
-    let (one, two) = (started(&image, 0, 50), started(&image, 0, 51));
+    let (one, two) = (Site::started(&image, KEYS[0], 50), Site::started(&image, KEYS[0], 51));
     let authors = [&one, &two].map(|site| site.volume.status().author);
     assert!(authors[0] != author && authors[1] != author && authors[0] != authors[1]);
 }
@@ -41,14 +34,14 @@ fn a_restored_store_gets_back_what_it_did_since_and_loses_nothing_that_it_does_n
         let (a, b) = members();
         a.write(Ino::ROOT, b"before", &noise(1, 50_000));
         let image = image_of(&a);
-        let a = started(&image, 0, 50);
+        let a = Site::started(&image, KEYS[0], 50);
         a.write(Ino::ROOT, b"since", &noise(2, 50_000));
         a.volume.unlink(Ino::ROOT, b"before").unwrap();
         push(&a, &b);
         b.write(Ino::ROOT, b"of b", &noise(3, 50_000));
         drop(a);
 
-        let restored = started(&image, 0, 51);
+        let restored = Site::started(&image, KEYS[0], 51);
         restored.write(Ino::ROOT, b"after", &noise(4, 50_000));
         if by_states {
             tell(&b, &restored);
@@ -71,7 +64,7 @@ fn a_copy_from_before_it_had_peers_hears_of_what_it_did_and_goes_on_as_another_a
         first.snapshot("first");
         let stream = first.export("first", None);
         let image = image_of(&first);
-        let sites = [started(&image, 0, 50), Site::out_of(1, &stream), started(&image, 0, 52)];
+        let sites = [Site::started(&image, KEYS[0], 50), Site::out_of(1, &stream), Site::started(&image, KEYS[0], 52)];
         introduce(&sites[..2]);
         let [a, b, copy] = sites;
         assert_eq!(a.volume.status().author, copy.volume.status().author, "this test needs two with one author");
